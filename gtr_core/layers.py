@@ -1,0 +1,68 @@
+"""The transformer block that MAR's encoder and decoder share.
+
+``operations`` is a namespace with Linear, LayerNorm, Embedding (torch.nn, or a host's weight-streaming twins);
+``attention`` is a function of q, k, v, each (batch, heads, tokens, head_dim), that returns the same shape.
+Constructors never initialise weights of their own: a host may build layers whose weights do not exist yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Torch's scaled dot product attention."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def empty_parameter(*shape: int, device=None, dtype=None) -> nn.Parameter:
+    """A parameter that waits for its weights."""
+    return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; ``qkv`` is laid out [q | k | v], each head-major (spec section 1.3)."""
+
+    def __init__(self, dim: int, heads: int, *, operations, attention: Attention, **factory):
+        super().__init__()
+        self.heads, self.attention = heads, attention
+        self.qkv = operations.Linear(dim, 3 * dim, **factory)
+        self.proj = operations.Linear(dim, dim, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return self.proj(rearrange(self.attention(q, k, v), "b h n d -> b n (h d)"))
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, dim: int, hidden: int, *, operations, **factory):
+        super().__init__()
+        self.fc1 = operations.Linear(dim, hidden, **factory)
+        self.fc2 = operations.Linear(hidden, dim, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm ViT block (spec section 1.3)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: int, eps: float, *, operations, attention, **factory):
+        super().__init__()
+        self.norm1 = operations.LayerNorm(dim, eps=eps, **factory)
+        self.attn = SelfAttention(dim, heads, operations=operations, attention=attention, **factory)
+        self.norm2 = operations.LayerNorm(dim, eps=eps, **factory)
+        self.mlp = Mlp(dim, mlp_ratio * dim, operations=operations, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))

@@ -1,0 +1,99 @@
+"""MAR: the class-conditional masked autoregressive transformer (spec sections 1.2 to 1.5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .head import DiffusionHead
+from .layers import Attention, Block, empty_parameter, sdpa
+from .spec import MARSpec
+
+
+class MAR(nn.Module):
+    """Encoder over known tokens, decoder over known and masked ones, diffusion head per token.
+
+    Parameter names are those of the published checkpoints. Positions are raster indices k = row * width + column.
+    The head is built in ``head_dtype`` whatever ``dtype`` the transformer has (spec section 1.7).
+    """
+
+    def __init__(self, spec: MARSpec, *, operations=nn, attention: Attention = sdpa, device=None,
+                 dtype: torch.dtype | None = None, head_dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.spec = spec
+        factory = {"device": device, "dtype": dtype}
+        dim, positions = spec.dim, spec.buffer + spec.tokens
+
+        def blocks(depth: int) -> nn.ModuleList:
+            return nn.ModuleList(Block(dim, spec.heads, spec.mlp_ratio, spec.norm_eps, operations=operations,
+                                       attention=attention, **factory) for _ in range(depth))
+
+        def norm() -> nn.Module:
+            return operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
+
+        self.class_emb = operations.Embedding(spec.classes, dim, **factory)
+        self.fake_latent = empty_parameter(1, dim, **factory)
+        self.z_proj = operations.Linear(spec.head.channels, dim, **factory)
+        self.z_proj_ln = norm()
+        self.encoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
+        self.encoder_blocks = blocks(spec.encoder_depth)
+        self.encoder_norm = norm()
+        self.decoder_embed = operations.Linear(dim, dim, **factory)
+        self.mask_token = empty_parameter(1, 1, dim, **factory)
+        self.decoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
+        self.decoder_blocks = blocks(spec.decoder_depth)
+        self.decoder_norm = norm()
+        self.diffusion_pos_embed_learned = empty_parameter(1, spec.tokens, dim, **factory)
+        self.diffloss = nn.ModuleDict(
+            {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=head_dtype)})
+
+    @property
+    def head(self) -> DiffusionHead:
+        return self.diffloss["net"]
+
+    def embed_condition(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """labels (B,) int64, -1 = unconditional -> class embeddings (B, D) in ``dtype``."""
+        embedded = self.class_emb(labels.clamp(min=0)).to(dtype)
+        return torch.where(labels[:, None] < 0, self.fake_latent.to(embedded), embedded)
+
+    def encode(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
+        """tokens (B, L, C), known (B, K) positions, condition (B, D) -> (B, buffer + K, D)."""
+        buffer = self.spec.buffer
+        values = tokens.gather(1, known[..., None].expand(-1, -1, tokens.shape[-1]))
+        x = torch.cat([condition[:, None].expand(-1, buffer, -1), self.z_proj(values)], dim=1)
+        x = x + self._positions(self.encoder_pos_embed_learned, known, x)
+        x = self.z_proj_ln(x)
+        for block in self.encoder_blocks:
+            x = block(x)
+        return self.encoder_norm(x)
+
+    def decode(self, encoded: Tensor, known: Tensor, masked: Tensor) -> Tensor:
+        """encoded (B, buffer + K, D), masked (B, M) positions -> (B, buffer + K + M, D) after the last norm.
+
+        Attention does not depend on the order of its rows, so the sequence is simply [buffer, known, masked].
+        """
+        x = self.decoder_embed(encoded)
+        x = torch.cat([x, self.mask_token.to(x).expand(x.shape[0], masked.shape[1], -1)], dim=1)
+        x = x + self._positions(self.decoder_pos_embed_learned, torch.cat([known, masked], dim=1), x)
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_norm(x)
+
+    def forward(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, condition: Tensor) -> Tensor:
+        """Conditioning vectors z (B, T, D) for the masked positions ``targets`` (B, T).
+
+        ``tokens`` (B, L, C) holds values at ``known`` (B, K); the decoder sees mask tokens at ``targets`` and at
+        ``context`` (B, M), the masked positions that are not decoded now; ``condition`` (B, D) is
+        :meth:`embed_condition`. All index tensors are int64 on the tokens' device, K and M may be 0.
+        """
+        encoded = self.encode(tokens, known, condition)
+        decoded = self.decode(encoded, known, torch.cat([targets, context], dim=1))
+        start = self.spec.buffer + known.shape[1]
+        z = decoded[:, start:start + targets.shape[1]]
+        return z + self.diffusion_pos_embed_learned[0].to(z)[targets]
+
+    def _positions(self, table: Tensor, positions: Tensor, like: Tensor) -> Tensor:
+        """Rows of a position table for [buffer, positions]: (B, buffer + n, D)."""
+        table, buffer = table[0].to(like), self.spec.buffer
+        front = table[:buffer].expand(positions.shape[0], -1, -1)
+        return torch.cat([front, table[buffer + positions]], dim=1)
