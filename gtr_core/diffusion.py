@@ -94,14 +94,12 @@ def denoise(head: Denoiser, table: Chain, z: Tensor, init: Tensor, noise: Tensor
     """Run the reverse chain: z (n, D), init (n, C) and noise (S, n, C) float32 -> tokens (n, C) float32.
 
     ``noise[j]`` belongs to the j-th executed step (largest t first); the last one is not used. ``temperature``
-    scales the step noise, not ``init``. ``on_step(j)`` is called before step j.
+    scales the step noise, not ``init``. ``on_step(j)`` is called when j steps are done.
     """
     x = init.float()
     # The head takes one timestep per row; a table on the device needs one upload and no synchronisation per step.
     timesteps = torch.tensor(table.timesteps, device=x.device)[:, None].expand(-1, x.shape[0])
     for j, i in enumerate(reversed(range(len(table)))):
-        if on_step is not None:
-            on_step(j)
         eps, v = guided(head, x, timesteps[i], z, z_uncond, scale)
         x0 = x * table.sqrt_recip[i] - eps * table.sqrt_recipm1[i]
         x = x0 * table.mean_x0[i] + x * table.mean_x[i]
@@ -109,4 +107,6 @@ def denoise(head: Denoiser, table: Chain, z: Tensor, init: Tensor, noise: Tensor
             f = (v + 1) / 2
             log_variance = f * table.log_betas[i] + (1 - f) * table.log_posterior_variance[i]
             x = x + torch.exp(0.5 * log_variance) * noise[j] * temperature
+        if on_step is not None:
+            on_step(j + 1)
     return x

@@ -56,6 +56,10 @@ class MAR(nn.Module):
         embedded = self.class_emb(labels.clamp(min=0)).to(dtype)
         return torch.where(labels[:, None] < 0, self.fake_latent.to(embedded), embedded)
 
+    def null_condition(self, condition: Tensor) -> Tensor:
+        """The unconditional twin of :meth:`embed_condition`'s result, same shape and dtype."""
+        return self.fake_latent.to(condition).expand_as(condition)
+
     def encode(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
         """tokens (B, L, C), known (B, K) positions, condition (B, D) -> (B, buffer + K, D)."""
         buffer = self.spec.buffer

@@ -1,0 +1,83 @@
+"""FLOPs of a plan. Convention: 2 per multiply-add, attention's matrix products counted, guidance doubled, no VAE
+and no element-wise work; counted for the plain implementation (every head evaluation complete)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .diffusion import chain
+from .fts import FTS
+from .plan import Plan, Step, make_plan
+from .schedule import Schedule, preset
+from .spec import HeadSpec, MARSpec
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating point operations per part."""
+
+    encoder: int = 0
+    decoder: int = 0
+    head: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.encoder + self.decoder + self.head
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.encoder + other.encoder, self.decoder + other.decoder, self.head + other.head)
+
+    def tera(self) -> dict[str, float]:
+        """TFLOPs per part and in total."""
+        return {part: getattr(self, part) / 1e12 for part in ("encoder", "decoder", "head", "total")}
+
+
+def head_evaluations(step: Step, spec: MARSpec, fts: FTS | None) -> Iterator[tuple[int, int]]:
+    """(tokens, diffusion steps) of the groups of one AR step, per image: one chain each."""
+    detail = fts.count(step.tokens) if fts is not None and step.reconstruction else 0
+    for tokens, steps in ((detail, fts.detail_steps if fts else 0), (step.tokens - detail, step.diffusion_steps)):
+        if tokens:
+            yield tokens, len(chain(steps, spec.diffusion))
+
+
+def count_step(step: Step, spec: MARSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
+    """FLOPs of one AR step for one image."""
+    known, masked = step.known.shape[1], step.tokens + step.context.shape[1]
+    halves = 2 if guided else 1
+    encoded = spec.buffer + known
+    encoder = 2 * known * spec.head.channels * spec.dim + spec.encoder_depth * _block(encoded, spec)
+    decoder = 2 * encoded * spec.dim**2 + spec.decoder_depth * _block(encoded + masked, spec)
+    evaluations = sum(tokens * steps for tokens, steps in head_evaluations(step, spec, fts))
+    return Flops(halves * encoder, halves * decoder, halves * evaluations * _head_row(spec.head))
+
+
+def count_plan(plan: Plan, spec: MARSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
+    """FLOPs of a whole plan for one image."""
+    return sum((count_step(step, spec, guided=guided, fts=fts) for step in plan.steps), Flops())
+
+
+def count_schedule(schedule: Schedule, spec: MARSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
+    """FLOPs of a schedule on the model's own grid; the order does not matter for the count."""
+    return count_plan(make_plan(schedule, spec.grid, (0,)), spec, guided=guided, fts=fts)
+
+
+def report(schedule: Schedule, spec: MARSpec, *, guided: bool = True, fts: FTS | None = None) -> dict:
+    """The ``flops`` verb's answer: TFLOPs per part, the origin's total and the ratio to it."""
+    own = count_schedule(schedule, spec, guided=guided, fts=fts)
+    origin = count_schedule(preset("origin"), spec, guided=guided)
+    return {"model": spec.name, "preset": schedule.name, "tflops": own.tera(),
+            "origin_total": origin.total / 1e12, "speedup": origin.total / own.total}
+
+
+def _block(tokens: int, spec: MARSpec) -> int:
+    """A transformer block: qkv, proj, two MLP layers, two attention products."""
+    linear = 2 * tokens * spec.dim**2 * (4 + 2 * spec.mlp_ratio)
+    return linear + 4 * tokens**2 * spec.dim
+
+
+def _head_row(head: HeadSpec) -> int:
+    """One token through the head once."""
+    width = head.width
+    embeddings = head.frequency_dim * width + width**2 + head.condition_dim * width + head.channels * width
+    return 2 * (embeddings + 5 * head.depth * width**2 + 2 * width**2 + 2 * head.channels * width)

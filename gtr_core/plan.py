@@ -1,0 +1,121 @@
+"""Plans: a schedule resolved for a grid and the seeds of a batch. A plan is data; one loop runs every plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .errors import GtRError
+from .noise import ORDER, generator
+from .partition import stage_of_tokens
+from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, steps_per_stage
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One AR step. Index arrays are (batch, n) int64 raster positions, ascending within an image.
+
+    ``known`` holds values before the step, ``positions`` are decoded by it, ``context`` are the other masked
+    positions that the decoder sees. ``progress`` is (L - m') / L with m' the masked tokens after the step (at
+    least 1): the weight of the linear guidance schedule (spec section 1.9).
+    """
+
+    stage: int
+    reconstruction: bool
+    known: np.ndarray
+    positions: np.ndarray
+    context: np.ndarray
+    diffusion_steps: int
+    progress: float
+
+    @property
+    def tokens(self) -> int:
+        return self.positions.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The steps of one run for ``batch`` images on ``grid`` (h, w); the first step's ``known`` is given."""
+
+    schedule: Schedule
+    grid: tuple[int, int]
+    batch: int
+    steps: tuple[Step, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def to_dict(self, image: int = 0) -> dict:
+        """The plan of one image as plain data (the ``schedule`` verb's JSON)."""
+        return {"preset": self.schedule.name, "grid": list(self.grid), "steps": [
+            {"stage": step.stage, "tokens": step.tokens, "diffusion_steps": step.diffusion_steps,
+             "positions": step.positions[image].tolist()} for step in self.steps]}
+
+
+def make_plan(schedule: Schedule, grid: tuple[int, int], seeds: Sequence[int], *,
+              unknown: np.ndarray | None = None) -> Plan:
+    """Resolve a schedule: one random order per seed, over all tokens or the ``unknown`` ones ((h, w) bool).
+
+    With ``unknown`` the rates of the schedule are kept: a stage of which a part is unknown gets that part of its
+    AR steps, rounded up. Raises GtRError for an empty batch, a wrong mask, or settings that do not fit the grid.
+    """
+    if not seeds:
+        raise GtRError("an empty batch: expected at least 1 image; set the batch size to 1 or more")
+    stage = stage_of_tokens(grid, schedule.stages, schedule.partition).ravel()
+    mask = np.ones(grid, dtype=bool) if unknown is None else np.asarray(unknown, dtype=bool)
+    if mask.shape != tuple(grid):
+        raise GtRError(f"a mask of {mask.shape} tokens for a grid of {tuple(grid)}: give one value per token")
+    whole = [np.flatnonzero(stage == k) for k in range(1, schedule.stages + 1)]
+    subsets = [subset[mask.ravel()[subset]] for subset in whole]
+    counts = _counts(schedule, [len(s) for s in whole], [len(s) for s in subsets])
+    streams = [generator(seed, ORDER) for seed in seeds]
+    sequences = [np.stack([subset[torch.randperm(len(subset), generator=stream).numpy()] for stream in streams])
+                 for subset in subsets]
+    return plan_from_sequences(schedule, grid, sequences, counts)
+
+
+def plan_from_sequences(schedule: Schedule, grid: tuple[int, int], sequences: Sequence[np.ndarray],
+                        counts: Sequence[Sequence[int]]) -> Plan:
+    """A plan from explicit orders: per stage a (batch, n_k) array in generation order and the tokens per AR step.
+
+    Positions in no sequence are known from the start. Steps without tokens are left out.
+    """
+    total, batch = grid[0] * grid[1], sequences[0].shape[0]
+    everything = np.concatenate(sequences, axis=1)
+    known = np.ones((batch, total), dtype=bool)
+    np.put_along_axis(known, everything, False, axis=1)
+    visible = np.zeros_like(known)
+    generation = sum(map(len, counts)) if schedule.stages == 1 else sum(map(len, counts[:-1]))
+    diffusion = diffusion_steps(schedule, generation, sum(map(len, counts)) - generation)
+    steps: list[Step] = []
+    for k, (sequence, sizes) in enumerate(zip(sequences, counts), start=1):
+        np.put_along_axis(visible, sequence if schedule.decoder_scope == "stage" else everything, True, axis=1)
+        for group in np.split(sequence, np.cumsum(sizes)[:-1], axis=1) if sizes else ():
+            count = diffusion.pop(0)
+            if not group.shape[1]:
+                continue
+            target = np.zeros_like(known)
+            np.put_along_axis(target, group, True, axis=1)
+            after = known | target
+            masked = max(total - int(after[0].sum()), 1)
+            steps.append(Step(stage=k, reconstruction=1 < k == schedule.stages, known=_positions(known),
+                              positions=_positions(target), context=_positions(visible & ~after),
+                              diffusion_steps=count, progress=(total - masked) / total))
+            known = after
+    return Plan(schedule=schedule, grid=tuple(grid), batch=batch, steps=tuple(steps))
+
+
+def _counts(schedule: Schedule, whole: list[int], unknown: list[int]) -> list[list[int]]:
+    """Tokens per AR step of every stage, for stages of which ``unknown`` of ``whole`` tokens are decoded."""
+    steps = [-(-count * part // size) for count, part, size in zip(steps_per_stage(schedule, whole), unknown, whole)]
+    split = cosine_counts if schedule.order == "random" else even_counts
+    return [split(part, count) if count else [] for part, count in zip(unknown, steps)]
+
+
+def _positions(mask: np.ndarray) -> np.ndarray:
+    """Row-wise positions of a (batch, L) mask with equal counts -> (batch, n), ascending."""
+    return np.nonzero(mask)[1].reshape(mask.shape[0], -1)

@@ -1,0 +1,171 @@
+"""The one sampling loop: runs any plan on any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .diffusion import chain, denoise
+from .errors import GtRError
+from .fts import FTS, select
+from .mar import MAR
+from .noise import NoiseSource
+from .plan import Plan, Step
+
+GUIDANCE_SCHEDULES = ("linear", "constant")
+TICK = 8
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: ``scale`` 1 = off; ``linear`` grows with the decoded part (spec section 1.9)."""
+
+    scale: float = 1.0
+    schedule: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in GUIDANCE_SCHEDULES:
+            raise GtRError(f"guidance schedule '{self.schedule}': expected one of {', '.join(GUIDANCE_SCHEDULES)}")
+        if not np.isfinite(self.scale):
+            raise GtRError(f"guidance scale {self.scale}: expected a finite number")
+
+    @property
+    def enabled(self) -> bool:
+        return self.scale != 1.0
+
+    def at(self, progress: float) -> float:
+        """The scale of an AR step with ``progress`` in [0, 1]."""
+        return self.scale if self.schedule == "constant" else 1 + (self.scale - 1) * progress
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees: ``step`` AR steps of ``steps`` are done, and ``diffusion_step`` of the current one.
+
+    ``tokens`` (B, L, C) and ``known`` (B, K) are the state on the device: copy what is to be kept.
+    """
+
+    step: int
+    steps: int
+    stage: int
+    stages: int
+    diffusion_step: int
+    diffusion_steps: int
+    tokens: Tensor
+    known: Tensor
+
+
+Callback = Callable[[Progress], None]
+
+
+@torch.no_grad()
+def sample(model: MAR, plan: Plan, condition: Tensor, noise: NoiseSource, *, tokens: Tensor | None = None,
+           guidance: Guidance = Guidance(), temperature: float = 1.0, fts: FTS | None = None,
+           device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+           callback: Callback | None = None) -> Tensor:
+    """Decode tokens (B, L, C) float32 in model scale by ``plan``.
+
+    ``condition`` is what the model's ``embed_condition`` takes (MAR: labels (B,) int64, -1 = unconditional).
+    ``tokens`` (B, L, C) gives the values of positions that the plan leaves alone; they come back unchanged.
+    ``dtype`` is the transformer's compute dtype; the diffusion chain and the head are float32. ``callback`` is
+    called before every AR step, every 8 diffusion steps and at the end; an exception that it raises cancels the
+    run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
+    """
+    _check(model, plan, condition, tokens, temperature)
+    halves = 2 if guidance.enabled else 1
+    tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
+    tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
+    embedded = model.embed_condition(condition.to(device), dtype)
+    if guidance.enabled:
+        embedded = torch.cat([embedded, model.null_condition(embedded)])
+    tables = upload_tables(plan, device)
+    for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
+        tick = _ticker(callback, plan, index, tokens, known)
+        tick(0)
+        z = model(*(_rows(t, halves) for t in (tokens.to(dtype), known, targets, context)), embedded).float()
+        values = _denoise_step(model, step, index, z.chunk(halves), noise, guidance.at(step.progress), temperature,
+                               fts, tick)
+        tokens.scatter_(1, targets[..., None].expand_as(values), values)
+    if callback is not None:
+        everywhere = torch.arange(plan.tokens, device=device).expand(plan.batch, -1)
+        callback(Progress(len(plan.steps), len(plan.steps), plan.schedule.stages, plan.schedule.stages, 0, 0, tokens,
+                          everywhere))
+    return tokens
+
+
+def upload_tables(plan: Plan, device: torch.device | str) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Every step's (known, positions, context) on the device, in one transfer: the loop itself never waits."""
+    arrays = [array for step in plan.steps for array in (step.known, step.positions, step.context)]
+    if not arrays:
+        return []
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device)
+    tables = [part.view(plan.batch, -1) for part in flat.split([array.size for array in arrays])]
+    return list(zip(tables[0::3], tables[1::3], tables[2::3]))
+
+
+def _denoise_step(model: MAR, step: Step, index: int, z: tuple[Tensor, ...], noise: NoiseSource, scale: float,
+                  temperature: float, fts: FTS | None, tick: Callable[[int], None]) -> Tensor:
+    """Diffusion of one AR step: z, conditional and maybe unconditional, each (B, n, D) -> values (B, n, C)."""
+    batch, count = z[0].shape[:2]
+    groups: list[tuple[Tensor | None, int]] = [(None, step.diffusion_steps)]
+    if fts is not None and step.reconstruction:
+        detail, rest = select(fts, z[0], noise.shuffled(index, count))
+        groups = [(rows, steps) for rows, steps in ((detail, fts.detail_steps), (rest, step.diffusion_steps))
+                  if rows.shape[1]]
+    init, steps_noise = (t.to(z[0].device) for t in noise.draw(index, count, max(steps for _, steps in groups)))
+    values, done = torch.empty_like(init), 0
+    for rows, steps in groups:
+        table = chain(steps, model.spec.diffusion)
+        flat = denoise(model.head, table, _pick(z[0], rows).flatten(0, 1), _pick(init, rows).flatten(0, 1),
+                       _pick(steps_noise[:len(table)], rows).flatten(1, 2), scale=scale, temperature=temperature,
+                       z_uncond=_pick(z[1], rows).flatten(0, 1) if len(z) > 1 else None,
+                       on_step=lambda j, done=done: tick(done + j))
+        done += len(table)
+        part = flat.unflatten(0, (batch, -1))
+        values = part if rows is None else values.scatter(1, rows[..., None].expand_as(part), part)
+    return values
+
+
+def _pick(t: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows (B, k) of t (..., B, n, C) -> (..., B, k, C); all rows for None."""
+    if rows is None:
+        return t
+    index = rows[..., None].expand(*t.shape[:-2], -1, t.shape[-1])
+    return t.gather(-2, index)
+
+
+def _rows(t: Tensor, halves: int) -> Tensor:
+    """The batch once per guidance half: conditional rows first."""
+    return t if halves == 1 else torch.cat([t] * halves)
+
+
+def _ticker(callback: Callback | None, plan: Plan, index: int, tokens: Tensor, known: Tensor) -> Callable[[int], None]:
+    """Reports diffusion step j of AR step ``index``, every few steps."""
+    step = plan.steps[index]
+
+    def tick(j: int) -> None:
+        if callback is not None and j % TICK == 0:
+            callback(Progress(index, len(plan.steps), step.stage, plan.schedule.stages, j, step.diffusion_steps,
+                              tokens, known))
+
+    return tick
+
+
+def _check(model: MAR, plan: Plan, condition: Tensor, tokens: Tensor | None, temperature: float) -> None:
+    spec = model.spec
+    shape = (plan.batch, plan.tokens, spec.head.channels)
+    if plan.grid != spec.grid:
+        raise GtRError(f"a plan for {plan.grid[0]} x {plan.grid[1]} tokens, but {spec.name} has "
+                       f"{spec.grid[0]} x {spec.grid[1]}: make the plan for the model's grid")
+    if condition.shape[0] != plan.batch:
+        raise GtRError(f"{condition.shape[0]} conditions for a batch of {plan.batch}: give one per image")
+    if not 0 <= temperature < float("inf"):
+        raise GtRError(f"temperature {temperature}: expected 0 or more")
+    if tokens is None and plan.steps and plan.steps[0].known.shape[1]:
+        raise GtRError(f"the plan leaves {plan.steps[0].known.shape[1]} tokens alone: give their values")
+    if tokens is not None and tuple(tokens.shape) != shape:
+        raise GtRError(f"tokens of shape {tuple(tokens.shape)}, expected {shape}")
