@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -147,18 +146,14 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
     """Write beside the target, then rename: a reader never sees half a file."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-    except OSError as error:
-        raise GtRError(f"cannot write to {target.parent} ({error.strerror}): choose another folder") from error
-    try:
-        save_file(tensors, name, metadata=metadata)
-        os.replace(name, target)
+        save_file(tensors, beside, metadata=metadata)
+        os.replace(beside, target)
     except (OSError, SafetensorError) as error:
-        raise GtRError(f"cannot write {target} ({error}): free some space or choose another folder") from error
+        raise GtRError(f"cannot write {target} ({_first_line(error)}): free some space or choose another folder") from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

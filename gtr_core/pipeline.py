@@ -1,0 +1,63 @@
+"""From files to pictures: what the command line's ``generate`` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoint import load_mar, load_vae, read_checkpoint
+from .errors import GtRError
+from .fts import FTS
+from .latent import tokens_to_latent
+from .mar import MAR
+from .noise import SeededNoise, image_seeds
+from .plan import make_plan
+from .sampler import Callback, Guidance, sample
+from .schedule import Schedule
+from .vae import KLVAE
+
+
+def build_mar(path: str | os.PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> MAR:
+    """A MAR in evaluation mode from a checkpoint; ``dtype`` is the transformer's, the head is float32."""
+    spec, tensors = load_mar(read_checkpoint(path))
+    model = MAR(spec, device=device, dtype=dtype)
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False)
+
+
+def build_vae(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> KLVAE:
+    """A KL VAE in evaluation mode, float32."""
+    spec, tensors = load_vae(read_checkpoint(path))
+    vae = KLVAE(spec)
+    vae.load_state_dict(tensors)
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def check_pair(model: MAR, vae: KLVAE) -> None:
+    """Raises GtRError when the VAE's latents are not what the model generates."""
+    latent, spec = model.spec.latent, vae.spec
+    if (latent.channels, latent.stride) != (spec.embed_channels, spec.stride):
+        raise GtRError(f"{model.spec.name} makes latents of {latent.channels} channels at 1/{latent.stride} size, the VAE "
+                       f"decodes {spec.embed_channels} channels at 1/{spec.stride}: use the model's own VAE")
+
+
+def generate_latents(model: MAR, schedule: Schedule, labels: Sequence[int], seed: int, *, guidance: Guidance,
+                     temperature: float = 1.0, fts: FTS | None = None, device: torch.device | str = "cpu",
+                     dtype: torch.dtype = torch.float32, callback: Callback | None = None) -> Tensor:
+    """VAE-scale latents (B, C, H, W), one image per label; image k has the seed ``seed + k``."""
+    spec, seeds = model.spec, image_seeds(seed, len(labels))
+    tokens = sample(model, make_plan(schedule, spec.grid, seeds), torch.tensor(labels),
+                    SeededNoise(seeds, spec.head.channels), guidance=guidance, temperature=temperature, fts=fts,
+                    device=device, dtype=dtype, callback=callback)
+    return tokens_to_latent(tokens, spec.grid, spec.latent)
+
+
+@torch.no_grad()
+def decode_pictures(vae: KLVAE, latents: Tensor) -> np.ndarray:
+    """VAE-scale latents (B, C, H, W) -> pictures (B, H, W, 3) uint8, one at a time to bound memory."""
+    images = torch.cat([vae.decode(latent[None]).clamp(-1, 1) for latent in latents])
+    return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
