@@ -1,4 +1,4 @@
-"""Where the built-in demo model lies."""
+"""The built-in demo model: its files and class names (as drawn by demo/data.py and stored in the file)."""
 
 from __future__ import annotations
 
@@ -7,3 +7,6 @@ from pathlib import Path
 MODELS = Path(__file__).resolve().parents[1] / "demo" / "models"
 DEMO_MAR = MODELS / "demo_mar.safetensors"
 DEMO_VAE = MODELS / "demo_vae.safetensors"
+
+CLASS_NAMES = ("striped disk", "checked ring", "dotted square", "ribbed twins", "woven cross", "framed dot",
+               "four tiles", "banded diamond", "sun and sea", "striped gate")

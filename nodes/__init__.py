@@ -1,0 +1,15 @@
+"""The nodes of the pack, imported by the host through ``comfy_entrypoint`` only."""
+
+from ._api import ComfyExtension, io
+from .conditioning import ClassCondition
+from .latent import EmptyLatent
+from .loaders import LoadMAR, LoadMARVAE
+from .sampler import Sampler
+from .schedule import FTSNode, PreviewSchedule, Scheduler
+
+
+class GtRExtension(ComfyExtension):
+    """What ComfyUI asks for the node classes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadMAR, LoadMARVAE, ClassCondition, EmptyLatent, Scheduler, FTSNode, Sampler, PreviewSchedule]

@@ -1,0 +1,9 @@
+"""The only place that imports ComfyUI's node API, and the wire types of the pack."""
+
+from comfy_api.latest import ComfyExtension, io, ui
+
+MarModel = io.Custom("MAR_MODEL")
+GtrSchedule = io.Custom("GTR_SCHEDULE")
+GtrFts = io.Custom("GTR_FTS")
+
+__all__ = ["ComfyExtension", "GtrFts", "GtrSchedule", "MarModel", "io", "ui"]

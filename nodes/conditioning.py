@@ -1,0 +1,67 @@
+"""Conditioning nodes, and what the sampler reads from a CONDITIONING wire."""
+
+from __future__ import annotations
+
+import torch
+
+from ..gtr_core.classes import class_names, imagenet_names, parse_labels
+from ..gtr_core.demo import CLASS_NAMES as DEMO_NAMES
+from ..gtr_core.errors import GtRError
+from ..gtr_core.spec import MARSpec
+from ._api import MarModel, io
+
+LABELS = "gtr_labels"
+DEMO_PREFIX = "demo "
+CLASS_OPTIONS = [*(f"{label}: {name}" for label, name in enumerate(imagenet_names())),
+                 *(f"{DEMO_PREFIX}{label}: {name}" for label, name in enumerate(DEMO_NAMES))]
+
+
+class ClassCondition(io.ComfyNode):
+    """Class labels -> CONDITIONING."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_ClassCondition", display_name="Class Label", category="GtR/conditioning",
+            description="What a class-conditional model draws: one class, or a list with one class per image.",
+            search_aliases=["imagenet class", "mar class", "gtr"],
+            inputs=[
+                MarModel.Input("model"),
+                io.Combo.Input("class_name", options=CLASS_OPTIONS, default="207: golden retriever",
+                               tooltip="One of the 1000 ImageNet classes, or a class of the demo model."),
+                io.String.Input("class_list", default="", optional=True,
+                                tooltip="Indices or names, separated by commas, one per image of the batch, such as "
+                                        "'207, 360, 388'. Used instead of class_name when not empty."),
+            ],
+            outputs=[io.Conditioning.Output(display_name="positive")],
+        )
+
+    @classmethod
+    def execute(cls, model, class_name: str, class_list: str = "") -> io.NodeOutput:
+        labels = parse_labels(class_list, model.spec) if class_list.strip() else (chosen_label(class_name, model.spec),)
+        return io.NodeOutput([[torch.tensor(labels, dtype=torch.float32)[:, None, None],
+                               {"pooled_output": None, LABELS: labels}]])
+
+
+def chosen_label(option: str, spec: MARSpec) -> int:
+    """The label of a combo entry, checked against the model's own classes."""
+    number, _, name = option.removeprefix(DEMO_PREFIX).partition(": ")
+    names = class_names(spec)
+    label = int(number)
+    if label >= len(names) or names[label] != name:
+        raise GtRError(f"class '{option}' is not one of {spec.name}'s {len(names)} classes (0: {names[0]}, ...): "
+                       + (f"choose an entry that begins with '{DEMO_PREFIX.strip()}'" if names == DEMO_NAMES
+                          else "choose another entry, or give indices in class_list"))
+    return label
+
+
+def labels_for_batch(conditioning, batch: int) -> torch.Tensor:
+    """Labels (B,) int64 for a batch: one per image, in turn when there are fewer. Raises GtRError."""
+    labels = conditioning[0][1].get(LABELS) if conditioning else None
+    if labels is None:
+        raise GtRError("positive is not a class label: expected the output of 'Class Label'; a MAR model is "
+                       "class-conditional and cannot use a text prompt")
+    if len(labels) > batch:
+        raise GtRError(f"{len(labels)} classes for a batch of {batch}: set batch_size to {len(labels)} in the empty "
+                       "latent, or give fewer classes")
+    return torch.tensor([labels[k % len(labels)] for k in range(batch)])

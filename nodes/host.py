@@ -1,0 +1,201 @@
+"""Everything that the pack asks of ComfyUI's model management, VAE, previews and progress bar."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.latent_formats
+import comfy.ldm.modules.attention as host_attention_module
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import folder_paths
+import latent_preview
+import numpy as np
+import torch
+from comfy.cli_args import args
+from PIL import Image
+from torch import Tensor, nn
+
+from ..gtr_core.checkpoint import load_mar, load_vae, read_checkpoint
+from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
+from ..gtr_core.latent import preview_colours
+from ..gtr_core.mar import MAR
+from ..gtr_core.sampler import Progress
+from ..gtr_core.spec import LatentSpec, MARSpec, VAESpec
+
+logger = logging.getLogger("gtr_mar")
+
+DEMO = "demo (built-in)"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PREFERRED = [torch.bfloat16, torch.float16, torch.float32]
+PREVIEW_SECONDS, PREVIEW_PIXELS = 0.25, 256
+
+
+@dataclass(frozen=True, eq=False)
+class MARHandle:
+    """What a MAR_MODEL wire carries."""
+
+    patcher: Any
+    spec: MARSpec
+    name: str
+
+    def is_dynamic(self) -> bool:
+        """Asked by the host's cache and model tracker."""
+        return self.patcher.is_dynamic()
+
+
+class HostModel(nn.Module):
+    """The attributes that ComfyUI's patcher expects around a model."""
+
+    def __init__(self, model: MAR, dtype: torch.dtype, manual_cast: torch.dtype | None):
+        super().__init__()
+        self.diffusion_model = model
+        self.latent_format = latent_format(model.spec.latent)
+        self.manual_cast_dtype = manual_cast
+        self.dtype = dtype
+        self.device = None
+
+    def get_dtype(self) -> torch.dtype:
+        return self.dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.manual_cast_dtype or self.dtype
+
+
+def latent_format(spec: LatentSpec) -> comfy.latent_formats.LatentFormat:
+    """A model's latent as the host describes latents."""
+    result = comfy.latent_formats.LatentFormat()
+    result.latent_channels, result.scale_factor = spec.channels, spec.scale
+    result.spacial_downscale_ratio = spec.stride
+    result.process_in = lambda latent: (latent - spec.shift) * spec.scale
+    result.process_out = lambda latent: latent / spec.scale + spec.shift
+    if spec.rgb is not None and spec.patch == 1:
+        result.latent_rgb_factors, result.latent_rgb_factors_bias = [list(row) for row in spec.rgb[:-1]], list(spec.rgb[-1])
+    return result
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The host's attention of choice, looked up at every call so that command line switches and overrides apply."""
+    return host_attention_module.optimized_attention(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
+
+
+def build_mar_patcher(path: str, weight_dtype: str, disable_dynamic: bool = False):
+    """A MAR checkpoint as a model patcher: the host decides where its weights live and when they move."""
+    checkpoint = read_checkpoint(path)
+    spec, tensors = load_mar(checkpoint)
+    if checkpoint.warning:
+        logger.warning("%s", checkpoint.warning)
+    load, offload = mm.get_torch_device(), mm.unet_offload_device()
+    dtype = DTYPES.get(weight_dtype) or mm.unet_dtype(load, sum(t.numel() for t in tensors.values()), PREFERRED,
+                                                      comfy.utils.weight_dtype(tensors))
+    cast = mm.unet_manual_cast(dtype, load, PREFERRED)
+    operations = comfy.ops.pick_operations(dtype, cast, load_device=load)
+    model = MAR(spec, operations=operations, attention=attention, device=offload, dtype=dtype)
+    host = HostModel(model.eval().requires_grad_(False), dtype, cast)
+    mm.archive_model_dtypes(host)
+    # Looked up at call time: the host rebinds CoreModelPatcher at start-up.
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(host, load_device=load, offload_device=offload)
+    model.load_state_dict(tensors, assign=patcher.is_dynamic())
+    model.requires_grad_(False)
+    patcher.cached_patcher_init = (build_mar_patcher, (path, weight_dtype))
+    return patcher
+
+
+def load_mar_handle(name: str, weight_dtype: str) -> MARHandle:
+    """The model of a loader's combo entry."""
+    patcher = build_mar_patcher(str(model_path("diffusion_models", name)), weight_dtype)
+    return MARHandle(patcher, patcher.model.diffusion_model.spec, name)
+
+
+def load_mar_vae(name: str) -> comfy.sd.VAE:
+    """A KL VAE in LDM layout as the host's own VAE object, with the sizes that the host would guess wrong."""
+    spec, tensors = load_vae(read_checkpoint(model_path("vae", name)))
+    vae = comfy.sd.VAE(sd=tensors, config={"params": vae_config(spec)})
+    vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = spec.embed_channels, spec.stride, spec.stride
+    pixels = spec.stride**2
+    vae.memory_used_decode = lambda shape, dtype: 2178 * shape[2] * shape[3] * pixels * mm.dtype_size(dtype)
+    return vae
+
+
+def vae_config(spec: VAESpec) -> dict:
+    """The host's AutoencoderKL settings; encoder and decoder differ in where they have attention."""
+    nominal = 256
+    shared = {"double_z": True, "z_channels": spec.latent_channels, "resolution": nominal, "out_ch": spec.image_channels,
+              "in_channels": spec.image_channels, "ch": spec.channels, "ch_mult": list(spec.multipliers),
+              "num_res_blocks": spec.blocks, "dropout": 0.0}
+    at = {"ddconfig": spec.encoder_attention, "decoder_ddconfig": spec.decoder_attention}
+    parts = {key: shared | {"attn_resolutions": [nominal >> level for level in levels]} for key, levels in at.items()}
+    return parts | {"embed_dim": spec.embed_channels}
+
+
+def model_names(folder: str) -> list[str]:
+    """The built-in demo model and the files of a model folder."""
+    return [DEMO, *folder_paths.get_filename_list(folder)]
+
+
+def model_path(folder: str, name: str) -> Path:
+    """The file of a loader's combo entry."""
+    if name == DEMO:
+        return DEMO_MAR if folder == "diffusion_models" else DEMO_VAE
+    return Path(folder_paths.get_full_path_or_raise(folder, name))
+
+
+def file_fingerprint(folder: str, name: str) -> tuple[int, int]:
+    """Changes when the file behind a combo entry is replaced, so that the host loads it again."""
+    status = model_path(folder, name).stat()
+    return status.st_mtime_ns, status.st_size
+
+
+class RunMonitor:
+    """Sampler callback of one node execution: interrupt, progress bar and preview."""
+
+    def __init__(self, spec: MARSpec, steps: int):
+        self.spec, self.done = spec, 0
+        self.bar = comfy.utils.ProgressBar(steps)
+        self.previews = args.preview_method != latent_preview.LatentPreviewMethod.NoPreviews
+        self.last_preview = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        if progress.diffusion_step:
+            return
+        preview = None
+        now = time.monotonic()
+        if self.previews and progress.step and (now - self.last_preview > PREVIEW_SECONDS
+                                                or progress.step == progress.steps):
+            self.last_preview = now
+            preview = ("JPEG", self._picture(progress), PREVIEW_PIXELS)
+        self.bar.update_absolute(self.done + progress.step, preview=preview)
+        if progress.step == progress.steps:
+            self.done += progress.steps
+
+    def _picture(self, progress: Progress) -> Image.Image:
+        """The first image's known tokens in approximate colours; grey where nothing is decoded yet."""
+        colours = preview_colours(progress.tokens[:1], self.spec.grid, self.spec.latent)[0].cpu()
+        known = torch.zeros(self.spec.tokens, dtype=torch.bool)
+        known[progress.known[0].cpu()] = True
+        patch = self.spec.latent.patch
+        cells = known.view(self.spec.grid).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+        colours = torch.where(cells[..., None], colours, torch.tensor(0.5))
+        factor = max(1, PREVIEW_PIXELS // max(cells.shape))
+        picture = Image.fromarray((colours * 255).round().byte().numpy())
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def to_wire(latent: Tensor) -> Tensor:
+    """A latent on the device and in the dtype that the host wants on wires."""
+    return latent.to(device=mm.intermediate_device(), dtype=mm.intermediate_dtype())
+
+
+def picture_to_image(picture: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> the host's IMAGE (1, H, W, 3) in [0, 1]."""
+    return torch.from_numpy(picture).float()[None] / 255

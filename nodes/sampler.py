@@ -1,0 +1,101 @@
+"""The sampler node."""
+
+from __future__ import annotations
+
+import time
+
+import comfy.model_management as mm
+import torch
+from torch import Tensor
+
+from ..gtr_core.fts import FTS
+from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
+from ..gtr_core.memory import activation_bytes
+from ..gtr_core.noise import SeededNoise, image_seeds
+from ..gtr_core.plan import Plan, make_plan
+from ..gtr_core.report import run_report
+from ..gtr_core.sampler import GUIDANCE_SCHEDULES, Guidance, sample
+from . import host
+from ._api import GtrFts, GtrSchedule, MarModel, io, ui
+from .conditioning import labels_for_batch
+from .latent import latent_samples, unknown_tokens
+
+
+class Sampler(io.ComfyNode):
+    """Runs a schedule: MAR_MODEL, CONDITIONING, GTR_SCHEDULE, LATENT -> LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_Sampler", display_name="GtR Sampler", category="GtR/sampling",
+            description="Decodes the tokens of a masked autoregressive model by a schedule. Image k of a batch is the "
+                        "picture of seed + k, whatever the batch size. A latent with a noise mask keeps its other tokens.",
+            search_aliases=["gtr", "mar sampler", "ksampler"],
+            inputs=[
+                MarModel.Input("model"),
+                io.Conditioning.Input("positive"),
+                GtrSchedule.Input("schedule"),
+                io.Latent.Input("latent_image"),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Float.Input("cfg", default=3.0, min=0.0, max=30.0, step=0.1, round=0.01,
+                               tooltip="Guidance; 1 = off and twice as fast."),
+                io.Combo.Input("cfg_schedule", options=list(GUIDANCE_SCHEDULES), default="linear",
+                               tooltip="linear: grows with the decoded part, more variety; constant: stronger."),
+                io.Float.Input("temperature", default=1.0, min=0.0, max=2.0, step=0.01, round=0.001),
+                GtrFts.Input("fts", optional=True),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, schedule, latent_image, seed: int, cfg: float, cfg_schedule: str,
+                temperature: float, fts: FTS | None = None) -> io.NodeOutput:
+        spec = model.spec
+        samples = latent_samples(latent_image, model.patcher, spec)
+        batch = samples.shape[0]
+        labels = labels_for_batch(positive, batch)
+        seeds = image_seeds(seed, latent_image.get("batch_index") or batch)
+        guidance = Guidance(cfg, cfg_schedule)
+        unknown = unknown_tokens(latent_image, batch, spec)
+        plans = [(images, make_plan(schedule, spec.grid, [seeds[k] for k in images], unknown=unknown[images[0]].numpy()))
+                 for images in same_masks(unknown)]
+
+        started = time.perf_counter()
+        compute = load_model(model, max(activation_bytes(plan, spec, guided=guidance.enabled, fts=fts, itemsize=4)
+                                        for _, plan in plans))
+        monitor = host.RunMonitor(spec, sum(len(plan.steps) for _, plan in plans))
+        tokens = latent_to_tokens(samples, spec.latent).cpu()
+        decoded = torch.empty_like(tokens)
+        for images, plan in plans:
+            decoded[images] = sample(
+                model.patcher.model.diffusion_model, plan, labels[images],
+                SeededNoise(tuple(seeds[k] for k in images), spec.head.channels), tokens=tokens[images],
+                guidance=guidance, temperature=temperature, fts=fts, device=model.patcher.load_device, dtype=compute,
+                callback=monitor).cpu()
+        report = "\n".join(run_report(plan, spec, guided=guidance.enabled, fts=fts,
+                                      seconds=time.perf_counter() - started) for _, plan in plans)
+        result = tokens_to_latent(decoded, spec.grid, spec.latent)
+        return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report,
+                             ui=ui.PreviewText(report))
+
+
+def load_model(model: host.MARHandle, memory: int) -> torch.dtype:
+    """Have the host bring the model to its device with room for a run; returns the compute dtype."""
+    mm.load_models_gpu([model.patcher], memory_required=memory)
+    return model.patcher.model.compute_dtype
+
+
+def same_masks(unknown: Tensor) -> list[list[int]]:
+    """Images with equal masks together: a plan has one set of unknown tokens."""
+    groups: dict[bytes, list[int]] = {}
+    for index, mask in enumerate(unknown):
+        groups.setdefault(mask.numpy().tobytes(), []).append(index)
+    return list(groups.values())
+
+
+def finished_latent(latent: dict, before: Tensor, after: Tensor, unknown: Tensor) -> dict:
+    """The LATENT to pass on: known tokens exactly as they came, bookkeeping of empty latents dropped."""
+    cells = unknown[:, None].repeat_interleave(after.shape[2] // unknown.shape[1], 2)
+    cells = cells.repeat_interleave(after.shape[3] // unknown.shape[2], 3)
+    kept = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
+    return kept | {"samples": host.to_wire(torch.where(cells, after, before.to(after)))}

@@ -1,0 +1,124 @@
+"""Schedule and FTS nodes."""
+
+from __future__ import annotations
+
+from ..gtr_core.errors import GtRError
+from ..gtr_core.fts import FTS, SELECTIONS
+from ..gtr_core.partition import PARTITIONS
+from ..gtr_core.picture import draw_plan
+from ..gtr_core.plan import make_plan
+from ..gtr_core.schedule import ORDERS, PRESETS, SCOPES, Schedule
+from ..gtr_core.schedule import preset as named_schedule
+from . import host
+from ._api import GtrFts, GtrSchedule, MarModel, io, ui
+
+CUSTOM = "custom"
+
+
+class Scheduler(io.ComfyNode):
+    """Preset or settings -> GTR_SCHEDULE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        custom = f"Used when preset is '{CUSTOM}'. "
+        return io.Schema(
+            node_id="GtR_Scheduler", display_name="GtR Scheduler", category="GtR/sampling",
+            description="Generation then Reconstruction: a checkerboard of structure tokens slowly, then all other "
+                        "tokens in very few steps, with fewer diffusion steps as the picture takes shape.",
+            search_aliases=["gtr", "generation then reconstruction", "mar schedule"],
+            inputs=[
+                io.Combo.Input("preset", options=[*PRESETS, CUSTOM], default="gtr-paper",
+                               tooltip="; ".join(f"{name}: {schedule.note}" for name, schedule in PRESETS.items())),
+                io.Combo.Input("order", options=list(ORDERS), default="gtr", advanced=True,
+                               tooltip=custom + "gtr: stages of a checkerboard; random: MAR's own, one stage."),
+                io.String.Input("steps", default="24, 6, 2", advanced=True,
+                                tooltip=custom + "AR steps of every stage; the number of entries is K."),
+                io.String.Input("rates", default="", advanced=True,
+                                tooltip=custom + "Tokens per AR step of every stage, such as 2.67, 10.67, 64. Used "
+                                                 "instead of steps when not empty."),
+                io.Combo.Input("partition", options=list(PARTITIONS), default="quincunx", advanced=True,
+                               tooltip=custom + "How the checkerboard is divided into stages."),
+                io.Combo.Input("decoder_scope", options=list(SCOPES), default="stage", advanced=True,
+                               tooltip=custom + "stage: the decoder sees mask tokens up to the present stage only "
+                                                "(faster); full: all of them."),
+                io.Int.Input("diffusion_start", default=50, min=1, max=1000, advanced=True,
+                             tooltip=custom + "Diffusion steps of the first AR step."),
+                io.Int.Input("diffusion_end", default=20, min=1, max=1000, advanced=True,
+                             tooltip=custom + "Diffusion steps at the end of the generation stage."),
+                io.Int.Input("diffusion_reconstruction", default=20, min=1, max=1000, advanced=True,
+                             tooltip=custom + "Diffusion steps of the reconstruction stage."),
+            ],
+            outputs=[GtrSchedule.Output(display_name="schedule")],
+        )
+
+    @classmethod
+    def execute(cls, preset: str, order: str = "gtr", steps: str = "24, 6, 2", rates: str = "",
+                partition: str = "quincunx", decoder_scope: str = "stage", diffusion_start: int = 50,
+                diffusion_end: int = 20, diffusion_reconstruction: int = 20) -> io.NodeOutput:
+        if preset != CUSTOM:
+            return io.NodeOutput(named_schedule(preset))
+        rate_list = numbers("rates", rates, float)
+        return io.NodeOutput(Schedule(
+            CUSTOM, order, steps=() if rate_list else numbers("steps", steps, int), rates=rate_list,
+            diffusion=(diffusion_start, diffusion_end, diffusion_reconstruction), partition=partition,
+            decoder_scope=decoder_scope))
+
+
+class FTSNode(io.ComfyNode):
+    """FTS settings -> GTR_FTS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_FTS", display_name="Frequency-Weighted Token Selection", category="GtR/sampling",
+            description="In the reconstruction stage the tokens with the most high-frequency energy get more diffusion "
+                        "steps than the others.",
+            search_aliases=["fts", "gtr", "detail"],
+            inputs=[
+                io.Float.Input("fraction", default=0.1, min=0.01, max=1.0, step=0.01, tooltip="Share of the tokens."),
+                io.Int.Input("detail_steps", default=50, min=1, max=1000, tooltip="Their diffusion steps."),
+                io.Combo.Input("selection", options=list(SELECTIONS), default="high",
+                               tooltip="high: the method; low, random and all: for comparison."),
+            ],
+            outputs=[GtrFts.Output(display_name="fts")],
+        )
+
+    @classmethod
+    def execute(cls, fraction: float, detail_steps: int, selection: str) -> io.NodeOutput:
+        return io.NodeOutput(FTS(fraction, detail_steps, selection))
+
+
+class PreviewSchedule(io.ComfyNode):
+    """A picture of the plan."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_PreviewSchedule", display_name="Preview Schedule", category="GtR/sampling",
+            description="Draws in which order tokens are decoded, and tokens and diffusion steps per AR step.",
+            search_aliases=["gtr", "plan"],
+            is_output_node=True,
+            inputs=[
+                GtrSchedule.Input("schedule"),
+                io.Int.Input("rows", default=16, min=1, max=256, tooltip="Of the token grid; a model's own grid wins."),
+                io.Int.Input("columns", default=16, min=1, max=256),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                GtrFts.Input("fts", optional=True),
+                MarModel.Input("model", optional=True),
+            ],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, schedule, rows: int, columns: int, seed: int, fts=None, model=None) -> io.NodeOutput:
+        grid = (rows, columns) if model is None else model.spec.grid
+        image = host.picture_to_image(draw_plan(make_plan(schedule, grid, (seed,)), fts))
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+
+
+def numbers(what: str, text: str, kind: type) -> tuple:
+    """A list of numbers from a text widget. Raises GtRError."""
+    try:
+        return tuple(kind(part) for part in text.replace(";", ",").split(",") if part.strip())
+    except ValueError as error:
+        raise GtRError(f"{what} '{text}': expected numbers separated by commas, such as 24, 6, 2") from error
