@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -134,7 +135,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, *, weights: st
         metadata = spec_metadata(spec, checkpoint.weights)
     wanted = DTYPES[dtype] if dtype else None
     tensors = {name: _cast(name, tensor, wanted).contiguous().clone() for name, tensor in checkpoint.tensors.items()}
-    _save(tensors, target, metadata)
+    _save(tensors, target, metadata, like=source)
     return read_checkpoint(target)
 
 
@@ -144,11 +145,12 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
-    """Write beside the target, then rename: a reader never sees half a file."""
+def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str], *, like: Path) -> None:
+    """Write beside the target, with the permissions of ``like``, then rename: a reader never sees half a file."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         save_file(tensors, beside, metadata=metadata)
+        shutil.copymode(like, beside)
         os.replace(beside, target)
     except (OSError, SafetensorError) as error:
         raise GtRError(f"cannot write {target} ({_first_line(error)}): free some space or choose another folder") from error

@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""One program for the repository: `demo` makes a picture, `test` runs every test, `serve` opens ComfyUI by hand.
+
+The first run makes .venv and .comfyui here (a pinned ComfyUI, checked by hash); later runs start at once.
+Set COMFYUI_PATH to use a ComfyUI of your own instead. Needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support import chromium, environment, rest
+from tests.support.environment import ROOT, STATE, Host
+from tests.support.errors import DevError
+from tests.support.server import ComfyServer, link_folder, make_base, port_is_free
+
+DEMO = ROOT / "workflows" / "api" / "demo.json"
+OUTPUT = ROOT / "output"
+# Unlike -m, this keeps the repository root, with its folder `nodes`, off the import path.
+RUN_PYTEST = "import sys; sys.path[:] = [p for p in {tools} + sys.path if p]; import pytest; sys.exit(pytest.main())"
+
+log = logging.getLogger("gtr_dev")
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Run the demo workflow in a real ComfyUI; the last line printed is the path of the picture."""
+    if not DEMO.is_file():
+        raise DevError(f"{DEMO} should hold the demo workflow and does not exist: restore it from the repository.")
+    graph = json.loads(DEMO.read_text(encoding="utf-8"))
+    server = _server(environment.prepare(), options.cpu)
+    try:
+        server.start()
+        entry = _run(server, graph)
+    finally:
+        server.stop()
+    for text in _texts(entry):
+        print(text)
+    pictures = _pictures(entry)
+    if not pictures:
+        raise DevError(f"{DEMO} should save a picture and saved none: does it still have a SaveImage node?")
+    print(pictures[-1])
+    return 0
+
+
+def test(options: argparse.Namespace) -> int:
+    """Run every test, those in ComfyUI and in the browser included; what is skipped is listed with its reason."""
+    host = environment.prepare()
+    tools = environment.add_test_tools(host)
+    extra = {"COMFYUI_PATH": str(host.comfy), **_browser(host, tools)}
+    code = RUN_PYTEST.format(tools=[str(tools)] if tools else [])
+    return _child([str(host.python), "-c", code, "-rfEs", *options.pytest], {**os.environ, **extra})
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Start ComfyUI with this pack for hand use; ends with Ctrl-C."""
+    if not port_is_free(options.port):
+        raise DevError(f"port {options.port} should be free, something listens there: choose another with --port.")
+    server = _server(environment.prepare(), options.cpu, "--preview-method", "auto", port=options.port)
+    try:
+        server.start()
+        print(f"ComfyUI: {server.url}\nmodels:  {server.base / 'models'}\nlog:     {server.log}", flush=True)
+        if options.open:
+            webbrowser.open(server.url)
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.stop()
+
+
+def _server(host: Host, cpu: bool, *flags: str, port: int = 0) -> ComfyServer:
+    base = STATE / "base"
+    if not host.owned:
+        base = STATE / "base-own"
+        base.mkdir(parents=True, exist_ok=True)
+        link_folder(host.comfy / "models", base / "models")
+    make_base(base)
+    OUTPUT.mkdir(exist_ok=True)
+    if cpu or not environment.has_accelerator(host.python):
+        flags = ("--cpu", *flags)
+    log.info("starting ComfyUI%s", " on the CPU" if "--cpu" in flags else "")
+    return ComfyServer(host.python, host.comfy, base, "--output-directory", str(OUTPUT), *flags, port=port)
+
+
+def _run(server: ComfyServer, graph: rest.Graph) -> dict[str, Any]:
+    """Run a graph to its end; DevError if the server refuses it or a node fails."""
+    log.info("running %s", DEMO.name)
+    try:
+        prompt_id = rest.queue(server.url, graph)
+    except rest.Refused as refused:
+        raise DevError(f"{DEMO.name} was refused: {refused}\n{server.import_trouble()}".rstrip()) from None
+    entry = rest.wait(server.url, prompt_id, server.check_alive)
+    failed = rest.failure(entry)
+    if failed is not None:
+        raise DevError(f"{rest.blame(failed)}; log: {server.log}")
+    return entry
+
+
+def _texts(entry: dict[str, Any]) -> list[str]:
+    return [str(text) for output in entry["outputs"].values() for text in output.get("text", ())]
+
+
+def _pictures(entry: dict[str, Any]) -> list[Path]:
+    return [OUTPUT / image["subfolder"] / image["filename"] for output in entry["outputs"].values()
+            for image in output.get("images", ()) if image["type"] == "output"]
+
+
+def _browser(host: Host, tools: Path | None) -> dict[str, str]:
+    """Environment variables for the browser tests: where Chromium is, or why they cannot run."""
+    try:
+        environment.add_browser_driver(host, tools)
+    except DevError as error:
+        return {"GTR_NO_BROWSER": f"the browser driver could not be installed: {error}"}
+    found = chromium.find_or_install()
+    return {"GTR_CHROMIUM": found} if found else {"GTR_NO_BROWSER": chromium.absence()}
+
+
+def _child(command: Sequence[str], variables: dict[str, str]) -> int:
+    """Run a program to its end; when this one is stopped, so is that one, and in time to clean up."""
+    process = subprocess.Popen(command, cwd=ROOT, env=variables)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__.split("\n\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for action in (demo, serve):
+        verb = verbs.add_parser(action.__name__, help=action.__doc__)
+        verb.add_argument("--cpu", action="store_true", help="use the CPU even where there is an accelerator")
+        verb.set_defaults(action=action)
+    verb.add_argument("--port", type=int, default=8188)
+    verb.add_argument("--open", action="store_true", help="open the page in the browser")
+    verb = verbs.add_parser("test", help=test.__doc__, add_help=False)
+    verb.set_defaults(action=test)
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse the command line and run its verb; 1 with one clear line on standard error if it cannot be done."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options, rest_of_line = _parser().parse_known_args(words)
+    if rest_of_line and options.verb != "test":
+        _parser().error(f"unrecognized arguments: {' '.join(rest_of_line)}")
+    options.pytest = rest_of_line
+    try:
+        return options.action(options)
+    except (DevError, OSError) as error:
+        print(f"dev.py {options.verb}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The shipped API workflows over POST /prompt: valid, with progress and previews, cached, and stopped on request."""
+
+from __future__ import annotations
+
+import copy
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gtr_tests.rest import Graph
+
+if TYPE_CHECKING:
+    from gtr_tests.client import Client, Event, Preview, Run
+
+API = Path(__file__).resolve().parents[2] / "workflows" / "api"
+SHIPPED = sorted(API.glob("*.json"))
+WEIGHTS = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
+# Between a message's leaving the server and its reading here, on a busy machine.
+DELIVERY_SECONDS = 0.25
+
+
+def read(path: Path) -> Graph:
+    assert path.is_file(), f"{path} should be part of the repository and does not exist"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def weights(graph: Graph) -> set[str]:
+    """The weight files that a graph names."""
+    return {value for node in graph.values() for value in node["inputs"].values()
+            if isinstance(value, str) and value.endswith(WEIGHTS)}
+
+
+def with_seed(graph: Graph, seed: int) -> Graph:
+    """The graph with this seed, which makes a cached result of another seed useless."""
+    changed = copy.deepcopy(graph)
+    for node in changed.values():
+        if "seed" in node["inputs"]:
+            node["inputs"]["seed"] = seed
+    return changed
+
+
+def nodes_of(graph: Graph, class_type: str) -> set[str]:
+    return {node for node, entry in graph.items() if entry["class_type"] == class_type}
+
+
+@pytest.fixture
+def demo() -> Graph:
+    """The demo workflow, which needs no file outside the repository."""
+    return read(API / "demo.json")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_runs(client: Client, model_files: frozenset[str], path: Path) -> None:
+    graph = read(path)
+    missing = weights(graph) - model_files
+    if missing:
+        pytest.skip(f"{path.name} names weights for which model_files has no stand-in: {', '.join(sorted(missing))}")
+    run = client.prompt(graph)
+    assert run.node_errors == {}
+    assert run.status == "success"
+    assert run.images, "a workflow should end in a picture"
+
+
+def test_reports_progress_and_previews(client: Client, demo: Graph) -> None:
+    run = client.prompt(with_seed(demo, 101))
+    (sampler,) = nodes_of(demo, "GtR_Sampler")
+    progress = [event.data for event in run.of_type("progress") if event.data["node"] == sampler]
+    values = [data["value"] for data in progress]
+    assert values == sorted(values) and len(set(values)) > 1
+    assert values[-1] == progress[-1]["max"]
+    assert run.previews
+    assert all(preview.metadata.get("node_id") == sampler for preview in run.previews)
+    assert all(min(preview.open().size) > 0 for preview in run.previews)
+
+
+def test_second_identical_prompt_comes_from_the_cache(client: Client, demo: Graph) -> None:
+    graph = with_seed(demo, 102)
+    first, second = client.prompt(graph), client.prompt(graph)
+    assert nodes_of(demo, "GtR_Sampler") <= set(first.executed)
+    assert second.cached == set(graph)
+    assert second.executed == []
+    assert second.images == first.images
+
+
+def test_interrupt_stops_within_one_step(client: Client, demo: Graph) -> None:
+    graph = with_seed(demo, 103)
+    run, answered = interrupted(client, graph)
+    assert run.status == "interrupted"
+    assert run.images == {}
+    (stop,) = run.of_type("execution_interrupted")
+    assert stop.at - answered <= longest_step(run) + DELIVERY_SECONDS
+    last = run.of_type("progress")[-1].data
+    assert last["value"] < last["max"]
+
+
+def test_run_after_an_interrupt_equals_an_undisturbed_one(client: Client, demo: Graph) -> None:
+    graph = with_seed(demo, 104)
+    undisturbed = pictures(client.prompt(graph))
+    client.free()
+    assert interrupted(client, graph)[0].status == "interrupted"
+    assert pictures(client.prompt(graph)) == undisturbed
+
+
+def interrupted(client: Client, graph: Graph) -> tuple[Run, float]:
+    """Run a graph and stop it at its first progress; the run, and when the server had taken note."""
+    answers: list[float] = []
+
+    def stop(message: Event | Preview) -> None:
+        if not answers and getattr(message, "type", "") == "progress":
+            answers.append(client.interrupt())
+
+    run = client.prompt(graph, expect_errors=True, on_event=stop)
+    assert answers, "the run should report progress, and ended without"
+    return run, answers[0]
+
+
+def longest_step(run: Run) -> float:
+    """Seconds between two neighbouring reports of progress, at most, the start of the node being one."""
+    times = [event.at for event in run.events if event.type in ("executing", "progress")]
+    return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+
+
+def pictures(run: Run) -> dict[str, list[Any]]:
+    """Size and pixels of every picture of a run, by node."""
+    from gtr_tests.client import pixels
+
+    return {node: [pixels(image) for image in images] for node, images in run.images.items()}

