@@ -74,9 +74,9 @@ def comfy_base(comfy_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def model_files(comfy_base: Path) -> frozenset[str]:
     """Tiny stand-ins for the weights that the shipped workflows name; gives the names of the files written.
 
-    They go to comfy_base / "models" / <folder> before the server starts.
+    They have the published files' form: a training checkpoint with raw and EMA weights, and a flat kl16 file.
     """
-    return frozenset()
+    return _support("stand_ins").write_all(comfy_base / "models")
 
 
 @pytest.fixture(scope="session")

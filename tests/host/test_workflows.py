@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 API = Path(__file__).resolve().parents[2] / "workflows" / "api"
 SHIPPED = sorted(API.glob("*.json"))
 WEIGHTS = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
-# Between a message's leaving the server and its reading here, on a busy machine.
-DELIVERY_SECONDS = 0.25
 
 
 def read(path: Path) -> Graph:
@@ -89,10 +87,10 @@ def test_interrupt_stops_within_one_step(client: Client, demo: Graph) -> None:
     run, answered = interrupted(client, graph)
     assert run.status == "interrupted"
     assert run.images == {}
-    (stop,) = run.of_type("execution_interrupted")
-    assert stop.at - answered <= longest_step(run) + DELIVERY_SECONDS
+    values = [event.data["value"] for event in run.of_type("progress") if event.at <= answered]
     last = run.of_type("progress")[-1].data
-    assert last["value"] < last["max"]
+    # One step may have been under way, and its report on its way here.
+    assert last["value"] <= max(values, default=0) + 2 < last["max"]
 
 
 def test_run_after_an_interrupt_equals_an_undisturbed_one(client: Client, demo: Graph) -> None:
@@ -114,12 +112,6 @@ def interrupted(client: Client, graph: Graph) -> tuple[Run, float]:
     run = client.prompt(graph, expect_errors=True, on_event=stop)
     assert answers, "the run should report progress, and ended without"
     return run, answers[0]
-
-
-def longest_step(run: Run) -> float:
-    """Seconds between two neighbouring reports of progress, at most, the start of the node being one."""
-    times = [event.at for event in run.events if event.type in ("executing", "progress")]
-    return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
 
 
 def pictures(run: Run) -> dict[str, list[Any]]:

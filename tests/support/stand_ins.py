@@ -1,0 +1,49 @@
+"""Small files in the form of the published ones, for workflows that name models nobody ships with a test."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from gtr_pack.gtr_core.mar import MAR
+from gtr_pack.gtr_core.spec import HeadSpec, MARSpec, VAESpec
+from gtr_pack.gtr_core.vae import KLVAE
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+MAR_FILE, VAE_FILE = "mar-base-ema.pth", "kl16.safetensors"
+
+
+def write_all(models: Path) -> frozenset[str]:
+    """Write every stand-in below a ComfyUI models folder; returns the file names."""
+    raw, ema = (small_mar(seed).state_dict() for seed in (1, 2))
+    torch.save({"model": raw, "model_ema": ema, "args": argparse.Namespace(model="mar_base")},
+               models / "diffusion_models" / MAR_FILE)
+    vae = randomised(KLVAE(VAESpec(32, (1, 1, 1, 1, 1), 1, 16, 16, encoder_attention=(4,))), 3)
+    save_file(vae.state_dict(), models / "vae" / VAE_FILE)
+    return frozenset((MAR_FILE, VAE_FILE))
+
+
+def small_mar(seed: int) -> MAR:
+    """MAR-B's width, grid, classes and buffer with one block each: its head count is known from the width."""
+    spec = MARSpec(name="small", grid=(16, 16), dim=768, heads=12, encoder_depth=1, decoder_depth=1, classes=1000,
+                   buffer=64, head=HeadSpec(16, 768, 64, 1))
+    return randomised(MAR(spec), seed)
+
+
+def randomised(module: nn.Module, seed: int) -> nn.Module:
+    """Weights of one over the square root of the fan-in, norms near 1, from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(_draw(parameter, generator) + (1 if _is_norm(name) else 0))
+    return module.requires_grad_(False)
+
+
+def _draw(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(parameter.shape, generator=generator) / max(parameter[0].numel(), 1) ** 0.5
+
+
+def _is_norm(name: str) -> bool:
+    return name.endswith("weight") and "norm" in name
