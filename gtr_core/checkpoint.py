@@ -11,9 +11,10 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +33,7 @@ KNOWN_NOT_EMA = {831_736_456: "mar-base.safetensors"}
 ALLOWED_GLOBALS = [argparse.Namespace]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 HEAD_PREFIX = "diffloss."
+Spec = TypeVar("Spec", MARSpec, VAESpec)
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,14 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str = "ema") -> Checkpo
 
 def load_mar(checkpoint: Checkpoint, *, heads: int | None = None) -> tuple[MARSpec, dict[str, Tensor]]:
     """The spec and the checked tensors of a MAR checkpoint. Raises GtRError."""
-    spec = read_mar_spec(checkpoint.shapes, checkpoint.metadata, heads=heads)
+    spec = _in_file(checkpoint, lambda: read_mar_spec(checkpoint.shapes, checkpoint.metadata, heads=heads))
     check_tensors(checkpoint, MAR(spec, device="meta").state_dict(), spec.name)
     return spec, checkpoint.tensors
 
 
 def load_vae(checkpoint: Checkpoint) -> tuple[VAESpec, dict[str, Tensor]]:
     """The spec and the checked tensors of a KL VAE checkpoint. Raises GtRError."""
-    spec = infer_vae_spec(checkpoint.shapes)
+    spec = _in_file(checkpoint, lambda: infer_vae_spec(checkpoint.shapes))
     with torch.device("meta"):
         expected = KLVAE(spec).state_dict()
     check_tensors(checkpoint, expected, f"KL VAE (f{spec.stride})")
@@ -137,6 +139,14 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, *, weights: st
     tensors = {name: _cast(name, tensor, wanted).contiguous().clone() for name, tensor in checkpoint.tensors.items()}
     _save(tensors, target, metadata, like=source)
     return read_checkpoint(target)
+
+
+def _in_file(checkpoint: Checkpoint, infer: Callable[[], Spec]) -> Spec:
+    """Run a spec inference; its errors name the file."""
+    try:
+        return infer()
+    except GtRError as error:
+        raise GtRError(f"{checkpoint.path.name}: {error}") from error
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -1,0 +1,122 @@
+"""The command line: reports, files and one-line errors."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gtr_pack.gtr_core.cli import main
+from gtr_pack.gtr_core.demo import CLASS_NAMES, DEMO_MAR, DEMO_VAE
+from gtr_pack.gtr_core.schedule import PRESETS
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = ["--steps", "3,2,1", "--diffusion", "6,4,4", "--fts-steps", "6"]
+
+
+def run(capsys, *arguments) -> dict:
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *arguments) -> str:
+    assert main(list(map(str, arguments))) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+def read_png(path: Path) -> np.ndarray:
+    """A plain reader of what the project writes: 8-bit RGB, no filters."""
+    data, offset, body = path.read_bytes(), 8, b""
+    while offset < len(data):
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        chunk = data[offset + 8:offset + 8 + length]
+        assert zlib.crc32(kind + chunk) == struct.unpack_from(">I", data, offset + 8 + length)[0]
+        if kind == b"IHDR":
+            width, height = struct.unpack_from(">II", chunk)
+        body += chunk if kind == b"IDAT" else b""
+        offset += 12 + length
+    return np.frombuffer(zlib.decompress(body), np.uint8).reshape(height, 1 + 3 * width)[:, 1:].reshape(height, width, 3)
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "gtr_core", "schedule", "--preset", "gtr-full", "--json"], cwd=ROOT,
+                          capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["preset"] == "gtr-full"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_schedule(name, capsys, tmp_path):
+    facts = run(capsys, "schedule", "--preset", name, "--grid", "12x16", "--png", tmp_path / "p.png")
+    assert facts["grid"] == [12, 16] and set(facts["steps"][0]) == {"stage", "tokens", "diffusion_steps", "positions"}
+    assert sorted(p for step in facts["steps"] for p in step["positions"]) == list(range(192))
+    assert read_png(tmp_path / "p.png").std() > 10
+
+
+def test_info_of_the_demo_model(capsys):
+    facts = run(capsys, "info", DEMO_MAR)
+    assert (facts["family"], facts["grid"], facts["weights"]) == ("MAR", [16, 16], "ema")
+    assert tuple(facts["spec"]["class_names"]) == CLASS_NAMES and "warning" not in facts
+    assert run(capsys, "info", DEMO_VAE)["family"] == "KL VAE"
+
+
+def test_the_demo_model_is_small():
+    assert DEMO_MAR.stat().st_size + DEMO_VAE.stat().st_size <= 20e6
+    assert all(torch.isfinite(t).all() for path in (DEMO_MAR, DEMO_VAE) for t in load_file(path).values())
+
+
+def test_generate(capsys, tmp_path):
+    facts = run(capsys, "generate", *FAST, "--class", "striped disk, 3", "--seed", 5, "-o", tmp_path / "a.png")
+    assert facts["classes"] == [0, 3] and [Path(f).name for f in facts["files"]] == ["a_000.png", "a_001.png"]
+    pictures = [read_png(Path(f)) for f in facts["files"]]
+    assert pictures[0].shape == (64, 64, 3) and min(p.std() for p in pictures) > 5
+    again = run(capsys, "generate", *FAST, "--class", "3", "--seed", 6, "-o", tmp_path / "b.png")
+    difference = np.abs(read_png(Path(again["files"][0])).astype(int) - pictures[1].astype(int))
+    assert difference.max() <= 1
+
+
+def test_generate_repeats_classes_up_to_the_batch(capsys, tmp_path):
+    facts = run(capsys, "generate", *FAST, "--class", "1,2", "--batch", 3, "--cfg", 1, "-o", tmp_path / "a.png")
+    assert facts["classes"] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["generate", "--class", "10"], "class 10 is out of range: demo has classes 0 to 9"),
+    (["generate", "--class", "-1"], "out of range"),
+    (["generate", "--class", "zebra"], "demo has no class 'zebra'"),
+    (["generate", "--class", " , "], "no class given"),
+    (["generate", "--class", "1,2", "--batch", "1"], "give --batch 2"),
+    (["generate", "--model", DEMO_MAR], "give the model's VAE file with --vae"),
+    (["generate", "--output", "x.jpg"], "ends in .png"),
+    (["generate", "--model", "nowhere.safetensors", "--vae", "x"], "no file at nowhere.safetensors"),
+    (["generate", "--cfg", "nan"], "expected a finite number"),
+    (["generate", "--fts-fraction", "2"], "above 0 and at most 1"),
+    (["generate", "--steps", "4,x"], "not a list of numbers"),
+    (["schedule", "--grid", "16"], "expected rows x columns"),
+    (["schedule", "--grid", "0x4"], "expected at least 1 x 1"),
+    (["schedule", "--rates", "2.67,10.67,200"], "rate 200 of stage 3 does not fit"),
+    (["schedule", "--steps", "1,1,1,1", "--grid", "1x8"], "empty subset"),
+    (["flops", "--model", "mar-x"], "no file at mar-x"),
+    (["info", "nowhere"], "no file at nowhere"),
+])
+def test_wrong_input_ends_in_one_line(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_foreign_vae_is_refused(capsys, tmp_path):
+    golden = ROOT / "tests" / "golden" / "vae_tiny_fp16.safetensors"
+    assert "use the model's own VAE" in refused(capsys, "generate", "--vae", golden, "-o", tmp_path / "a.png")
+
+
+def test_an_unwritable_picture(capsys, tmp_path):
+    assert "cannot write" in refused(capsys, "schedule", "--png", tmp_path / "none" / "p.png")

@@ -1,0 +1,266 @@
+"""The pack inside ComfyUI's own process: models, VAE, memory management, latents, masks, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+DEMO = "demo (built-in)"
+LIST = "striped disk, checked ring"
+
+
+class Graph:
+    """Calls node classes as the host would, with the demo model at hand."""
+
+    def __init__(self, pack: Any) -> None:
+        self.pack = pack
+        self.model = self.one("GtR_LoadMAR", model_name=DEMO, weight_dtype="default")
+        self.vae = self.one("GtR_LoadMARVAE", vae_name=DEMO)
+
+    def all(self, node: str, **inputs: Any) -> tuple:
+        return self.pack.classes[node].execute(**inputs).result
+
+    def one(self, node: str, **inputs: Any) -> Any:
+        return self.all(node, **inputs)[0]
+
+    def condition(self, classes: str = LIST, model: Any = None) -> Any:
+        return self.one("GtR_ClassCondition", model=model or self.model, class_name="demo 0: striped disk",
+                        class_list=classes)
+
+    def schedule(self, **settings: Any) -> Any:
+        return self.one("GtR_Scheduler", **{"preset": "custom", "steps": "3, 2, 1", "diffusion_start": 6,
+                                            "diffusion_end": 4, "diffusion_reconstruction": 4} | settings)
+
+    def latent(self, batch: int = 2) -> dict:
+        return self.one("GtR_EmptyLatent", model=self.model, width=0, height=0, batch_size=batch)
+
+    def sample(self, **inputs: Any) -> tuple[dict, str]:
+        defaults = {"model": self.model, "schedule": self.schedule(), "latent_image": self.latent(), "seed": 5,
+                    "cfg": 2.0, "cfg_schedule": "linear", "temperature": 1.0}
+        if "positive" not in inputs:
+            inputs["positive"] = self.condition()
+        return self.all("GtR_Sampler", **defaults | inputs)
+
+
+@pytest.fixture(scope="module")
+def graph(host_pack: Any) -> Iterator[Graph]:
+    with torch.inference_mode():
+        yield Graph(host_pack)
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    """As the host runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+def core(graph: Graph, name: str) -> Any:
+    return graph.pack.module(f"gtr_core.{name}")
+
+
+def test_the_model_in_the_host_equals_the_plain_one(graph: Graph) -> None:
+    """Same weights, host layers and host attention: the run's latent equals the library's."""
+    out, report = graph.sample()
+    pipeline, sampler = core(graph, "pipeline"), core(graph, "sampler")
+    plain = pipeline.build_mar(core(graph, "demo").DEMO_MAR)
+    latents = pipeline.generate_latents(plain, graph.schedule(), (0, 1), 5, guidance=sampler.Guidance(2.0))
+    torch.testing.assert_close(out["samples"], latents, rtol=1e-3, atol=1e-3)
+    assert "demo: 2 images, 6 AR steps" in report
+
+
+def test_the_host_manages_the_model(graph: Graph) -> None:
+    import comfy.model_management as mm
+
+    mm.unload_all_models()
+    assert graph.model.patcher not in [loaded.model for loaded in mm.current_loaded_models]
+    graph.sample()
+    assert graph.model.patcher in [loaded.model for loaded in mm.current_loaded_models]
+    assert graph.model.patcher.model_size() > 1e6 and graph.model.is_dynamic() is False
+    mm.unload_all_models()
+    assert mm.current_loaded_models == []
+
+
+@pytest.mark.parametrize("weight_dtype", ["fp32", "bf16", "fp16"])
+def test_weight_dtypes_keep_the_head_in_float32(graph: Graph, weight_dtype: str) -> None:
+    model = graph.one("GtR_LoadMAR", model_name=DEMO, weight_dtype=weight_dtype)
+    network = model.patcher.model.diffusion_model
+    assert {p.dtype for p in network.head.parameters()} == {torch.float32}
+    assert network.decoder_embed.weight.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16,
+                                                  "fp16": torch.float16}[weight_dtype]
+    out, _ = graph.sample(model=model)
+    assert torch.isfinite(out["samples"]).all()
+
+
+def test_layers_that_the_host_casts_give_the_same(graph: Graph) -> None:
+    """What a partly loaded model does: every leaf layer casts its own weights, raw parameters are cast where used."""
+    before, _ = graph.sample()
+    leaves = [m for m in graph.model.patcher.model.modules() if hasattr(m, "comfy_cast_weights")]
+    assert leaves
+    old = [m.comfy_cast_weights for m in leaves]
+    for module in leaves:
+        module.comfy_cast_weights = True
+    try:
+        after, _ = graph.sample()
+    finally:
+        for module, value in zip(leaves, old):
+            module.comfy_cast_weights = value
+    assert torch.equal(before["samples"], after["samples"])
+
+
+def test_every_weighted_layer_belongs_to_the_host(graph: Graph) -> None:
+    """A layer that is not the host's would stay behind under partial loading."""
+    for name, module in graph.model.patcher.model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if own and not hasattr(module, "comfy_cast_weights"):
+            assert name == "diffusion_model", f"{name} holds {list(own)}"
+
+
+def test_dynamic_vram_construction(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's default on NVIDIA cards: layers are built without weights, and loaded by assignment."""
+    import comfy.memory_management
+    import comfy.model_patcher
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self) -> bool:
+            return True
+
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Dynamic)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    model = graph.one("GtR_LoadMAR", model_name=DEMO, weight_dtype="default")
+    assert type(model.patcher) is Dynamic
+    network = model.patcher.model.diffusion_model
+    assert not [name for name, p in network.named_parameters() if p.is_meta or p.requires_grad]
+    expected = graph.model.patcher.model.diffusion_model.state_dict()
+    found = network.state_dict()
+    assert list(found) and set(found) == set(expected)
+    assert all(torch.equal(found[name].float(), expected[name].float()) for name in expected)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", False)
+    labels = torch.tensor([1, 2])
+    assert torch.equal(network.embed_condition(labels, torch.float32),
+                       graph.model.patcher.model.diffusion_model.embed_condition(labels, torch.float32))
+
+
+def test_the_patcher_can_be_rebuilt_without_dynamic_vram(graph: Graph) -> None:
+    factory, arguments = graph.model.patcher.cached_patcher_init
+    again = factory(*arguments, disable_dynamic=True)
+    assert again.model.diffusion_model.spec == graph.model.spec
+
+
+def test_the_vae_is_the_hosts_and_equals_ours(graph: Graph, comfy_base: Any, model_files: Any) -> None:
+    import comfy.sd
+
+    for path, channels, stride in ((core(graph, "demo").DEMO_VAE, 8, 4),
+                                   (comfy_base / "models" / "vae" / "kl16.safetensors", 16, 16)):
+        spec, tensors = core(graph, "checkpoint").load_vae(core(graph, "checkpoint").read_checkpoint(path))
+        vae = graph.vae if channels == 8 else load_vae(graph, path)
+        assert isinstance(vae, comfy.sd.VAE) and (spec.embed_channels, spec.stride) == (channels, stride)
+        ours = core(graph, "pipeline").build_vae(path)
+        latent = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1))
+        expected = ((ours.decode(latent) + 1) / 2).clamp(0, 1).movedim(1, -1)
+        torch.testing.assert_close(vae.decode(latent), expected, rtol=0, atol=2e-3)
+        picture = torch.rand(1, 8 * stride, 8 * stride, 3, generator=torch.Generator().manual_seed(2))
+        mean, _ = ours.moments(picture.movedim(-1, 1) * 2 - 1)
+        torch.testing.assert_close(vae.encode(picture), mean, rtol=0, atol=5e-3)
+        assert vae.decode_tiled(latent, tile_x=4, tile_y=4, overlap=1).shape == expected.shape
+
+
+def load_vae(graph: Graph, path: Any) -> Any:
+    host = graph.pack.module("nodes.host")
+    import folder_paths
+
+    folder_paths.add_model_folder_path("vae", str(path.parent))
+    return host.load_mar_vae(path.name)
+
+
+def test_images_of_a_batch_are_those_of_their_seeds(graph: Graph) -> None:
+    whole, _ = graph.sample()
+    alone, _ = graph.sample(latent_image=graph.latent(1), seed=6, positive=graph.condition("checked ring"))
+    picked, _ = graph.sample(latent_image=graph.latent(1) | {"batch_index": [1]}, positive=graph.condition("checked ring"))
+    assert torch.equal(alone["samples"], picked["samples"])
+    torch.testing.assert_close(alone["samples"][0], whole["samples"][1], rtol=1e-3, atol=1e-3)
+
+
+def test_the_stock_empty_latent_fits(graph: Graph) -> None:
+    stock = graph.pack.host.NODE_CLASS_MAPPINGS["EmptyLatentImage"]().generate(64, 64, 2)[0]
+    out, _ = graph.sample(latent_image=stock)
+    own, _ = graph.sample()
+    assert torch.equal(out["samples"], own["samples"]) and set(out) == {"samples"}
+
+
+def test_a_noise_mask_keeps_the_other_tokens(graph: Graph) -> None:
+    given = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(4))
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[0, :, 8:24, 8:24] = 1
+    mask[1, :, 40:60, 4:8] = 1
+    before = given.clone()
+    out, report = graph.sample(latent_image={"samples": given, "noise_mask": mask})
+    tokens = torch.nn.functional.max_pool2d(mask, 4).bool().expand_as(given)
+    assert torch.equal(given, before)
+    assert torch.equal(out["samples"][~tokens], given[~tokens])
+    assert (out["samples"][tokens] != given[tokens]).all() and "noise_mask" in out
+
+
+def test_a_mask_of_nothing_returns_the_latent(graph: Graph) -> None:
+    given = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(4))
+    out, _ = graph.sample(latent_image={"samples": given, "noise_mask": torch.zeros(1, 64, 64)},
+                          positive=graph.condition("1"))
+    assert torch.equal(out["samples"], given)
+
+
+def test_inputs_are_not_written_to(graph: Graph) -> None:
+    latent = graph.latent()
+    kept = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in latent.items()}
+    graph.sample(latent_image=latent)
+    assert set(latent) == set(kept) and torch.equal(latent["samples"], kept["samples"])
+
+
+def test_an_interrupt_ends_the_run(graph: Graph) -> None:
+    import comfy.model_management as mm
+
+    mm.interrupt_current_processing(True)
+    with pytest.raises(mm.InterruptProcessingException):
+        graph.sample()
+    mm.interrupt_current_processing(False)
+    graph.sample()
+
+
+CASES = {
+    "channels": (lambda g: dict(latent_image={"samples": torch.ones(2, 4, 16, 16)}), "4 channels, demo needs 8"),
+    "size": (lambda g: dict(latent_image={"samples": torch.ones(2, 8, 16, 24)}), "96 x 64 pixels, demo draws 64 x 64"),
+    "empty batch": (lambda g: dict(latent_image={"samples": torch.ones(0, 8, 16, 16)}), "at least 1 image"),
+    "text": (lambda g: dict(positive=[[torch.zeros(1, 77, 768), {}]]), "expected the output of 'Class Label'"),
+    "too many classes": (lambda g: dict(positive=g.condition("1,2,3")), "set batch_size to 3"),
+    "stages": (lambda g: dict(schedule=g.schedule(steps="1" + ", 1" * 11)), "use at most"),
+    "rates": (lambda g: dict(schedule=g.schedule(rates="1, 1, 500")), "rate 500 of stage 3 does not fit"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_does_not_fit_is_refused(graph: Graph, case: str) -> None:
+    inputs, words = CASES[case]
+    with pytest.raises(ValueError, match=words) as caught:
+        graph.sample(**inputs(graph))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_settings_of_single_nodes(graph: Graph) -> None:
+    with pytest.raises(ValueError, match="class 10 is out of range"):
+        graph.condition("10")
+    with pytest.raises(ValueError, match="choose an entry that begins with 'demo'"):
+        graph.one("GtR_ClassCondition", model=graph.model, class_name="207: golden retriever")
+    with pytest.raises(ValueError, match="demo draws 64 x 64 pixels only, found 256 x 64"):
+        graph.one("GtR_EmptyLatent", model=graph.model, width=256, height=0, batch_size=1)
+    with pytest.raises(ValueError, match="steps '3, x': expected numbers"):
+        graph.schedule(steps="3, x")
+    with pytest.raises(ValueError, match="exactly one"):
+        graph.schedule(steps="")
+
+
+def test_class_options(graph: Graph) -> None:
+    options = graph.pack.module("nodes.conditioning").CLASS_OPTIONS
+    assert len(options) == 1010 and options[207] == "207: golden retriever" and options[1001] == "demo 1: checked ring"
+    assert len(set(options)) == len(options)

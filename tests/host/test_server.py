@@ -1,0 +1,148 @@
+"""The pack as a ComfyUI server shows it: schemas, errors over HTTP, templates; and what loading it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from gtr_tests.client import Client
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Shared workflows depend on these: ids, input names in order, outputs in order. Append only.
+CONTRACT = {
+    "GtR_LoadMAR": (["model_name", "weight_dtype"], ["MAR_MODEL"]),
+    "GtR_LoadMARVAE": (["vae_name"], ["VAE"]),
+    "GtR_ClassCondition": (["model", "class_name", "class_list"], ["CONDITIONING"]),
+    "GtR_EmptyLatent": (["model", "width", "height", "batch_size"], ["LATENT"]),
+    "GtR_Scheduler": (["preset", "order", "steps", "rates", "partition", "decoder_scope", "diffusion_start",
+                       "diffusion_end", "diffusion_reconstruction"], ["GTR_SCHEDULE"]),
+    "GtR_FTS": (["fraction", "detail_steps", "selection"], ["GTR_FTS"]),
+    "GtR_Sampler": (["model", "positive", "schedule", "latent_image", "seed", "cfg", "cfg_schedule", "temperature",
+                     "fts"], ["LATENT", "STRING"]),
+    "GtR_PreviewSchedule": (["schedule", "rows", "columns", "seed", "fts", "model"], ["IMAGE"]),
+}
+
+
+def test_nodes_are_as_promised(pack_nodes: dict[str, Any]) -> None:
+    found = {name: ([*node["input_order"].get("required", []), *node["input_order"].get("optional", [])], node["output"])
+             for name, node in pack_nodes.items()}
+    assert found == CONTRACT
+    for node in pack_nodes.values():
+        assert node["display_name"] and node["description"] and node["category"].startswith("GtR/")
+
+
+def test_seeds_can_change_after_each_run(pack_nodes: dict[str, Any]) -> None:
+    for name in ("GtR_Sampler", "GtR_PreviewSchedule"):
+        assert pack_nodes[name]["input"]["required"]["seed"][1]["control_after_generate"]
+
+
+def test_the_class_input_offers_imagenet(pack_nodes: dict[str, Any]) -> None:
+    kind, settings = pack_nodes["GtR_ClassCondition"]["input"]["required"]["class_name"]
+    options = settings["options"] if kind == "COMBO" else kind
+    assert sum(not option.startswith("demo") for option in options) == 1000
+
+
+@pytest.fixture
+def demo() -> dict[str, Any]:
+    return json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding="utf-8"))
+
+
+def test_templates_are_served(client: Client) -> None:
+    from gtr_tests import rest
+
+    served = rest.get(f"{client.url}/api/workflow_templates")
+    assert set(served["gtr-mar"]) == {path.stem for path in (ROOT / "workflows").glob("*.json")}
+
+
+@pytest.mark.parametrize("node, change, words", [
+    ("5", {"preset": "custom", "steps": "1,1,1,1,1,1,1,1,1,1,1"}, "empty subset"),
+    ("5", {"preset": "custom", "rates": "2.67,10.67,999"}, "does not fit"),
+    ("3", {"class_list": "17"}, "out of range"),
+    ("4", {"width": 512}, "draws 64 x 64 pixels only"),
+    ("3", {"class_list": "1,2,3,4,5"}, "set batch_size to 5"),
+])
+def test_mistakes_are_explained(client: Client, demo: dict, node: str, change: dict, words: str) -> None:
+    demo[node]["inputs"].update(change)
+    run = client.prompt(demo, expect_errors=True)
+    message = run.error["exception_message"]
+    assert words in message and "\n" not in message.strip()
+
+
+def test_bad_files_are_explained(client: Client, demo: dict, comfy_base: Path) -> None:
+    folder = comfy_base / "models" / "diffusion_models"
+    (folder / "broken.safetensors").write_bytes(b"nothing")
+    torch.save({"model": {"a": torch.zeros(2)}}, folder / "foreign.pth")
+    for name, words in (("broken.safetensors", "damaged or truncated"), ("foreign.pth", "not a MAR checkpoint")):
+        demo["1"]["inputs"]["model_name"] = name
+        assert words in client.prompt(demo, expect_errors=True).error["exception_message"]
+
+
+def test_a_replaced_file_is_loaded_again(client: Client, demo: dict, comfy_base: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    source, target = ROOT / "demo" / "models" / "demo_mar.safetensors", comfy_base / "models" / "diffusion_models" / "copy.safetensors"
+    with safe_open(source, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    save_file(tensors, target, metadata)
+    demo["1"]["inputs"]["model_name"] = target.name
+    first = client.prompt(demo)
+    tensors["mask_token"] = tensors["mask_token"] + 1
+    target.unlink()
+    save_file(tensors, target, metadata)
+    second = client.prompt(demo)
+    assert "1" in second.executed and second.images["9"] != first.images["9"]
+
+
+def test_another_weight_dtype_is_another_model(client: Client, demo: dict) -> None:
+    demo["1"]["inputs"]["weight_dtype"] = "bf16"
+    assert client.prompt(demo).status == "success"
+
+
+PROBE = """
+import sys
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, {comfy!r})
+import comfy.options; comfy.options.enable_args_parsing()
+import asyncio, json, logging, time, torch, numpy
+import nodes
+import comfy.model_management, comfy.model_patcher, comfy.ops, comfy.sd, comfy.sample, latent_preview
+asyncio.run(nodes.init_public_apis())
+import comfy_config.config_parser; comfy_config.config_parser.extract_node_configuration({pack!r})
+def state():
+    root = logging.getLogger()
+    return dict(path=list(sys.path), level=root.level, handlers=len(root.handlers), nodes=nodes.__file__,
+                threads=torch.get_num_threads(), grad=torch.is_grad_enabled(), dtype=str(torch.get_default_dtype()),
+                matmul=torch.get_float32_matmul_precision(), deterministic=torch.are_deterministic_algorithms_enabled(),
+                rng=hash(torch.get_rng_state().numpy().tobytes()), numpy=hash(numpy.random.get_state()[1].tobytes()),
+                globals=len(torch.serialization.get_safe_globals()),
+                host={{f"{{m}}.{{k}}": id(v) for m in ("comfy.ops", "comfy.sd", "comfy.model_management", "nodes", "comfy.sample")
+                      for k, v in vars(sys.modules[m]).items() if callable(v)}})
+before, modules = state(), set(sys.modules)
+start = time.perf_counter()
+loaded = asyncio.run(nodes.load_custom_node({pack!r}, set(nodes.NODE_CLASS_MAPPINGS)))
+seconds = time.perf_counter() - start
+after = state()
+foreign = sorted(m for m in set(sys.modules) - modules if {pack!r}.replace(".", "_x_") not in m)
+print("RESULT" + json.dumps(dict(loaded=loaded, seconds=seconds, changed=[k for k in before if before[k] != after[k]],
+                                 foreign=foreign)))
+"""
+
+
+def test_loading_the_pack_changes_nothing_else(comfy_path: Path, comfy_base: Path) -> None:
+    """sys.path, logging, torch flags, random states and the host's functions stay; nothing foreign is imported."""
+    code = PROBE.format(comfy=str(comfy_path), pack=str(comfy_base / "custom_nodes" / "gtr-mar"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=comfy_path, check=False)
+    assert "RESULT" in done.stdout, done.stderr[-2000:]
+    result = json.loads(done.stdout.split("RESULT")[1])
+    print(f"the pack was imported in {result['seconds']:.3f} s on top of the host")
+    assert result["loaded"] and result["changed"] == []
+    assert result["foreign"] == []
