@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import GtRError
-from .mar import MAR
-from .metadata import WEIGHTS_KEY, read_mar_spec, spec_metadata
-from .spec import MARSpec, VAESpec, infer_vae_spec, is_mar, is_vae
+from .infer import infer_vae_spec, is_lightgen, is_mar, is_vae
+from .metadata import WEIGHTS_KEY, read_spec, spec_metadata
+from .models import build
+from .spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
 from .vae import KLVAE
 
 # File sizes in bytes of published files that are known to hold the raw, not the averaged weights (section 1.12).
@@ -33,7 +34,7 @@ KNOWN_NOT_EMA = {831_736_456: "mar-base.safetensors"}
 ALLOWED_GLOBALS = [argparse.Namespace]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 HEAD_PREFIX = "diffloss."
-Spec = TypeVar("Spec", MARSpec, VAESpec)
+Spec = TypeVar("Spec", MARSpec | LightGenSpec, VAESpec)
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class Checkpoint:
                 "MAR-B): convert the original checkpoint-last.pth, which has both")
 
 
-def read_checkpoint(path: str | os.PathLike, *, weights: str = "ema") -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None) -> Checkpoint:
     """Read a .safetensors, .pth, .pt or .ckpt file; nothing in it is executed.
 
-    Of a training checkpoint {model, model_ema, ...} the ``weights`` (``ema`` or ``model``) are taken; a prefix
-    ``module.`` is dropped. Raises GtRError for files that are missing, truncated, foreign or hold other objects.
+    Of a training checkpoint {model, model_ema, ...} the ``weights`` (``ema`` or ``model``) are taken, by default what
+    upstream uses: the EMA of MAR, the model itself of LightGen. A prefix ``module.`` is dropped. Raises GtRError for files that are missing, truncated, foreign or hold other objects.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,13 +75,13 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str = "ema") -> Checkpo
     else:
         tensors, kind = _unwrap(_read_pickle(path), path, weights)
         metadata = {}
-    return Checkpoint(path, {_strip(name): tensor for name, tensor in tensors.items()}, metadata, kind)
+    return Checkpoint(path, tensors, metadata, kind)
 
 
-def load_mar(checkpoint: Checkpoint, *, heads: int | None = None) -> tuple[MARSpec, dict[str, Tensor]]:
-    """The spec and the checked tensors of a MAR checkpoint. Raises GtRError."""
-    spec = _in_file(checkpoint, lambda: read_mar_spec(checkpoint.shapes, checkpoint.metadata, heads=heads))
-    check_tensors(checkpoint, MAR(spec, device="meta").state_dict(), spec.name)
+def load_model(checkpoint: Checkpoint, *, heads: int | None = None) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """The spec and the checked tensors of a MAR or LightGen checkpoint. Raises GtRError."""
+    spec = _in_file(checkpoint, lambda: read_spec(checkpoint.shapes, checkpoint.metadata, heads=heads))
+    check_tensors(checkpoint, build(spec, device="meta").state_dict(), spec.name)
     return spec, checkpoint.tensors
 
 
@@ -117,9 +118,9 @@ def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor], name: 
                            "download or convert it again")
 
 
-def convert(source: str | os.PathLike, target: str | os.PathLike, *, weights: str = "ema", dtype: str | None = None,
+def convert(source: str | os.PathLike, target: str | os.PathLike, *, weights: str | None = None, dtype: str | None = None,
             heads: int | None = None, overwrite: bool = False) -> Checkpoint:
-    """Write a checked MAR or VAE checkpoint as safetensors with metadata; the diffusion head stays float32.
+    """Write a checked model or VAE checkpoint as safetensors with metadata; the diffusion head stays float32.
 
     Nothing is written unless all of it is good: the file is made beside the target and renamed. Raises GtRError.
     """
@@ -133,7 +134,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, *, weights: st
         load_vae(checkpoint)
         metadata = {"format": "pt"}
     else:
-        spec, _ = load_mar(checkpoint, heads=heads)
+        spec, _ = load_model(checkpoint, heads=heads)
         metadata = spec_metadata(spec, checkpoint.weights)
     wanted = DTYPES[dtype] if dtype else None
     tensors = {name: _cast(name, tensor, wanted).contiguous().clone() for name, tensor in checkpoint.tensors.items()}
@@ -171,7 +172,7 @@ def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str], *,
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            return {name.removeprefix("module."): file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise GtRError(f"{path.name} is not a readable safetensors file ({_first_line(error)}): it is damaged or "
                        "truncated; download it again") from error
@@ -189,19 +190,27 @@ def _read_pickle(path: Path):
                            "truncated; download it again") from error
 
 
-def _unwrap(content, path: Path, weights: str) -> tuple[dict[str, Tensor], str]:
+def _unwrap(content, path: Path, weights: str | None) -> tuple[dict[str, Tensor], str]:
     """The state dict inside what a training script saved, and which weights it holds."""
-    if weights not in ("ema", "model"):
+    if weights not in ("ema", "model", None):
         raise GtRError(f"weights '{weights}': expected ema or model")
     if isinstance(content, dict):
-        if "model_ema" in content or "model" in content:
-            key = "model_ema" if weights == "ema" and "model_ema" in content else "model"
-            if key not in content:
-                raise GtRError(f"{path.name} has no '{key}' weights, only {sorted(map(str, content))}: choose the other")
-            return _state_dict(content[key], path), "ema" if key == "model_ema" else "model"
+        states = {kind: _state_dict(content[key], path) for kind, key in (("model", "model"), ("ema", "model_ema"))
+                  if key in content}
+        if states:
+            return _choose(states, path, weights)
         if "state_dict" in content:
             return _state_dict(content["state_dict"], path), "unknown"
     return _state_dict(content, path), "unknown"
+
+
+def _choose(states: dict[str, dict[str, Tensor]], path: Path, wanted: str | None) -> tuple[dict[str, Tensor], str]:
+    """The wanted weights; unasked, those that upstream uses, or the only ones there are."""
+    usual = "model" if is_lightgen(next(iter(states.values()))) else "ema"
+    kind = wanted or (usual if usual in states else next(iter(states)))
+    if kind not in states:
+        raise GtRError(f"{path.name} has no {kind} weights, only {', '.join(states)}: ask for those")
+    return states[kind], kind
 
 
 def _state_dict(content, path: Path) -> dict[str, Tensor]:
@@ -212,11 +221,7 @@ def _state_dict(content, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise GtRError(f"{path.name}: entry {name!r} is a {type(value).__name__}, expected named tensors: "
                            "choose a model checkpoint")
-    return dict(content)
-
-
-def _strip(name: str) -> str:
-    return name.removeprefix("module.")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from . import flops, pipeline
-from .checkpoint import DTYPES, Checkpoint, convert, load_mar, load_vae, read_checkpoint
+from .checkpoint import DTYPES, Checkpoint, convert, load_model, load_vae, read_checkpoint
 from .classes import parse_labels
 from .demo import DEMO_MAR, DEMO_VAE
 from .errors import GtRError
@@ -24,7 +24,8 @@ from .plan import make_plan
 from .png import write_png
 from .sampler import GUIDANCE_SCHEDULES, Guidance, Progress
 from .schedule import PRESETS, SCOPES, Schedule, preset
-from .spec import VARIANTS, MARSpec, is_vae, mar_spec
+from .infer import is_vae
+from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,17 +50,19 @@ def info(options: argparse.Namespace) -> None:
 
 def describe(checkpoint: Checkpoint) -> dict:
     """Family, variant, sizes, dtypes and weights of a checkpoint. Raises GtRError when it is not usable."""
-    load = load_vae if is_vae(checkpoint.tensors) else load_mar
+    load = load_vae if is_vae(checkpoint.tensors) else load_model
     spec, tensors = load(checkpoint)
-    facts = {"file": str(checkpoint.path), "family": "KL VAE" if load is load_vae else "MAR",
+    family = {MARSpec: "MAR", LightGenSpec: "LightGen"}.get(type(spec), "KL VAE")
+    facts = {"file": str(checkpoint.path), "family": family,
              "variant": f"f{spec.stride}" if load is load_vae else spec.name,
              "parameters": sum(t.numel() for t in tensors.values()), "tensors": len(tensors),
              "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})}
+    if load is load_model:
+        facts |= {"image": list(spec.latent.size(spec.grid)), "grid": list(spec.grid), "weights": checkpoint.weights}
     if isinstance(spec, MARSpec):
-        facts |= {"image": list(spec.image_size), "grid": list(spec.grid), "classes": spec.classes,
-                  "weights": checkpoint.weights}
-        if checkpoint.warning:
-            facts["warning"] = checkpoint.warning
+        facts["classes"] = spec.classes
+    if checkpoint.warning:
+        facts["warning"] = checkpoint.warning
     return facts | {"spec": asdict(spec)}
 
 
@@ -99,7 +102,7 @@ def generate(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if output.suffix.lower() != ".png":
         raise GtRError(f"output '{output.name}': expected a name that ends in .png")
-    model = pipeline.build_mar(DEMO_MAR if demo else options.model, device=options.device, dtype=DTYPES[options.dtype])
+    model = pipeline.build_model(DEMO_MAR if demo else options.model, device=options.device, dtype=DTYPES[options.dtype])
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     pipeline.check_pair(model, vae)
     labels = _labels(options, model.spec)
@@ -148,10 +151,12 @@ def _grid(text: str) -> tuple[int, int]:
     return numbers
 
 
-def _spec(model: str) -> MARSpec:
+def _spec(model: str) -> ModelSpec:
     if model in VARIANTS.values():
         return mar_spec(model)
-    return load_mar(read_checkpoint(DEMO_MAR if model == "demo" else model))[0]
+    if model == LIGHTGEN.name:
+        return LIGHTGEN
+    return load_model(read_checkpoint(DEMO_MAR if model == "demo" else model))[0]
 
 
 def _fts(options: argparse.Namespace) -> FTS | None:
@@ -185,12 +190,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("info", info, "what a model file holds")
     sub.add_argument("file")
-    sub.add_argument("--weights", choices=("ema", "model"), default="ema")
+    sub.add_argument("--weights", choices=("ema", "model"), help="default: ema of MAR, model of LightGen")
 
     sub = verb("convert", convert_file, "original .pth or .ckpt -> .safetensors; nothing in it is executed")
     sub.add_argument("source", metavar="IN")
     sub.add_argument("target", metavar="OUT")
-    sub.add_argument("--weights", choices=("ema", "model"), default="ema")
+    sub.add_argument("--weights", choices=("ema", "model"), help="default: ema of MAR, model of LightGen")
     sub.add_argument("--dtype", choices=tuple(DTYPES), help="of the transformer; the diffusion head stays float32")
     sub.add_argument("--heads", type=int, help="attention heads, for widths other than MAR-B, L and H")
     sub.add_argument("--overwrite", action="store_true")
@@ -203,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("flops", count_flops, "TFLOPs per image, counted from the plan")
     _schedule_options(sub)
-    sub.add_argument("--model", default="mar-h", help=f"{', '.join(VARIANTS.values())}, demo or a file")
+    sub.add_argument("--model", default="mar-h", help=f"{', '.join(VARIANTS.values())}, lightgen, demo or a file")
     sub.add_argument("--no-cfg", action="store_true", help="without guidance")
 
     sub = verb("generate", generate, "make pictures")

@@ -1,5 +1,7 @@
 """FLOPs of a plan. Convention: 2 per multiply-add, attention's matrix products counted, guidance doubled, no VAE
-and no element-wise work; counted for the plain implementation (every head evaluation complete)."""
+and no element-wise work; counted for the plain implementation: every head evaluation complete, and for LightGen
+encoder and decoder in both guidance halves and cross-attention at every position, as upstream runs them. The text
+aligner, which runs once per picture, is left out."""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from .diffusion import chain
 from .fts import FTS
 from .plan import Plan, Step, make_plan
 from .schedule import Schedule, preset
-from .spec import HeadSpec, MARSpec
+from .spec import HeadSpec, LightGenSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Flops:
         return {part: getattr(self, part) / 1e12 for part in ("encoder", "decoder", "head", "total")}
 
 
-def head_evaluations(step: Step, spec: MARSpec, fts: FTS | None) -> Iterator[tuple[int, int]]:
+def head_evaluations(step: Step, spec: ModelSpec, fts: FTS | None) -> Iterator[tuple[int, int]]:
     """(tokens, diffusion steps) of the groups of one AR step, per image: one chain each."""
     detail = fts.count(step.tokens) if fts is not None and step.reconstruction else 0
     for tokens, steps in ((detail, fts.detail_steps if fts else 0), (step.tokens - detail, step.diffusion_steps)):
@@ -41,39 +43,53 @@ def head_evaluations(step: Step, spec: MARSpec, fts: FTS | None) -> Iterator[tup
             yield tokens, len(chain(steps, spec.diffusion))
 
 
-def count_step(step: Step, spec: MARSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
-    """FLOPs of one AR step for one image."""
+def count_step(step: Step, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
+    """FLOPs of one AR step for one image. The decoder's include LightGen's cross-attention decoder."""
     known, masked = step.known.shape[1], step.tokens + step.context.shape[1]
     halves = 2 if guided else 1
     encoded = spec.buffer + known
     encoder = 2 * known * spec.head.channels * spec.dim + spec.encoder_depth * _block(encoded, spec)
     decoder = 2 * encoded * spec.dim**2 + spec.decoder_depth * _block(encoded + masked, spec)
+    if isinstance(spec, LightGenSpec):
+        decoder += 2 * (known + masked) * spec.dim**2 + spec.cross_depth * _cross_block(known + masked, spec)
     evaluations = sum(tokens * steps for tokens, steps in head_evaluations(step, spec, fts))
     return Flops(halves * encoder, halves * decoder, halves * evaluations * _head_row(spec.head))
 
 
-def count_plan(plan: Plan, spec: MARSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
+def count_plan(plan: Plan, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
     """FLOPs of a whole plan for one image."""
     return sum((count_step(step, spec, guided=guided, fts=fts) for step in plan.steps), Flops())
 
 
-def count_schedule(schedule: Schedule, spec: MARSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
-    """FLOPs of a schedule on the model's own grid; the order does not matter for the count."""
-    return count_plan(make_plan(schedule, spec.grid, (0,)), spec, guided=guided, fts=fts)
+def count_schedule(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None,
+                   grid: tuple[int, int] | None = None) -> Flops:
+    """FLOPs of a schedule on ``grid``, by default the model's usual one; the order does not matter for the count."""
+    return count_plan(make_plan(schedule, grid or spec.grid, (0,)), spec, guided=guided, fts=fts)
 
 
-def report(schedule: Schedule, spec: MARSpec, *, guided: bool = True, fts: FTS | None = None) -> dict:
+def origin_of(spec: ModelSpec) -> Schedule:
+    """The schedule that a model's speed is compared with."""
+    return preset("lightgen-origin" if isinstance(spec, LightGenSpec) else "origin")
+
+
+def report(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None) -> dict:
     """The ``flops`` verb's answer: TFLOPs per part, the origin's total and the ratio to it."""
     own = count_schedule(schedule, spec, guided=guided, fts=fts)
-    origin = count_schedule(preset("origin"), spec, guided=guided)
+    origin = count_schedule(origin_of(spec), spec, guided=guided)
     return {"model": spec.name, "preset": schedule.name, "tflops": own.tera(),
             "origin_total": origin.total / 1e12, "speedup": origin.total / own.total}
 
 
-def _block(tokens: int, spec: MARSpec) -> int:
+def _block(tokens: int, spec: ModelSpec) -> int:
     """A transformer block: qkv, proj, two MLP layers, two attention products."""
     linear = 2 * tokens * spec.dim**2 * (4 + 2 * spec.mlp_ratio)
     return linear + 4 * tokens**2 * spec.dim
+
+
+def _cross_block(tokens: int, spec: LightGenSpec) -> int:
+    """A cross-attention block: query and proj, kv of the text, two attention products, two MLP layers."""
+    linear = 2 * spec.dim**2 * (tokens * (2 + 2 * spec.mlp_ratio) + 2 * spec.text_length)
+    return linear + 4 * tokens * spec.text_length * spec.dim
 
 
 def _head_row(head: HeadSpec) -> int:

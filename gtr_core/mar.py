@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -84,18 +86,23 @@ class MAR(nn.Module):
             x = block(x)
         return self.decoder_norm(x)
 
-    def forward(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, condition: Tensor) -> Tensor:
-        """Conditioning vectors z (B, T, D) for the masked positions ``targets`` (B, T).
+    def forward(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, conditions: Sequence[Tensor],
+                grid: tuple[int, int] | None = None) -> tuple[Tensor, ...]:
+        """Conditioning vectors z (B, T, D) of the masked positions ``targets`` (B, T), one tensor per condition.
 
         ``tokens`` (B, L, C) holds values at ``known`` (B, K); the decoder sees mask tokens at ``targets`` and at
-        ``context`` (B, M), the masked positions that are not decoded now; ``condition`` (B, D) is
-        :meth:`embed_condition`. All index tensors are int64 on the tokens' device, K and M may be 0.
+        ``context`` (B, M), the masked positions that are not decoded now; ``conditions`` are (B, D) each, from
+        :meth:`embed_condition` (guidance: the unconditional one second). All index tensors are int64 on the tokens'
+        device, K and M may be 0. ``grid`` is the spec's own.
         """
-        encoded = self.encode(tokens, known, condition)
+        halves = len(conditions)
+        tokens, known, targets, context = (t.repeat(halves, *[1] * (t.ndim - 1)) for t in
+                                           (tokens, known, targets, context))
+        encoded = self.encode(tokens, known, torch.cat(list(conditions)))
         decoded = self.decode(encoded, known, torch.cat([targets, context], dim=1))
         start = self.spec.buffer + known.shape[1]
         z = decoded[:, start:start + targets.shape[1]]
-        return z + self.diffusion_pos_embed_learned[0].to(z)[targets]
+        return (z + self.diffusion_pos_embed_learned[0].to(z)[targets]).chunk(halves)
 
     def _positions(self, table: Tensor, positions: Tensor, like: Tensor) -> Tensor:
         """Rows of a position table for [buffer, positions]: (B, buffer + n, D)."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from .fts import FTS
 from .plan import Plan
-from .spec import MARSpec
+from .spec import ModelSpec
 
 # Tensors of (rows, dim) that live at once in a block: residual, norm, q, k, v, output; and the MLP's two.
 BLOCK_TENSORS = 6
 HEAD_TENSORS = 8
 
 
-def activation_bytes(plan: Plan, spec: MARSpec, *, guided: bool, itemsize: int, fts: FTS | None = None) -> int:
+def activation_bytes(plan: Plan, spec: ModelSpec, *, guided: bool, itemsize: int, fts: FTS | None = None) -> int:
     """An upper estimate in bytes for ``plan``; ``itemsize`` is the transformer's, the head works in float32."""
     rows, peak = plan.batch * (2 if guided else 1), 0
     for step in plan.steps:

@@ -8,30 +8,35 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from .errors import GtRError
-from .spec import DiffusionSpec, LatentSpec, MARSpec, Shapes, infer_mar_spec
+from .infer import Shapes, infer_lightgen_spec, infer_mar_spec, is_lightgen
+from .spec import DiffusionSpec, LatentSpec, ModelSpec
 
 SPEC_KEY = "gtr.spec"
 WEIGHTS_KEY = "gtr.weights"
-_CARRIED = ("name", "grid", "heads", "latent", "diffusion", "norm_eps", "class_names")
+_CARRIED = ("name", "grid", "heads", "latent", "diffusion", "norm_eps", "class_names", "text_length", "corrected_positions")
 
 
-def spec_metadata(spec: MARSpec, weights: str) -> dict[str, str]:
+def spec_metadata(spec: ModelSpec, weights: str) -> dict[str, str]:
     """Metadata of a safetensors file: the spec's fields that shapes do not give, and which weights it holds.
 
     ``weights`` is ``ema``, ``model`` (not averaged) or ``unknown``.
     """
     fields = asdict(spec)
-    return {"format": "pt", WEIGHTS_KEY: weights, SPEC_KEY: json.dumps({key: fields[key] for key in _CARRIED})}
+    return {"format": "pt", WEIGHTS_KEY: weights, SPEC_KEY: json.dumps({key: fields[key] for key in _CARRIED if key in fields})}
 
 
-def read_mar_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, heads: int | None = None) -> MARSpec:
-    """The spec of a MAR state dict: inferred from shapes, completed by metadata where there is some.
+def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, heads: int | None = None) -> ModelSpec:
+    """The spec of a MAR or LightGen state dict: inferred from shapes, completed by metadata where there is some.
 
     Raises GtRError when the metadata is not what :func:`spec_metadata` writes or does not fit the shapes.
     """
     overrides = _overrides((metadata or {}).get(SPEC_KEY))
     stored_heads = overrides.pop("heads", None)
-    return infer_mar_spec(shapes, heads=heads or stored_heads, **overrides)
+    infer = infer_lightgen_spec if is_lightgen(shapes) else infer_mar_spec
+    try:
+        return infer(shapes, heads=heads or stored_heads, **overrides)
+    except TypeError as error:
+        raise GtRError(f"metadata '{SPEC_KEY}' does not fit the model ({error}): convert the original file again") from error
 
 
 def _overrides(text: str | None) -> dict:
@@ -89,4 +94,5 @@ def _grid(value) -> tuple[int, int]:
 
 
 _PARSERS = {"name": str, "grid": _grid, "heads": _count, "latent": _latent, "diffusion": _diffusion,
-            "norm_eps": _finite, "class_names": lambda names: tuple(map(str, names))}
+            "norm_eps": _finite, "class_names": lambda names: tuple(map(str, names)),
+            "text_length": _count, "corrected_positions": bool}

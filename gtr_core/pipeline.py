@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import load_mar, load_vae, read_checkpoint
+from .checkpoint import load_model, load_vae, read_checkpoint
 from .errors import GtRError
 from .fts import FTS
 from .latent import tokens_to_latent
-from .mar import MAR
+from .models import Model, build
 from .noise import SeededNoise, image_seeds
 from .plan import make_plan
 from .sampler import Callback, Guidance, sample
@@ -21,10 +21,11 @@ from .schedule import Schedule
 from .vae import KLVAE
 
 
-def build_mar(path: str | os.PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> MAR:
-    """A MAR in evaluation mode from a checkpoint; ``dtype`` is the transformer's, the head is float32."""
-    spec, tensors = load_mar(read_checkpoint(path))
-    model = MAR(spec, device=device, dtype=dtype)
+def build_model(path: str | os.PathLike, *, device: torch.device | str = "cpu",
+                dtype: torch.dtype = torch.float32) -> Model:
+    """A model in evaluation mode from a checkpoint; ``dtype`` is the transformer's, the head is float32."""
+    spec, tensors = load_model(read_checkpoint(path))
+    model = build(spec, device=device, dtype=dtype)
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
@@ -37,7 +38,7 @@ def build_vae(path: str | os.PathLike, *, device: torch.device | str = "cpu") ->
     return vae.to(device).eval().requires_grad_(False)
 
 
-def check_pair(model: MAR, vae: KLVAE) -> None:
+def check_pair(model: Model, vae: KLVAE) -> None:
     """Raises GtRError when the VAE's latents are not what the model generates."""
     latent, spec = model.spec.latent, vae.spec
     if (latent.channels, latent.stride) != (spec.embed_channels, spec.stride):
@@ -45,15 +46,17 @@ def check_pair(model: MAR, vae: KLVAE) -> None:
                        f"decodes {spec.embed_channels} channels at 1/{spec.stride}: use the model's own VAE")
 
 
-def generate_latents(model: MAR, schedule: Schedule, labels: Sequence[int], seed: int, *, guidance: Guidance,
-                     temperature: float = 1.0, fts: FTS | None = None, device: torch.device | str = "cpu",
-                     dtype: torch.dtype = torch.float32, callback: Callback | None = None) -> Tensor:
-    """VAE-scale latents (B, C, H, W), one image per label; image k has the seed ``seed + k``."""
-    spec, seeds = model.spec, image_seeds(seed, len(labels))
-    tokens = sample(model, make_plan(schedule, spec.grid, seeds), torch.tensor(labels),
+def generate_latents(model: Model, schedule: Schedule, condition: Tensor | Sequence[int], seed: int, *,
+                     guidance: Guidance, grid: tuple[int, int] | None = None, temperature: float = 1.0,
+                     fts: FTS | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+                     callback: Callback | None = None) -> Tensor:
+    """VAE-scale latents (B, C, H, W), one image per label or text; image k has the seed ``seed + k``."""
+    spec, seeds = model.spec, image_seeds(seed, len(condition))
+    grid = grid or spec.grid
+    tokens = sample(model, make_plan(schedule, grid, seeds), torch.as_tensor(condition),
                     SeededNoise(seeds, spec.head.channels), guidance=guidance, temperature=temperature, fts=fts,
                     device=device, dtype=dtype, callback=callback)
-    return tokens_to_latent(tokens, spec.grid, spec.latent)
+    return tokens_to_latent(tokens, grid, spec.latent)
 
 
 @torch.no_grad()

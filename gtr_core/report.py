@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from .flops import Flops, count_schedule, count_step, head_evaluations
+from .flops import Flops, count_schedule, count_step, head_evaluations, origin_of
 from .fts import FTS
 from .plan import Plan
-from .schedule import preset
-from .spec import MARSpec
+from .spec import ModelSpec
 
 
-def run_report(plan: Plan, spec: MARSpec, *, guided: bool, fts: FTS | None, seconds: float) -> str:
+def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, fts: FTS | None, seconds: float) -> str:
     """Per stage: AR steps, tokens, head evaluations (per token, without guidance's second half), FLOPs; then the
     totals against the origin. FLOPs are per image."""
     lines = [f"{plan.schedule.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, "
@@ -26,7 +25,7 @@ def run_report(plan: Plan, spec: MARSpec, *, guided: bool, fts: FTS | None, seco
                      f"{evaluations} head evaluations, {flops.total / 1e12:.3g} TFLOPs")
         total += flops
     if plan.steps:
-        origin = count_schedule(preset("origin"), spec, guided=guided)
+        origin = count_schedule(origin_of(spec), spec, guided=guided, grid=plan.grid)
         lines.append(f"total {total.total / 1e12:.3g} TFLOPs per image, the origin needs {origin.total / 1e12:.3g} "
                      f"({origin.total / total.total:.2f} x)")
     return "\n".join(lines)

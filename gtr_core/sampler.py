@@ -12,7 +12,7 @@ from torch import Tensor
 from .diffusion import chain, denoise
 from .errors import GtRError
 from .fts import FTS, select
-from .mar import MAR
+from .models import Model
 from .noise import NoiseSource
 from .plan import Plan, Step
 
@@ -63,32 +63,33 @@ Callback = Callable[[Progress], None]
 
 
 @torch.no_grad()
-def sample(model: MAR, plan: Plan, condition: Tensor, noise: NoiseSource, *, tokens: Tensor | None = None,
-           guidance: Guidance = Guidance(), temperature: float = 1.0, fts: FTS | None = None,
+def sample(model: Model, plan: Plan, condition: Tensor, noise: NoiseSource, *, tokens: Tensor | None = None,
+           negative: Tensor | None = None, guidance: Guidance = Guidance(), temperature: float = 1.0, fts: FTS | None = None,
            device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
            callback: Callback | None = None) -> Tensor:
     """Decode tokens (B, L, C) float32 in model scale by ``plan``.
 
-    ``condition`` is what the model's ``embed_condition`` takes (MAR: labels (B,) int64, -1 = unconditional).
+    ``condition`` is what the model's ``embed_condition`` takes (MAR: labels (B,) int64, -1 = unconditional;
+    LightGen: text states (B, T, caption_dim)). Guidance leads away from ``negative``, by default from what the model
+    learned for no condition.
     ``tokens`` (B, L, C) gives the values of positions that the plan leaves alone; they come back unchanged.
     ``dtype`` is the transformer's compute dtype; the diffusion chain and the head are float32. ``callback`` is
     called before every AR step, every 8 diffusion steps and at the end; an exception that it raises cancels the
     run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
     """
-    _check(model, plan, condition, tokens, temperature)
-    halves = 2 if guidance.enabled else 1
+    _check(model, plan, condition, negative, tokens, temperature)
     tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
     tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
-    embedded = model.embed_condition(condition.to(device), dtype)
+    conditions = [model.embed_condition(condition.to(device), dtype)]
     if guidance.enabled:
-        embedded = torch.cat([embedded, model.null_condition(embedded)])
+        conditions.append(model.null_condition(conditions[0]) if negative is None
+                          else model.embed_condition(negative.to(device), dtype))
     tables = upload_tables(plan, device)
     for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
         tick = _ticker(callback, plan, index, tokens, known)
         tick(0)
-        z = model(*(_rows(t, halves) for t in (tokens.to(dtype), known, targets, context)), embedded).float()
-        values = _denoise_step(model, step, index, z.chunk(halves), noise, guidance.at(step.progress), temperature,
-                               fts, tick)
+        z = tuple(half.float() for half in model(tokens.to(dtype), known, targets, context, conditions, plan.grid))
+        values = _denoise_step(model, step, index, z, noise, guidance.at(step.progress), temperature, fts, tick)
         tokens.scatter_(1, targets[..., None].expand_as(values), values)
     if callback is not None:
         everywhere = torch.arange(plan.tokens, device=device).expand(plan.batch, -1)
@@ -107,7 +108,7 @@ def upload_tables(plan: Plan, device: torch.device | str) -> list[tuple[Tensor, 
     return list(zip(tables[0::3], tables[1::3], tables[2::3]))
 
 
-def _denoise_step(model: MAR, step: Step, index: int, z: tuple[Tensor, ...], noise: NoiseSource, scale: float,
+def _denoise_step(model: Model, step: Step, index: int, z: tuple[Tensor, ...], noise: NoiseSource, scale: float,
                   temperature: float, fts: FTS | None, tick: Callable[[int], None]) -> Tensor:
     """Diffusion of one AR step: z, conditional and maybe unconditional, each (B, n, D) -> values (B, n, C)."""
     batch, count = z[0].shape[:2]
@@ -138,11 +139,6 @@ def _pick(t: Tensor, rows: Tensor | None) -> Tensor:
     return t.gather(-2, index)
 
 
-def _rows(t: Tensor, halves: int) -> Tensor:
-    """The batch once per guidance half: conditional rows first."""
-    return t if halves == 1 else torch.cat([t] * halves)
-
-
 def _ticker(callback: Callback | None, plan: Plan, index: int, tokens: Tensor, known: Tensor) -> Callable[[int], None]:
     """Reports diffusion step j of AR step ``index``, every few steps."""
     step = plan.steps[index]
@@ -155,14 +151,14 @@ def _ticker(callback: Callback | None, plan: Plan, index: int, tokens: Tensor, k
     return tick
 
 
-def _check(model: MAR, plan: Plan, condition: Tensor, tokens: Tensor | None, temperature: float) -> None:
+def _check(model: Model, plan: Plan, condition: Tensor, negative: Tensor | None, tokens: Tensor | None,
+           temperature: float) -> None:
     spec = model.spec
     shape = (plan.batch, plan.tokens, spec.head.channels)
-    if plan.grid != spec.grid:
-        raise GtRError(f"a plan for {plan.grid[0]} x {plan.grid[1]} tokens, but {spec.name} has "
-                       f"{spec.grid[0]} x {spec.grid[1]}: make the plan for the model's grid")
-    if condition.shape[0] != plan.batch:
-        raise GtRError(f"{condition.shape[0]} conditions for a batch of {plan.batch}: give one per image")
+    spec.check_grid(plan.grid)
+    for given in (condition,) if negative is None else (condition, negative):
+        if given.shape[0] != plan.batch:
+            raise GtRError(f"{given.shape[0]} conditions for a batch of {plan.batch}: give one per image")
     if not 0 <= temperature < float("inf"):
         raise GtRError(f"temperature {temperature}: expected 0 or more")
     if tokens is None and plan.steps and plan.steps[0].known.shape[1]:

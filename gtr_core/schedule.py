@@ -111,6 +111,9 @@ PRESETS: dict[str, Schedule] = {schedule.name: schedule for schedule in (
     Schedule("gtr-paper", "gtr", (24, 6, 2), decoder_scope="stage", note="the paper's printed rates"),
     Schedule("gtr-full", "gtr", (10, 6, 2), note="fits the paper's FLOPs with the full decoder"),
     Schedule("gtr-extreme", "gtr", (8, 3, 2), decoder_scope="stage", note="about the paper's extreme setting"),
+    Schedule("lightgen-origin", "random", (32,), diffusion=(50, 50, 50), note="LightGen's: 32 AR, 50 diffusion steps"),
+    Schedule("gtr-lightgen", "gtr", (10, 6, 4, 2), decoder_scope="stage", note="for 1024 tokens, fits the paper's 3.3 x"),
+    Schedule("gtr-lightgen-fast", "gtr", (12, 4, 2, 2), decoder_scope="stage", note="for 1024 tokens, fits 3.8 x"),
 )}
 
 

@@ -143,14 +143,16 @@ class KLVAE(nn.Module):
         super().__init__()
         self.spec = spec
         self.encoder, self.decoder = Encoder(spec), Decoder(spec)
-        self.quant_conv = nn.Conv2d(2 * spec.latent_channels, 2 * spec.embed_channels, 1)
-        self.post_quant_conv = nn.Conv2d(spec.embed_channels, spec.latent_channels, 1)
+        if spec.quant:
+            self.quant_conv = nn.Conv2d(2 * spec.latent_channels, 2 * spec.embed_channels, 1)
+            self.post_quant_conv = nn.Conv2d(spec.embed_channels, spec.latent_channels, 1)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, H, W) in [-1, 1] -> posterior mean and log-variance (clamped to [-30, 20])."""
-        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        h = self.encoder(images)
+        mean, logvar = (self.quant_conv(h) if self.spec.quant else h).chunk(2, dim=1)
         return mean, torch.clamp(logvar, -30.0, 20.0)
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, C, h, w) -> images (B, 3, h * stride, w * stride), not clamped."""
-        return self.decoder(self.post_quant_conv(latents))
+        return self.decoder(self.post_quant_conv(latents) if self.spec.quant else latents)

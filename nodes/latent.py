@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..gtr_core.errors import GtRError
-from ..gtr_core.spec import MARSpec
+from ..gtr_core.spec import ModelSpec
 from . import host
 from ._api import MarModel, io
 
@@ -34,17 +34,18 @@ class EmptyLatent(io.ComfyNode):
     @classmethod
     def execute(cls, model, width: int, height: int, batch_size: int = 1) -> io.NodeOutput:
         spec = model.spec
-        own_height, own_width = spec.image_size
+        own_height, own_width = spec.latent.size(spec.grid)
+        pixels = spec.latent.stride * spec.latent.patch
         size = (height or own_height, width or own_width)
-        if size != spec.image_size:
-            raise GtRError(f"{spec.name} draws {own_width} x {own_height} pixels only, found {size[1]} x {size[0]}: "
-                           "set width and height to 0 for the model's own size")
+        if size[0] % pixels or size[1] % pixels:
+            raise GtRError(f"{size[1]} x {size[0]} pixels: {spec.name} needs a width and height divisible by {pixels}")
+        spec.check_grid((size[0] // pixels, size[1] // pixels))
         cells = (size[0] // spec.latent.stride, size[1] // spec.latent.stride)
         samples = host.to_wire(torch.zeros(batch_size, spec.latent.channels, *cells))
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": spec.latent.stride})
 
 
-def latent_samples(latent: dict, patcher, spec: MARSpec) -> Tensor:
+def latent_samples(latent: dict, patcher, spec: ModelSpec) -> Tensor:
     """The samples (B, C, H, W) of a LATENT, checked; stock empty latents are fitted to the model. Raises GtRError."""
     samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], latent.get("downscale_ratio_spacial"))
     if samples.ndim != 4 or samples.shape[0] < 1:
@@ -52,19 +53,24 @@ def latent_samples(latent: dict, patcher, spec: MARSpec) -> Tensor:
     if samples.shape[1] != spec.latent.channels:
         raise GtRError(f"the latent has {samples.shape[1]} channels, {spec.name} needs {spec.latent.channels}: use "
                        "Empty MAR Latent, or encode the picture with the model's own VAE")
-    cells = tuple(side * spec.latent.patch for side in spec.grid)
-    if tuple(samples.shape[2:]) != cells:
-        stride = spec.latent.stride
-        raise GtRError(f"the latent is {samples.shape[3] * stride} x {samples.shape[2] * stride} pixels, {spec.name} draws "
-                       f"{cells[1] * stride} x {cells[0] * stride}: use Empty MAR Latent, or scale the picture first")
+    patch, stride = spec.latent.patch, spec.latent.stride
+    if samples.shape[2] % patch or samples.shape[3] % patch:
+        raise GtRError(f"the latent is {samples.shape[3] * stride} x {samples.shape[2] * stride} pixels, {spec.name} needs "
+                       f"a width and height divisible by {patch * stride}: use Empty MAR Latent, or scale the picture")
+    spec.check_grid(token_grid(samples, spec))
     return samples
 
 
-def unknown_tokens(latent: dict, batch: int, spec: MARSpec) -> Tensor:
+def token_grid(samples: Tensor, spec: ModelSpec) -> tuple[int, int]:
+    """The token grid (h, w) of a latent (B, C, H, W)."""
+    return samples.shape[2] // spec.latent.patch, samples.shape[3] // spec.latent.patch
+
+
+def unknown_tokens(latent: dict, batch: int, grid: tuple[int, int]) -> Tensor:
     """Which tokens are to be drawn, (B, h, w) bool: all, or those with a pixel in ``noise_mask`` above one half."""
     mask = latent.get("noise_mask")
     if mask is None:
-        return torch.ones(batch, *spec.grid, dtype=torch.bool)
+        return torch.ones(batch, *grid, dtype=torch.bool)
     mask = mask.float().reshape(-1, 1, *mask.shape[-2:])
-    tokens = F.adaptive_max_pool2d(mask, spec.grid)[:, 0] > 0.5
+    tokens = F.adaptive_max_pool2d(mask, grid)[:, 0] > 0.5
     return tokens[torch.arange(batch) % tokens.shape[0]].cpu()

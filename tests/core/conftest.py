@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gtr_pack.gtr_core.infer import infer_mar_spec
 from gtr_pack.gtr_core.mar import MAR
-from gtr_pack.gtr_core.spec import infer_mar_spec
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from gtr_pack.gtr_core import checkpoint as module
-from gtr_pack.gtr_core.checkpoint import convert, load_mar, load_vae, read_checkpoint
+from gtr_pack.gtr_core.checkpoint import convert, load_model, load_vae, read_checkpoint
 from gtr_pack.gtr_core.errors import GtRError
-from gtr_pack.gtr_core.metadata import SPEC_KEY, read_mar_spec, spec_metadata
-from gtr_pack.gtr_core.spec import DiffusionSpec, LatentSpec, infer_mar_spec
+from gtr_pack.gtr_core.infer import infer_mar_spec
+from gtr_pack.gtr_core.metadata import SPEC_KEY, read_spec, spec_metadata
+from gtr_pack.gtr_core.spec import DiffusionSpec, LatentSpec
 from safetensors.torch import save_file
 
 
@@ -42,12 +43,12 @@ def one_line(caught) -> str:
 
 def refusal(path, **settings) -> str:
     with pytest.raises(GtRError) as caught:
-        load_mar(read_checkpoint(path, **settings), heads=4)
+        load_model(read_checkpoint(path, **settings), heads=4)
     return one_line(caught)
 
 
 def test_safetensors_round_trip(good, weights, spec):
-    found, tensors = load_mar(read_checkpoint(good))
+    found, tensors = load_model(read_checkpoint(good))
     assert found == spec
     assert all(torch.equal(tensors[name], t) for name, t in weights.items())
 
@@ -57,7 +58,7 @@ def test_metadata_carries_what_shapes_do_not_give(spec, weights):
     rich = replace(spec, name="x", latent=LatentSpec(16, 4, 1, 0.5, 0.1, ((0.1, 0.2, 0.3),) * 17),
                    diffusion=DiffusionSpec(beta_cap=0.2, max_timestep=950), class_names=tuple("abcdefghij"))
     shapes = {name: tuple(t.shape) for name, t in weights.items()}
-    assert read_mar_spec(shapes, spec_metadata(rich, "ema")) == rich
+    assert read_spec(shapes, spec_metadata(rich, "ema")) == rich
 
 
 @pytest.mark.parametrize("text, words", [
@@ -70,7 +71,7 @@ def test_metadata_carries_what_shapes_do_not_give(spec, weights):
 def test_wrong_metadata(text, words, weights, tmp_path):
     save_file(weights, tmp_path / "m.safetensors", metadata={SPEC_KEY: text})
     with pytest.raises(GtRError, match=words) as caught:
-        load_mar(read_checkpoint(tmp_path / "m.safetensors"))
+        load_model(read_checkpoint(tmp_path / "m.safetensors"))
     one_line(caught)
 
 
@@ -172,7 +173,7 @@ def test_tensors_that_do_not_fit(case, weights, tmp_path):
     change, words = CHANGES[case]
     save_file(changed(weights, change), tmp_path / "m.safetensors")
     with pytest.raises(GtRError, match=words) as caught:
-        load_mar(read_checkpoint(tmp_path / "m.safetensors"), heads=4)
+        load_model(read_checkpoint(tmp_path / "m.safetensors"), heads=4)
     one_line(caught)
 
 
@@ -195,7 +196,7 @@ def test_pickles_of_something_else(content, words, tmp_path):
 def test_a_width_without_known_heads(weights, tmp_path):
     save_file(weights, tmp_path / "m.safetensors")
     with pytest.raises(GtRError, match="--heads N"):
-        load_mar(read_checkpoint(tmp_path / "m.safetensors"))
+        load_model(read_checkpoint(tmp_path / "m.safetensors"))
 
 
 def test_a_missing_file(tmp_path):
@@ -208,7 +209,7 @@ def test_convert(weights, tmp_path):
     before = source.read_bytes()
     result = convert(source, target, dtype="bfloat16", heads=4)
     assert result.weights == "ema" and result.warning is None
-    spec, tensors = load_mar(read_checkpoint(target))
+    spec, tensors = load_model(read_checkpoint(target))
     assert spec.heads == 4
     for name, t in tensors.items():
         head = name.startswith("diffloss.")

@@ -58,7 +58,7 @@ def test_agreement_with_torchs_counter(schedule, guided, fts):
     """The plain implementation really run, on the meta device: shapes and operations without numbers."""
     spec = replace(mar_spec("mar-b"), encoder_depth=3, decoder_depth=2)
     plan = make_plan(schedule, spec.grid, (0,))
-    model = MAR(spec, device="meta")
+    model = MAR(spec, device="meta").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         sample(model, plan, torch.zeros(1, dtype=torch.int64), MetaNoise((0,), 16), device="meta", fts=fts,
                guidance=Guidance(3.0 if guided else 1.0))

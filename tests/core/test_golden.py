@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +11,17 @@ import pytest
 import torch
 from gtr_pack.gtr_core.diffusion import chain, denoise, guided
 from gtr_pack.gtr_core.head import timestep_features
+from gtr_pack.gtr_core.infer import infer_mar_spec, infer_vae_spec
 from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.plan import plan_from_sequences
 from gtr_pack.gtr_core.sampler import Guidance, sample
 from gtr_pack.gtr_core.schedule import Schedule, cosine_counts
-from gtr_pack.gtr_core.spec import KL16, infer_mar_spec, infer_vae_spec, mar_spec
+from gtr_pack.gtr_core.spec import KL16, mar_spec
 from gtr_pack.gtr_core.vae import KLVAE
+from gtr_tests.recorded import RecordedNoise, error, positions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 LAYOUTS = json.loads((GOLDEN / "state_dict_layouts.json").read_text())
-
-
-def error(actual, expected) -> float:
-    """Largest difference in units of the largest expected value."""
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
-def positions(mask: torch.Tensor, value: bool) -> torch.Tensor:
-    return torch.stack([torch.nonzero(row.bool() == value)[:, 0] for row in mask])
 
 
 @pytest.mark.parametrize("case", ["a", "full", "last"])
@@ -38,7 +31,7 @@ def test_backbone(case, golden, tiny_mar):
     assert torch.equal(condition, g["class_embedding"])
     known, masked = positions(g[f"{case}_mask"], False), positions(g[f"{case}_mask"], True)
     assert error(tiny_mar.encode(g["tokens"], known, condition), g[f"{case}_enc"]) < 1e-5
-    z = tiny_mar(g["tokens"], known, masked, masked[:, :0], condition)
+    (z,) = tiny_mar(g["tokens"], known, masked, masked[:, :0], [condition])
     assert error(z, g[f"{case}_z"].gather(1, masked[..., None].expand_as(z))) < 1e-5
 
 
@@ -46,7 +39,7 @@ def test_a_part_of_the_targets_gets_the_same_z(golden, tiny_mar):
     g = golden("mar_tiny_backbone")
     condition = tiny_mar.embed_condition(torch.tensor([3, 7, -1]), torch.float32)
     known, masked = positions(g["a_mask"], False), positions(g["a_mask"], True)
-    z = tiny_mar(g["tokens"], known, masked[:, 5:9], torch.cat([masked[:, :5], masked[:, 9:]], 1), condition)
+    (z,) = tiny_mar(g["tokens"], known, masked[:, 5:9], torch.cat([masked[:, :5], masked[:, 9:]], 1), [condition])
     assert error(z, g["a_z"].gather(1, masked[:, 5:9, None].expand_as(z))) < 1e-5
 
 
@@ -76,19 +69,6 @@ def test_chain_of_100_steps(case, scale, temperature, golden, tiny_mar):
     out = denoise(tiny_mar.head, chain(100), g["z"][:rows], g[f"{case}_init"], g[f"{case}_steps"][:, :rows],
                   z_uncond=g["z"][6:] if scale != 1 else None, scale=scale, temperature=temperature)
     assert error(out, g[f"{case}_out"][:rows]) < 5e-5
-
-
-@dataclass
-class RecordedNoise:
-    """Noise as recorded: one array of rows (image-major) per AR step."""
-
-    arrays: dict[str, torch.Tensor]
-    batch: int
-
-    def draw(self, step, tokens, diffusion_steps):
-        init, steps = self.arrays[f"it{step:02d}_init"], self.arrays[f"it{step:02d}_steps"]
-        shape = (self.batch, tokens, init.shape[-1])
-        return init.view(shape), steps[:, :self.batch * tokens].reshape(diffusion_steps, *shape)
 
 
 LOOPS = {"lin": ([3, 7], Guidance(3.0, "linear"), 1.0), "const": ([1], Guidance(4.0, "constant"), 0.95),

@@ -172,4 +172,7 @@ def test_presets_never_change_meaning():
         "gtr-paper": ("gtr", (24, 6, 2), (50, 20, 20), "stage"),
         "gtr-full": ("gtr", (10, 6, 2), (50, 20, 20), "full"),
         "gtr-extreme": ("gtr", (8, 3, 2), (50, 20, 20), "stage"),
+        "lightgen-origin": ("random", (32,), (50, 50, 50), "full"),
+        "gtr-lightgen": ("gtr", (10, 6, 4, 2), (50, 20, 20), "stage"),
+        "gtr-lightgen-fast": ("gtr", (12, 4, 2, 2), (50, 20, 20), "stage"),
     }

@@ -256,7 +256,7 @@ def test_progress_counts_up_to_the_end(model):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(schedule=replace(preset("gtr-full"), steps=(2, 1, 1)), grid=(8, 8)), "make the plan for the model's grid"),
+    (dict(schedule=replace(preset("gtr-full"), steps=(2, 1, 1)), grid=(8, 8)), "small draws 96 x 96 pixels only, found 128 x 128"),
     (dict(labels=[0]), "give one per image"),
     (dict(temperature=-1.0), "expected 0 or more"),
     (dict(tokens=torch.zeros(2, 36, 5)), "expected \\(2, 36, 4\\)"),

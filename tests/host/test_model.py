@@ -66,7 +66,7 @@ def test_the_model_in_the_host_equals_the_plain_one(graph: Graph) -> None:
     """Same weights, host layers and host attention: the run's latent equals the library's."""
     out, report = graph.sample()
     pipeline, sampler = core(graph, "pipeline"), core(graph, "sampler")
-    plain = pipeline.build_mar(core(graph, "demo").DEMO_MAR)
+    plain = pipeline.build_model(core(graph, "demo").DEMO_MAR)
     latents = pipeline.generate_latents(plain, graph.schedule(), (0, 1), 5, guidance=sampler.Guidance(2.0))
     torch.testing.assert_close(out["samples"], latents, rtol=1e-3, atol=1e-3)
     assert "demo: 2 images, 6 AR steps" in report
