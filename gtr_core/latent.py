@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -21,16 +23,17 @@ def tokens_to_latent(tokens: Tensor, grid: tuple[int, int], spec: LatentSpec) ->
     return latent / spec.scale + spec.shift
 
 
-def preview_colours(tokens: Tensor, grid: tuple[int, int], spec: LatentSpec) -> Tensor:
+def preview_colours(tokens: Tensor, grid: tuple[int, int], spec: LatentSpec,
+                    rgb: Sequence[Sequence[float]] | None = None) -> Tensor:
     """Approximate colours (B, h * p, w * p, 3) in [0, 1] of model-scale tokens.
 
-    Uses the spec's linear map; without one the first three channels stand for red, green and blue.
+    ``rgb`` is a linear map as in ``LatentSpec.rgb``; without one the first three channels stand for red, green, blue.
     """
     scaled = rearrange(tokens.float(), "b (h w) (c p q) -> b (h p) (w q) c", h=grid[0], p=spec.patch, q=spec.patch)
-    if spec.rgb is None:
+    if not rgb:
         colours = scaled[..., :3] / 3
         colours = torch.nn.functional.pad(colours, (0, 3 - colours.shape[-1]))
     else:
-        table = torch.tensor(spec.rgb, device=scaled.device)
+        table = torch.tensor(rgb, device=scaled.device)
         colours = scaled @ table[:-1] + table[-1]
     return ((colours + 1) / 2).clamp(0, 1)

@@ -3,13 +3,15 @@
 from ._api import ComfyExtension, io
 from .conditioning import ClassCondition
 from .latent import EmptyLatent
-from .loaders import LoadMAR, LoadMARVAE
+from .loaders import LoadLightGen, LoadMAR, LoadMARVAE
 from .sampler import Sampler
 from .schedule import FTSNode, PreviewSchedule, Scheduler
+from .text import EncodeText
 
 
 class GtRExtension(ComfyExtension):
     """What ComfyUI asks for the node classes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadMAR, LoadMARVAE, ClassCondition, EmptyLatent, Scheduler, FTSNode, Sampler, PreviewSchedule]
+        return [LoadMAR, LoadLightGen, LoadMARVAE, ClassCondition, EncodeText, EmptyLatent, Scheduler, FTSNode, Sampler,
+                PreviewSchedule]

@@ -38,6 +38,8 @@ class ClassCondition(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, class_name: str, class_list: str = "") -> io.NodeOutput:
+        if not isinstance(model.spec, MARSpec):
+            raise GtRError(f"{model.spec.name} has no classes: use 'LightGen Text Encode' for it")
         labels = parse_labels(class_list, model.spec) if class_list.strip() else (chosen_label(class_name, model.spec),)
         return io.NodeOutput([[torch.tensor(labels, dtype=torch.float32)[:, None, None],
                                {"pooled_output": None, LABELS: labels}]])
@@ -55,11 +57,11 @@ def chosen_label(option: str, spec: MARSpec) -> int:
     return label
 
 
-def labels_for_batch(conditioning, batch: int) -> torch.Tensor:
+def labels_for_batch(conditioning, batch: int, what: str = "positive") -> torch.Tensor:
     """Labels (B,) int64 for a batch: one per image, in turn when there are fewer. Raises GtRError."""
     labels = conditioning[0][1].get(LABELS) if conditioning else None
     if labels is None:
-        raise GtRError("positive is not a class label: expected the output of 'Class Label'; a MAR model is "
+        raise GtRError(f"{what} is not a class label: expected the output of 'Class Label'; a MAR model is "
                        "class-conditional and cannot use a text prompt")
     if len(labels) > batch:
         raise GtRError(f"{len(labels)} classes for a batch of {batch}: set batch_size to {len(labels)} in the empty "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from comfy.cli_args import args
 from PIL import Image
 from torch import Tensor, nn
 
-from ..gtr_core.checkpoint import load_mar, load_vae, read_checkpoint
+from ..gtr_core.checkpoint import load_model, load_vae, read_checkpoint
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
 from ..gtr_core.latent import preview_colours
-from ..gtr_core.mar import MAR
+from ..gtr_core.errors import GtRError
+from ..gtr_core.models import Model, build
 from ..gtr_core.sampler import Progress
-from ..gtr_core.spec import LatentSpec, MARSpec, VAESpec
+from ..gtr_core.spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
 
 logger = logging.getLogger("gtr_mar")
 
@@ -38,12 +39,15 @@ PREFERRED = [torch.bfloat16, torch.float16, torch.float32]
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.25, 256
 
 
+LOADERS = {MARSpec: "Load MAR Model", LightGenSpec: "Load LightGen Model"}
+
+
 @dataclass(frozen=True, eq=False)
-class MARHandle:
+class ModelHandle:
     """What a MAR_MODEL wire carries."""
 
     patcher: Any
-    spec: MARSpec
+    spec: ModelSpec
     name: str
 
     def is_dynamic(self) -> bool:
@@ -54,10 +58,10 @@ class MARHandle:
 class HostModel(nn.Module):
     """The attributes that ComfyUI's patcher expects around a model."""
 
-    def __init__(self, model: MAR, dtype: torch.dtype, manual_cast: torch.dtype | None):
+    def __init__(self, model: Model, dtype: torch.dtype, manual_cast: torch.dtype | None):
         super().__init__()
         self.diffusion_model = model
-        self.latent_format = latent_format(model.spec.latent)
+        self.latent_format = latent_format(model.spec)
         self.manual_cast_dtype = manual_cast
         self.dtype = dtype
         self.device = None
@@ -70,15 +74,19 @@ class HostModel(nn.Module):
         return self.manual_cast_dtype or self.dtype
 
 
-def latent_format(spec: LatentSpec) -> comfy.latent_formats.LatentFormat:
-    """A model's latent as the host describes latents."""
+def latent_format(spec: ModelSpec) -> comfy.latent_formats.LatentFormat:
+    """A model's latent as the host describes latents; LightGen's is Stable Diffusion 3's."""
+    latent = spec.latent
+    stock = comfy.latent_formats.SD3()
+    if (latent.channels, latent.scale, latent.shift) == (stock.latent_channels, stock.scale_factor, stock.shift_factor):
+        return stock
     result = comfy.latent_formats.LatentFormat()
-    result.latent_channels, result.scale_factor = spec.channels, spec.scale
-    result.spacial_downscale_ratio = spec.stride
-    result.process_in = lambda latent: (latent - spec.shift) * spec.scale
-    result.process_out = lambda latent: latent / spec.scale + spec.shift
-    if spec.rgb is not None and spec.patch == 1:
-        result.latent_rgb_factors, result.latent_rgb_factors_bias = [list(row) for row in spec.rgb[:-1]], list(spec.rgb[-1])
+    result.latent_channels, result.scale_factor = latent.channels, latent.scale
+    result.spacial_downscale_ratio = latent.stride
+    result.process_in = lambda samples: (samples - latent.shift) * latent.scale
+    result.process_out = lambda samples: samples / latent.scale + latent.shift
+    if latent.rgb is not None:
+        result.latent_rgb_factors, result.latent_rgb_factors_bias = [list(row) for row in latent.rgb[:-1]], list(latent.rgb[-1])
     return result
 
 
@@ -87,10 +95,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return host_attention_module.optimized_attention(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
 
 
-def build_mar_patcher(path: str, weight_dtype: str, disable_dynamic: bool = False):
-    """A MAR checkpoint as a model patcher: the host decides where its weights live and when they move."""
-    checkpoint = read_checkpoint(path)
-    spec, tensors = load_mar(checkpoint)
+def build_patcher(path: str, weight_dtype: str, weights: str | None, corrected_positions: bool,
+                  disable_dynamic: bool = False):
+    """A checkpoint as a model patcher: the host decides where its weights live and when they move."""
+    checkpoint = read_checkpoint(path, weights=weights)
+    spec, tensors = load_model(checkpoint)
+    if corrected_positions:
+        spec = replace(spec, corrected_positions=True)
     if checkpoint.warning:
         logger.warning("%s", checkpoint.warning)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
@@ -98,7 +109,7 @@ def build_mar_patcher(path: str, weight_dtype: str, disable_dynamic: bool = Fals
                                                       comfy.utils.weight_dtype(tensors))
     cast = mm.unet_manual_cast(dtype, load, PREFERRED)
     operations = comfy.ops.pick_operations(dtype, cast, load_device=load)
-    model = MAR(spec, operations=operations, attention=attention, device=offload, dtype=dtype)
+    model = build(spec, operations=operations, attention=attention, device=offload, dtype=dtype)
     host = HostModel(model.eval().requires_grad_(False), dtype, cast)
     mm.archive_model_dtypes(host)
     # Looked up at call time: the host rebinds CoreModelPatcher at start-up.
@@ -106,14 +117,19 @@ def build_mar_patcher(path: str, weight_dtype: str, disable_dynamic: bool = Fals
     patcher = patcher_class(host, load_device=load, offload_device=offload)
     model.load_state_dict(tensors, assign=patcher.is_dynamic())
     model.requires_grad_(False)
-    patcher.cached_patcher_init = (build_mar_patcher, (path, weight_dtype))
+    patcher.cached_patcher_init = (build_patcher, (path, weight_dtype, weights, corrected_positions))
     return patcher
 
 
-def load_mar_handle(name: str, weight_dtype: str) -> MARHandle:
-    """The model of a loader's combo entry."""
-    patcher = build_mar_patcher(str(model_path("diffusion_models", name)), weight_dtype)
-    return MARHandle(patcher, patcher.model.diffusion_model.spec, name)
+def load_handle(family: type[ModelSpec], name: str, weight_dtype: str, *, weights: str | None = None,
+                corrected_positions: bool = False) -> ModelHandle:
+    """The model of a loader's combo entry. Raises GtRError for a file of the other family."""
+    path = model_path("diffusion_models", name)
+    patcher = build_patcher(str(path), weight_dtype, weights, corrected_positions)
+    spec = patcher.model.diffusion_model.spec
+    if not isinstance(spec, family):
+        raise GtRError(f"{name} is a {spec.name} checkpoint: use '{LOADERS[type(spec)]}' for it")
+    return ModelHandle(patcher, spec, name)
 
 
 def load_mar_vae(name: str) -> comfy.sd.VAE:
@@ -139,7 +155,12 @@ def vae_config(spec: VAESpec) -> dict:
 
 def model_names(folder: str) -> list[str]:
     """The built-in demo model and the files of a model folder."""
-    return [DEMO, *folder_paths.get_filename_list(folder)]
+    return [DEMO, *file_names(folder)]
+
+
+def file_names(folder: str) -> list[str]:
+    """The files of a model folder."""
+    return folder_paths.get_filename_list(folder)
 
 
 def model_path(folder: str, name: str) -> Path:
@@ -158,8 +179,10 @@ def file_fingerprint(folder: str, name: str) -> tuple[int, int]:
 class RunMonitor:
     """Sampler callback of one node execution: interrupt, progress bar and preview."""
 
-    def __init__(self, spec: MARSpec, steps: int):
-        self.spec, self.done = spec, 0
+    def __init__(self, model: ModelHandle, grid: tuple[int, int], steps: int):
+        self.latent, self.grid, self.done = model.spec.latent, grid, 0
+        form = model.patcher.model.latent_format
+        self.rgb = form.latent_rgb_factors and [*form.latent_rgb_factors, form.latent_rgb_factors_bias or (0.0, 0.0, 0.0)]
         self.bar = comfy.utils.ProgressBar(steps)
         self.previews = args.preview_method != latent_preview.LatentPreviewMethod.NoPreviews
         self.last_preview = 0.0
@@ -180,11 +203,11 @@ class RunMonitor:
 
     def _picture(self, progress: Progress) -> Image.Image:
         """The first image's known tokens in approximate colours; grey where nothing is decoded yet."""
-        colours = preview_colours(progress.tokens[:1], self.spec.grid, self.spec.latent)[0].cpu()
-        known = torch.zeros(self.spec.tokens, dtype=torch.bool)
+        colours = preview_colours(progress.tokens[:1], self.grid, self.latent, self.rgb)[0].cpu()
+        known = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.bool)
         known[progress.known[0].cpu()] = True
-        patch = self.spec.latent.patch
-        cells = known.view(self.spec.grid).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+        patch = self.latent.patch
+        cells = known.view(self.grid).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
         colours = torch.where(cells[..., None], colours, torch.tensor(0.5))
         factor = max(1, PREVIEW_PIXELS // max(cells.shape))
         picture = Image.fromarray((colours * 255).round().byte().numpy())

@@ -15,10 +15,12 @@ from ..gtr_core.noise import SeededNoise, image_seeds
 from ..gtr_core.plan import Plan, make_plan
 from ..gtr_core.report import run_report
 from ..gtr_core.sampler import GUIDANCE_SCHEDULES, Guidance, sample
+from ..gtr_core.spec import LightGenSpec, ModelSpec
 from . import host
 from ._api import GtrFts, GtrSchedule, MarModel, io, ui
 from .conditioning import labels_for_batch
-from .latent import latent_samples, unknown_tokens
+from .latent import latent_samples, token_grid, unknown_tokens
+from .text import texts_for_batch
 
 
 class Sampler(io.ComfyNode):
@@ -43,43 +45,54 @@ class Sampler(io.ComfyNode):
                                tooltip="linear: grows with the decoded part, more variety; constant: stronger."),
                 io.Float.Input("temperature", default=1.0, min=0.0, max=2.0, step=0.01, round=0.001),
                 GtrFts.Input("fts", optional=True),
+                io.Conditioning.Input("negative", optional=True,
+                                      tooltip="What guidance leads away from. Left open: what the model learned for no "
+                                              "condition, as upstream."),
             ],
             outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
         )
 
     @classmethod
     def execute(cls, model, positive, schedule, latent_image, seed: int, cfg: float, cfg_schedule: str,
-                temperature: float, fts: FTS | None = None) -> io.NodeOutput:
+                temperature: float, fts: FTS | None = None, negative=None) -> io.NodeOutput:
         spec = model.spec
         samples = latent_samples(latent_image, model.patcher, spec)
-        batch = samples.shape[0]
-        labels = labels_for_batch(positive, batch)
+        batch, grid = samples.shape[0], token_grid(samples, spec)
+        condition = condition_for_batch(positive, batch, spec, "positive")
+        against = None if negative is None else condition_for_batch(negative, batch, spec, "negative")
         seeds = image_seeds(seed, latent_image.get("batch_index") or batch)
         guidance = Guidance(cfg, cfg_schedule)
-        unknown = unknown_tokens(latent_image, batch, spec)
-        plans = [(images, make_plan(schedule, spec.grid, [seeds[k] for k in images], unknown=unknown[images[0]].numpy()))
+        unknown = unknown_tokens(latent_image, batch, grid)
+        plans = [(images, make_plan(schedule, grid, [seeds[k] for k in images], unknown=unknown[images[0]].numpy()))
                  for images in same_masks(unknown)]
 
         started = time.perf_counter()
         compute = load_model(model, max(activation_bytes(plan, spec, guided=guidance.enabled, fts=fts, itemsize=4)
                                         for _, plan in plans))
-        monitor = host.RunMonitor(spec, sum(len(plan.steps) for _, plan in plans))
+        monitor = host.RunMonitor(model, grid, sum(len(plan.steps) for _, plan in plans))
         tokens = latent_to_tokens(samples, spec.latent).cpu()
         decoded = torch.empty_like(tokens)
         for images, plan in plans:
             decoded[images] = sample(
-                model.patcher.model.diffusion_model, plan, labels[images],
+                model.patcher.model.diffusion_model, plan, condition[images],
                 SeededNoise(tuple(seeds[k] for k in images), spec.head.channels), tokens=tokens[images],
-                guidance=guidance, temperature=temperature, fts=fts, device=model.patcher.load_device, dtype=compute,
+                negative=None if against is None else against[images], guidance=guidance, temperature=temperature, fts=fts, device=model.patcher.load_device, dtype=compute,
                 callback=monitor).cpu()
         report = "\n".join(run_report(plan, spec, guided=guidance.enabled, fts=fts,
                                       seconds=time.perf_counter() - started) for _, plan in plans)
-        result = tokens_to_latent(decoded, spec.grid, spec.latent)
+        result = tokens_to_latent(decoded, grid, spec.latent)
         return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report,
                              ui=ui.PreviewText(report))
 
 
-def load_model(model: host.MARHandle, memory: int) -> torch.dtype:
+def condition_for_batch(conditioning, batch: int, spec: ModelSpec, what: str) -> Tensor:
+    """What the model's family conditions on, one row per image: labels (B,) or text states (B, T, D)."""
+    if isinstance(spec, LightGenSpec):
+        return texts_for_batch(conditioning, batch, spec, what)
+    return labels_for_batch(conditioning, batch, what)
+
+
+def load_model(model: host.ModelHandle, memory: int) -> torch.dtype:
     """Have the host bring the model to its device with room for a run; returns the compute dtype."""
     mm.load_models_gpu([model.patcher], memory_required=memory)
     return model.patcher.model.compute_dtype

@@ -230,7 +230,7 @@ def test_an_interrupt_ends_the_run(graph: Graph) -> None:
 
 CASES = {
     "channels": (lambda g: dict(latent_image={"samples": torch.ones(2, 4, 16, 16)}), "4 channels, demo needs 8"),
-    "size": (lambda g: dict(latent_image={"samples": torch.ones(2, 8, 16, 24)}), "96 x 64 pixels, demo draws 64 x 64"),
+    "size": (lambda g: dict(latent_image={"samples": torch.ones(2, 8, 16, 24)}), "demo draws 64 x 64 pixels only, found 96 x 64"),
     "empty batch": (lambda g: dict(latent_image={"samples": torch.ones(0, 8, 16, 16)}), "at least 1 image"),
     "text": (lambda g: dict(positive=[[torch.zeros(1, 77, 768), {}]]), "expected the output of 'Class Label'"),
     "too many classes": (lambda g: dict(positive=g.condition("1,2,3")), "set batch_size to 3"),

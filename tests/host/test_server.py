@@ -19,14 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # Shared workflows depend on these: ids, input names in order, outputs in order. Append only.
 CONTRACT = {
     "GtR_LoadMAR": (["model_name", "weight_dtype"], ["MAR_MODEL"]),
+    "GtR_LoadLightGen": (["model_name", "weight_dtype", "weights", "corrected_positions"], ["MAR_MODEL"]),
     "GtR_LoadMARVAE": (["vae_name"], ["VAE"]),
+    "GtR_EncodeText": (["clip", "text", "one_per_line"], ["CONDITIONING"]),
     "GtR_ClassCondition": (["model", "class_name", "class_list"], ["CONDITIONING"]),
     "GtR_EmptyLatent": (["model", "width", "height", "batch_size"], ["LATENT"]),
     "GtR_Scheduler": (["preset", "order", "steps", "rates", "partition", "decoder_scope", "diffusion_start",
                        "diffusion_end", "diffusion_reconstruction"], ["GTR_SCHEDULE"]),
     "GtR_FTS": (["fraction", "detail_steps", "selection"], ["GTR_FTS"]),
     "GtR_Sampler": (["model", "positive", "schedule", "latent_image", "seed", "cfg", "cfg_schedule", "temperature",
-                     "fts"], ["LATENT", "STRING"]),
+                     "fts", "negative"], ["LATENT", "STRING"]),
     "GtR_PreviewSchedule": (["schedule", "rows", "columns", "seed", "fts", "model"], ["IMAGE"]),
 }
 
