@@ -8,6 +8,7 @@ Set COMFYUI_PATH to use a ComfyUI of your own instead. Needs the standard librar
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -19,10 +20,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support import chromium, environment, rest
-from tests.support.environment import ROOT, STATE, Host
-from tests.support.errors import DevError
-from tests.support.server import ComfyServer, link_folder, make_base, port_is_free
+
+def _load_helpers() -> None:
+    """Make tests/support importable as gtr_tests: another package `tests` may be installed, and would win."""
+    folder = Path(__file__).resolve().parent / "tests" / "support"
+    spec = importlib.util.spec_from_file_location("gtr_tests", folder / "__init__.py",
+                                                  submodule_search_locations=[str(folder)])
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["gtr_tests"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_load_helpers()
+
+from gtr_tests import chromium, environment, rest  # noqa: E402
+from gtr_tests.environment import ROOT, STATE, Host  # noqa: E402
+from gtr_tests.errors import DevError  # noqa: E402
+from gtr_tests.server import ComfyServer, link_folder, make_base, port_is_free  # noqa: E402
 
 DEMO = ROOT / "workflows" / "api" / "demo.json"
 OUTPUT = ROOT / "output"

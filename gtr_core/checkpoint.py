@@ -12,7 +12,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +33,7 @@ KNOWN_NOT_EMA = {831_736_456: "mar-base.safetensors"}
 # The training code saves its arguments beside the weights.
 ALLOWED_GLOBALS = [argparse.Namespace]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-HEAD_PREFIX = "diffloss."
+HEAD_PREFIX, DISTRIBUTED = "diffloss.", "module."
 Spec = TypeVar("Spec", MARSpec | LightGenSpec, VAESpec)
 
 
@@ -67,7 +67,7 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None) -> C
     upstream uses: the EMA of MAR, the model itself of LightGen. A prefix ``module.`` is dropped. Raises GtRError for files that are missing, truncated, foreign or hold other objects.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise GtRError(f"no file at {path}: check the name, or put the model there")
     if path.suffix.lower() in (".safetensors", ".sft"):
         tensors, metadata = _read_safetensors(path)
@@ -111,6 +111,8 @@ def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor], name: 
         if tensor.shape != expected[key].shape:
             raise GtRError(f"{file}: tensor '{key}' has shape {tuple(tensor.shape)}, {name} needs "
                            f"{tuple(expected[key].shape)}: the file is of another model")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise GtRError(f"{file}: tensor '{key}' is {tensor.layout} on '{tensor.device}', expected plain dense weights")
         if not tensor.is_floating_point():
             raise GtRError(f"{file}: tensor '{key}' is {tensor.dtype}, expected floating point weights")
         if not torch.isfinite(tensor.sum(dtype=torch.float32)):
@@ -127,9 +129,9 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, *, weights: st
     source, target = Path(source), Path(target)
     if target.suffix != ".safetensors":
         raise GtRError(f"output '{target.name}': expected a name that ends in .safetensors")
+    checkpoint = read_checkpoint(source, weights=weights)
     if target.exists() and (not overwrite or target.samefile(source)):
         raise GtRError(f"{target} exists: choose another name" + ("" if overwrite else " or give --overwrite"))
-    checkpoint = read_checkpoint(source, weights=weights)
     if is_vae(checkpoint.tensors):
         load_vae(checkpoint)
         metadata = {"format": "pt"}
@@ -138,6 +140,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, *, weights: st
         metadata = spec_metadata(spec, checkpoint.weights)
     wanted = DTYPES[dtype] if dtype else None
     tensors = {name: _cast(name, tensor, wanted).contiguous().clone() for name, tensor in checkpoint.tensors.items()}
+    check_tensors(replace(checkpoint, tensors=tensors), checkpoint.tensors, f"the conversion to {dtype or 'the same dtype'}")
     _save(tensors, target, metadata, like=source)
     return read_checkpoint(target)
 
@@ -172,7 +175,7 @@ def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str], *,
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name.removeprefix("module."): file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            return _strip({name: file.get_tensor(name) for name in file.keys()}), dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise GtRError(f"{path.name} is not a readable safetensors file ({_first_line(error)}): it is damaged or "
                        "truncated; download it again") from error
@@ -185,7 +188,8 @@ def _read_pickle(path: Path):
         except pickle.UnpicklingError as error:
             raise GtRError(f"{path.name} asks for objects other than tensors and was not executed "
                            f"({_first_line(error)}): use a .safetensors file from a source that you trust") from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+                zipfile.BadZipFile) as error:
             raise GtRError(f"{path.name} is not a readable checkpoint ({_first_line(error)}): it is damaged or "
                            "truncated; download it again") from error
 
@@ -221,7 +225,14 @@ def _state_dict(content, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise GtRError(f"{path.name}: entry {name!r} is a {type(value).__name__}, expected named tensors: "
                            "choose a model checkpoint")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return _strip(dict(content))
+
+
+def _strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix that distributed training puts before every name."""
+    while tensors and all(name.startswith(DISTRIBUTED) for name in tensors):
+        tensors = {name.removeprefix(DISTRIBUTED): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _first_line(error: BaseException) -> str:

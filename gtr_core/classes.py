@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def parse_labels(text: str, spec: MARSpec) -> tuple[int, ...]:
 
 
 def _label(entry: str, by_name: dict[str, int], spec: MARSpec) -> int:
-    if entry.lstrip("+-").isdecimal():
+    if re.fullmatch(r"[+-]?[0-9]{1,9}", entry):
         label = int(entry)
         if not 0 <= label < spec.classes:
             raise GtRError(f"class {label} is out of range: {spec.name} has classes 0 to {spec.classes - 1}")

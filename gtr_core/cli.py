@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from .classes import parse_labels
 from .demo import DEMO_MAR, DEMO_VAE
 from .errors import GtRError
 from .fts import FTS, SELECTIONS
+from .noise import image_seeds
 from .partition import PARTITIONS
 from .picture import draw_plan
 from .plan import make_plan
@@ -26,6 +27,9 @@ from .sampler import GUIDANCE_SCHEDULES, Guidance, Progress
 from .schedule import PRESETS, SCOPES, Schedule, preset
 from .infer import is_vae
 from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
+
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +81,7 @@ def convert_file(options: argparse.Namespace) -> None:
 
 def schedule(options: argparse.Namespace) -> None:
     """The plan of a schedule on a grid, as text, JSON or picture."""
-    plan = make_plan(_schedule(options), _grid(options.grid), (options.seed,))
+    plan = make_plan(_schedule(options), _grid(options.grid), image_seeds(options.seed, 1))
     if options.png:
         write_png(options.png, draw_plan(plan, _fts(options)))
     lines = [f"{index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
@@ -102,6 +106,11 @@ def generate(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if output.suffix.lower() != ".png":
         raise GtRError(f"output '{output.name}': expected a name that ends in .png")
+    if not output.parent.is_dir():
+        raise GtRError(f"no folder {output.parent}: make it, or choose another")
+    if options.device.partition(":")[0] not in DEVICES or (options.device.startswith("cuda")
+                                                           and not torch.cuda.is_available()):
+        raise GtRError(f"device '{options.device}' cannot be used here: expected cpu or an available accelerator")
     model = pipeline.build_model(DEMO_MAR if demo else options.model, device=options.device, dtype=DTYPES[options.dtype])
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     pipeline.check_pair(model, vae)
@@ -122,19 +131,24 @@ def generate(options: argparse.Namespace) -> None:
 def _labels(options: argparse.Namespace, spec: MARSpec) -> tuple[int, ...]:
     """One label per image: the given classes, repeated in order up to the batch size."""
     labels = parse_labels(options.classes, spec)
-    batch = options.batch or len(labels)
+    batch = len(labels) if options.batch is None else options.batch
+    if batch < 1:
+        raise GtRError(f"a batch of {batch}: expected at least 1")
     if batch < len(labels):
         raise GtRError(f"{len(labels)} classes for a batch of {batch}: give --batch {len(labels)} or fewer classes")
     return tuple(labels[k % len(labels)] for k in range(batch))
 
 
 def _schedule(options: argparse.Namespace) -> Schedule:
-    """The preset, or a custom GtR schedule when --steps or --rates are given."""
-    if not (options.steps or options.rates):
-        return preset(options.preset)
-    return Schedule("custom", "gtr", steps=_numbers(options.steps, int), rates=_numbers(options.rates, float),
-                    diffusion=_numbers(options.diffusion, int), partition=options.partition,
-                    decoder_scope=options.scope)
+    """The preset with the given changes, or a custom GtR schedule when --steps or --rates are given."""
+    changes = {"diffusion": _numbers(options.diffusion, int), "partition": options.partition,
+               "decoder_scope": options.scope}
+    changes = {key: value for key, value in changes.items() if value}
+    if options.steps or options.rates:
+        return Schedule("custom", "gtr", steps=_numbers(options.steps, int), rates=_numbers(options.rates, float),
+                        **{"decoder_scope": "stage"} | changes)
+    chosen = preset(options.preset)
+    return replace(chosen, name=f"{chosen.name} (changed)", **changes) if changes else chosen
 
 
 def _numbers(text: str | None, kind: type) -> tuple:
@@ -231,9 +245,9 @@ def _schedule_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--preset", choices=tuple(PRESETS), default="gtr-paper")
     sub.add_argument("--steps", help="custom GtR schedule: AR steps per stage, such as 24,6,2")
     sub.add_argument("--rates", help="or tokens per AR step of every stage, such as 2.67,10.67,64")
-    sub.add_argument("--diffusion", default="50,20,20", help="diffusion steps: start, end, reconstruction")
-    sub.add_argument("--partition", choices=PARTITIONS, default="quincunx")
-    sub.add_argument("--scope", choices=SCOPES, default="full", help="mask tokens that the decoder sees")
+    sub.add_argument("--diffusion", help="diffusion steps: start, end, reconstruction, such as 50,20,20")
+    sub.add_argument("--partition", choices=PARTITIONS)
+    sub.add_argument("--scope", choices=SCOPES, help="mask tokens that the decoder sees (custom schedules: stage)")
     sub.add_argument("--fts", choices=(*SELECTIONS, "off"), default="high",
                      help="which tokens of a reconstruction step get the detail steps")
     sub.add_argument("--fts-fraction", type=float, default=0.1)

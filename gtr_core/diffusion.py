@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import GtRError
+from .noise import upload
 from .spec import DiffusionSpec
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -98,7 +99,7 @@ def denoise(head: Denoiser, table: Chain, z: Tensor, init: Tensor, noise: Tensor
     """
     x = init.float()
     # The head takes one timestep per row; a table on the device needs one upload and no synchronisation per step.
-    timesteps = torch.tensor(table.timesteps, device=x.device)[:, None].expand(-1, x.shape[0])
+    timesteps = upload(torch.tensor(table.timesteps), x.device)[:, None].expand(-1, x.shape[0])
     for j, i in enumerate(reversed(range(len(table)))):
         eps, v = guided(head, x, timesteps[i], z, z_uncond, scale)
         x0 = x * table.sqrt_recip[i] - eps * table.sqrt_recipm1[i]

@@ -46,14 +46,14 @@ def frequency_scores(z: Tensor) -> Tensor:
     return (amplitude * weight).sum(-1)
 
 
-def select(fts: FTS, z: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
+def select(fts: FTS, z: Tensor, permutation: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Row indices (B, k) of the tokens that get the detail steps, and (B, n - k) of the others, both ascending.
 
-    z (B, n, D) are the conditional rows; ``permutation`` (B, n) decides for ``random``.
+    z (B, n, D) are the conditional rows; ``permutation`` (B, n), on their device, decides for ``random``.
     """
     count = fts.count(z.shape[1])
     if fts.selection == "random":
-        ranked = permutation.to(z.device)
+        ranked = permutation
     else:
         ranked = torch.argsort(frequency_scores(z), dim=1, descending=fts.selection != "low", stable=True)
     return ranked[:, :count].sort(dim=1).values, ranked[:, count:].sort(dim=1).values

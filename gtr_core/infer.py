@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .errors import GtRError
-from .spec import HEADS_BY_WIDTH, VARIANTS, HeadSpec, LatentSpec, LightGenSpec, MARSpec, VAESpec
+from .spec import HEADS_BY_WIDTH, VARIANTS, HeadSpec, LatentSpec, LightGenSpec, MARSpec, ModelSpec, VAESpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def count_blocks(shapes: Shapes, prefix: str) -> int:
-    """Number of numbered children below ``prefix`` (highest index + 1)."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    found = [int(match.group(1)) for match in map(pattern.match, shapes) if match]
-    return max(found, default=-1) + 1
+    """Number of numbered children below ``prefix``. Raises GtRError unless they are 0, 1, ..., n - 1."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
+    found = {int(match.group(1)) for match in map(pattern.match, shapes) if match}
+    if found and max(found) + 1 != len(found):
+        raise GtRError(f"'{prefix}' has {len(found)} blocks, but one is number {max(found)}: blocks are missing; "
+                       "the file is incomplete")
+    return len(found)
 
 
 def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
@@ -74,7 +77,10 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
     spec = MARSpec(name=VARIANTS.get((dim, encoder, decoder, head.depth, head.width), f"mar-{dim}x{encoder}+{decoder}"),
                    grid=(side, side), dim=dim, heads=heads, encoder_depth=encoder, decoder_depth=decoder,
                    classes=classes, buffer=buffer, latent=latent, head=head)
+    check_depths(spec, stated=overrides.pop("depths", None))
     spec = replace(spec, **overrides)
+    if len(spec.class_names) not in (0, classes):
+        raise GtRError(f"{len(spec.class_names)} class names for {classes} classes: correct the file's metadata")
     if spec.tokens != tokens:
         raise GtRError(f"a grid of {spec.grid[0]} x {spec.grid[1]} needs {spec.tokens} positions, found {tokens}: "
                        "correct 'gtr.grid' in the file's metadata")
@@ -96,6 +102,7 @@ def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides
         ("aligner", "text_emb.text_aligner"))}
     spec = LightGenSpec(name="lightgen", dim=dim, heads=head_count(dim, heads), caption_dim=caption_dim, head=head,
                         latent=latent, table=table, **depths)
+    check_depths(spec, stated=overrides.pop("depths", None))
     return replace(spec, **overrides)
 
 
@@ -106,13 +113,35 @@ def infer_head_spec(shapes: Shapes, dim: int) -> HeadSpec:
                     depth=count_blocks(shapes, "diffloss.net.res_blocks"))
 
 
+def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None) -> None:
+    """A file that lost its last blocks still looks like a model, of fewer blocks. Raises GtRError.
+
+    Compares with the depths stored in the metadata; without them encoder and decoder must be equally deep, as in
+    all published models.
+    """
+    found = block_depths(spec)
+    if min(found) < 1 or (stated is not None and found != tuple(stated)):
+        raise GtRError(f"{found} blocks (encoder, decoder, head, ...), expected "
+                       f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete")
+    if stated is None and spec.encoder_depth != spec.decoder_depth:
+        raise GtRError(f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
+                       "blocks are missing; the file is incomplete")
+
+
+def block_depths(spec: ModelSpec) -> tuple[int, ...]:
+    """Numbers of blocks: encoder, decoder, head, and LightGen's cross-attention and aligner."""
+    shared = (spec.encoder_depth, spec.decoder_depth, spec.head.depth)
+    return (*shared, spec.cross_depth, spec.aligner_depth) if isinstance(spec, LightGenSpec) else shared
+
+
 def head_count(dim: int, heads: int | None) -> int:
     """The given number of attention heads, or the one known for the width. Raises GtRError."""
-    heads = heads or HEADS_BY_WIDTH.get(dim)
-    if not heads:
+    if heads is None:
+        heads = HEADS_BY_WIDTH.get(dim)
+    if heads is None:
         raise GtRError(f"the number of attention heads cannot be read off a width of {dim} (known: "
                        f"{', '.join(map(str, HEADS_BY_WIDTH))}): convert the file with --heads N")
-    if dim % heads:
+    if heads < 1 or dim % heads:
         raise GtRError(f"{heads} attention heads do not divide the width {dim}: convert the file with the right --heads N")
     return heads
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from .errors import GtRError
-from .infer import Shapes, infer_lightgen_spec, infer_mar_spec, is_lightgen
+from .infer import Shapes, block_depths, infer_lightgen_spec, infer_mar_spec, is_lightgen
 from .spec import DiffusionSpec, LatentSpec, ModelSpec
 
 SPEC_KEY = "gtr.spec"
 WEIGHTS_KEY = "gtr.weights"
-_CARRIED = ("name", "grid", "heads", "latent", "diffusion", "norm_eps", "class_names", "text_length", "corrected_positions")
+LARGEST = 2**31
+_CARRIED = ("name", "grid", "heads", "latent", "diffusion", "norm_eps", "class_names", "text_length")
 
 
 def spec_metadata(spec: ModelSpec, weights: str) -> dict[str, str]:
@@ -22,7 +23,8 @@ def spec_metadata(spec: ModelSpec, weights: str) -> dict[str, str]:
     ``weights`` is ``ema``, ``model`` (not averaged) or ``unknown``.
     """
     fields = asdict(spec)
-    return {"format": "pt", WEIGHTS_KEY: weights, SPEC_KEY: json.dumps({key: fields[key] for key in _CARRIED if key in fields})}
+    return {"format": "pt", WEIGHTS_KEY: weights, SPEC_KEY: json.dumps(
+        {key: fields[key] for key in _CARRIED if key in fields} | {"depths": block_depths(spec)})}
 
 
 def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, heads: int | None = None) -> ModelSpec:
@@ -44,11 +46,11 @@ def _overrides(text: str | None) -> dict:
         return {}
     try:
         fields = json.loads(text)
-        unknown = set(fields) - set(_CARRIED)
+        unknown = set(fields) - set(_PARSERS)
         if unknown:
             raise GtRError(f"metadata '{SPEC_KEY}' has unknown fields {sorted(unknown)}: update the pack")
         return {key: _PARSERS[key](value) for key, value in fields.items()}
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, GtRError):
             raise
         raise GtRError(f"metadata '{SPEC_KEY}' cannot be read ({error}): convert the original file again") from error
@@ -78,14 +80,29 @@ def _diffusion(fields: Mapping) -> DiffusionSpec:
 def _count(value) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{value!r} is not a positive whole number")
+    if value > LARGEST:
+        raise ValueError(f"a number above {LARGEST}")
     return value
 
 
 def _finite(value) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not a finite number")
+        raise ValueError("not a finite number")
     return number
+
+
+def _positive(value) -> float:
+    number = _finite(value)
+    if number <= 0:
+        raise ValueError(f"{number} is not above 0")
+    return number
+
+
+def _name(value) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 100:
+        raise ValueError("a name is not one printable line")
+    return value
 
 
 def _grid(value) -> tuple[int, int]:
@@ -93,6 +110,6 @@ def _grid(value) -> tuple[int, int]:
     return _count(rows), _count(columns)
 
 
-_PARSERS = {"name": str, "grid": _grid, "heads": _count, "latent": _latent, "diffusion": _diffusion,
-            "norm_eps": _finite, "class_names": lambda names: tuple(map(str, names)),
-            "text_length": _count, "corrected_positions": bool}
+_PARSERS = {"name": _name, "grid": _grid, "heads": _count, "latent": _latent, "diffusion": _diffusion,
+            "norm_eps": _positive, "class_names": lambda names: tuple(map(_name, names)), "text_length": _count,
+            "depths": lambda depths: tuple(map(_count, depths))}

@@ -28,6 +28,13 @@ def generator(seed: int, purpose: int, index: int = 0) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int(state[0]))
 
 
+def upload(t: Tensor, device: torch.device | str) -> Tensor:
+    """``t`` on the device; to a CUDA device through pinned memory, so that the host does not wait."""
+    if torch.device(device).type == "cuda" and t.device.type == "cpu":
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)
+
+
 class NoiseSource(Protocol):
     """Where a run's noise comes from."""
 

@@ -7,6 +7,7 @@ import numpy as np
 from .errors import GtRError
 
 PARTITIONS = ("quincunx", "diagonal")
+LONGEST_SIDE = 256
 
 
 def stage_of_tokens(grid: tuple[int, int], stages: int, partition: str) -> np.ndarray:
@@ -18,8 +19,9 @@ def stage_of_tokens(grid: tuple[int, int], stages: int, partition: str) -> np.nd
     far apart as possible. Raises GtRError when a subset would be empty.
     """
     height, width = grid
-    if height < 1 or width < 1:
-        raise GtRError(f"a grid of {height} x {width} tokens: expected at least 1 x 1")
+    if not (1 <= height <= LONGEST_SIDE and 1 <= width <= LONGEST_SIDE):
+        raise GtRError(f"a grid of {height} x {width} tokens: expected at least 1 x 1 and at most "
+                       f"{LONGEST_SIDE} x {LONGEST_SIDE}")
     if partition not in PARTITIONS:
         raise GtRError(f"partition '{partition}': expected one of {', '.join(PARTITIONS)}")
     if stages < 1:

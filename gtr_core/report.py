@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from .flops import Flops, count_schedule, count_step, head_evaluations, origin_of
+import numpy as np
+
+from .flops import Flops, count_plan, count_step, head_evaluations, origin_of
 from .fts import FTS
-from .plan import Plan
+from .plan import Plan, make_plan
 from .spec import ModelSpec
 
 
-def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, fts: FTS | None, seconds: float) -> str:
+def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, fts: FTS | None, seconds: float,
+               unknown: np.ndarray | None = None) -> str:
     """Per stage: AR steps, tokens, head evaluations (per token, without guidance's second half), FLOPs; then the
-    totals against the origin. FLOPs are per image."""
+    totals against the origin with the same ``unknown`` tokens. FLOPs are per image."""
     lines = [f"{plan.schedule.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, "
              f"{len(plan.steps)} AR steps, {seconds:.2f} s"]
     total = Flops()
@@ -24,8 +27,10 @@ def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, fts: FTS | None, se
         lines.append(f"stage {stage} ({kind}): {len(own)} AR steps, {sum(step.tokens for step in own)} tokens, "
                      f"{evaluations} head evaluations, {flops.total / 1e12:.3g} TFLOPs")
         total += flops
+    if fts is not None and not any(step.reconstruction for step in plan.steps):
+        lines.append("FTS has no effect: the schedule has no reconstruction stage")
     if plan.steps:
-        origin = count_schedule(origin_of(spec), spec, guided=guided, grid=plan.grid)
+        origin = count_plan(make_plan(origin_of(spec), plan.grid, (0,), unknown=unknown), spec, guided=guided)
         lines.append(f"total {total.total / 1e12:.3g} TFLOPs per image, the origin needs {origin.total / 1e12:.3g} "
                      f"({origin.total / total.total:.2f} x)")
     return "\n".join(lines)

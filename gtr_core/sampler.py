@@ -13,8 +13,9 @@ from .diffusion import chain, denoise
 from .errors import GtRError
 from .fts import FTS, select
 from .models import Model
-from .noise import NoiseSource
+from .noise import NoiseSource, upload
 from .plan import Plan, Step
+from .spec import MARSpec
 
 GUIDANCE_SCHEDULES = ("linear", "constant")
 TICK = 8
@@ -77,7 +78,7 @@ def sample(model: Model, plan: Plan, condition: Tensor, noise: NoiseSource, *, t
     called before every AR step, every 8 diffusion steps and at the end; an exception that it raises cancels the
     run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
     """
-    _check(model, plan, condition, negative, tokens, temperature)
+    _check(model, plan, condition, negative, tokens, temperature, fts)
     tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
     tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
     conditions = [model.embed_condition(condition.to(device), dtype)]
@@ -86,7 +87,7 @@ def sample(model: Model, plan: Plan, condition: Tensor, noise: NoiseSource, *, t
                           else model.embed_condition(negative.to(device), dtype))
     tables = upload_tables(plan, device)
     for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
-        tick = _ticker(callback, plan, index, tokens, known)
+        tick = _ticker(callback, plan, index, tokens, known, fts)
         tick(0)
         z = tuple(half.float() for half in model(tokens.to(dtype), known, targets, context, conditions, plan.grid))
         values = _denoise_step(model, step, index, z, noise, guidance.at(step.progress), temperature, fts, tick)
@@ -103,7 +104,7 @@ def upload_tables(plan: Plan, device: torch.device | str) -> list[tuple[Tensor, 
     arrays = [array for step in plan.steps for array in (step.known, step.positions, step.context)]
     if not arrays:
         return []
-    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device)
+    flat = upload(torch.from_numpy(np.concatenate([array.ravel() for array in arrays])), device)
     tables = [part.view(plan.batch, -1) for part in flat.split([array.size for array in arrays])]
     return list(zip(tables[0::3], tables[1::3], tables[2::3]))
 
@@ -114,10 +115,11 @@ def _denoise_step(model: Model, step: Step, index: int, z: tuple[Tensor, ...], n
     batch, count = z[0].shape[:2]
     groups: list[tuple[Tensor | None, int]] = [(None, step.diffusion_steps)]
     if fts is not None and step.reconstruction:
-        detail, rest = select(fts, z[0], noise.shuffled(index, count))
+        shuffled = upload(noise.shuffled(index, count), z[0].device) if fts.selection == "random" else None
+        detail, rest = select(fts, z[0], shuffled)
         groups = [(rows, steps) for rows, steps in ((detail, fts.detail_steps), (rest, step.diffusion_steps))
                   if rows.shape[1]]
-    init, steps_noise = (t.to(z[0].device) for t in noise.draw(index, count, max(steps for _, steps in groups)))
+    init, steps_noise = (upload(t, z[0].device) for t in noise.draw(index, count, max(steps for _, steps in groups)))
     values, done = torch.empty_like(init), 0
     for rows, steps in groups:
         table = chain(steps, model.spec.diffusion)
@@ -139,26 +141,33 @@ def _pick(t: Tensor, rows: Tensor | None) -> Tensor:
     return t.gather(-2, index)
 
 
-def _ticker(callback: Callback | None, plan: Plan, index: int, tokens: Tensor, known: Tensor) -> Callable[[int], None]:
+def _ticker(callback: Callback | None, plan: Plan, index: int, tokens: Tensor, known: Tensor,
+            fts: FTS | None) -> Callable[[int], None]:
     """Reports diffusion step j of AR step ``index``, every few steps."""
     step = plan.steps[index]
+    total = step.diffusion_steps + (fts.detail_steps if fts is not None and step.reconstruction else 0)
 
     def tick(j: int) -> None:
         if callback is not None and j % TICK == 0:
-            callback(Progress(index, len(plan.steps), step.stage, plan.schedule.stages, j, step.diffusion_steps,
-                              tokens, known))
+            callback(Progress(index, len(plan.steps), step.stage, plan.schedule.stages, j, total, tokens,
+                              known))
 
     return tick
 
 
 def _check(model: Model, plan: Plan, condition: Tensor, negative: Tensor | None, tokens: Tensor | None,
-           temperature: float) -> None:
+           temperature: float, fts: FTS | None) -> None:
     spec = model.spec
     shape = (plan.batch, plan.tokens, spec.head.channels)
     spec.check_grid(plan.grid)
     for given in (condition,) if negative is None else (condition, negative):
         if given.shape[0] != plan.batch:
             raise GtRError(f"{given.shape[0]} conditions for a batch of {plan.batch}: give one per image")
+    labels = [given for given in (condition, negative) if given is not None and not given.is_floating_point()]
+    if isinstance(spec, MARSpec) and any(((g < -1) | (g >= spec.classes)).any() for g in labels if not g.is_meta):
+        raise GtRError(f"a class is out of range: {spec.name} has classes 0 to {spec.classes - 1} (-1 for none)")
+    if fts is not None and fts.detail_steps > spec.diffusion.base_steps:
+        raise GtRError(f"FTS asks for {fts.detail_steps} diffusion steps, {spec.name} has {spec.diffusion.base_steps}")
     if not 0 <= temperature < float("inf"):
         raise GtRError(f"temperature {temperature}: expected 0 or more")
     if tokens is None and plan.steps and plan.steps[0].known.shape[1]:

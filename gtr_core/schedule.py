@@ -12,6 +12,7 @@ from .partition import PARTITIONS
 
 ORDERS = ("gtr", "random")
 SCOPES = ("full", "stage")
+MOST_STEPS = 65_536
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Schedule:
         if bool(self.steps) == bool(self.rates):
             raise GtRError(f"schedule '{self.name}': expected either AR steps per stage or rates, found steps "
                            f"{list(self.steps)} and rates {list(self.rates)}: give exactly one of the two")
-        if self.steps and min(self.steps) < 1:
-            raise GtRError(f"schedule '{self.name}': steps per stage {list(self.steps)}, expected at least 1 each")
+        if self.steps and not 1 <= min(self.steps) <= max(self.steps) <= MOST_STEPS:
+            raise GtRError(f"schedule '{self.name}': steps per stage {list(self.steps)}, expected 1 to {MOST_STEPS} each")
         if self.rates and not all(math.isfinite(rate) and rate >= 1 for rate in self.rates):
             raise GtRError(f"schedule '{self.name}': rates {list(self.rates)} tokens per step, expected at least 1 each")
         if self.order != "gtr" and self.stages != 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import torch
 
 from ..gtr_core.classes import class_names, imagenet_names, parse_labels
@@ -9,6 +12,8 @@ from ..gtr_core.demo import CLASS_NAMES as DEMO_NAMES
 from ..gtr_core.errors import GtRError
 from ..gtr_core.spec import MARSpec
 from ._api import MarModel, io
+
+logger = logging.getLogger("gtr_mar")
 
 LABELS = "gtr_labels"
 DEMO_PREFIX = "demo "
@@ -57,13 +62,33 @@ def chosen_label(option: str, spec: MARSpec) -> int:
     return label
 
 
-def labels_for_batch(conditioning, batch: int, what: str = "positive") -> torch.Tensor:
-    """Labels (B,) int64 for a batch: one per image, in turn when there are fewer. Raises GtRError."""
-    labels = conditioning[0][1].get(LABELS) if conditioning else None
+def labels_for_batch(conditioning, images: Sequence[int], spec: MARSpec, what: str) -> torch.Tensor:
+    """Labels (B,) int64: image k of the original batch gets the k-th class, in turn when there are fewer.
+
+    ``images`` are the images' indices in that batch. Raises GtRError.
+    """
+    labels = only_entry(conditioning, what)[1].get(LABELS)
     if labels is None:
         raise GtRError(f"{what} is not a class label: expected the output of 'Class Label'; a MAR model is "
                        "class-conditional and cannot use a text prompt")
-    if len(labels) > batch:
-        raise GtRError(f"{len(labels)} classes for a batch of {batch}: set batch_size to {len(labels)} in the empty "
-                       "latent, or give fewer classes")
-    return torch.tensor([labels[k % len(labels)] for k in range(batch)])
+    if not all(0 <= label < spec.classes for label in labels):
+        raise GtRError(f"{what} has the classes {list(labels)}, {spec.name} has 0 to {spec.classes - 1}: connect the same "
+                       "model to Class Label and to the sampler")
+    check_count("classes", len(labels), images)
+    return torch.tensor([labels[k % len(labels)] for k in images])
+
+
+def check_count(what: str, count: int, images: Sequence[int]) -> None:
+    """Raises GtRError when a whole batch has fewer images than there are conditions for it."""
+    if count > len(images) and list(images) == list(range(len(images))):
+        raise GtRError(f"{count} {what} for a batch of {len(images)}: set batch_size to {count} in the empty latent, or "
+                       f"give fewer {what}")
+
+
+def only_entry(conditioning, what: str) -> tuple:
+    """The tensor and the extras of a CONDITIONING; of combined ones the first is used, with a warning."""
+    if not conditioning:
+        raise GtRError(f"{what} is empty: connect a condition")
+    if len(conditioning) > 1:
+        logger.warning("%s combines %d conditions, only the first is used", what, len(conditioning))
+    return conditioning[0][0], conditioning[0][1]

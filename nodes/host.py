@@ -49,6 +49,8 @@ class ModelHandle:
     patcher: Any
     spec: ModelSpec
     name: str
+    notes: tuple[str, ...] = ()
+    """What the user should know about the file, for the sampler's report."""
 
     def is_dynamic(self) -> bool:
         """Asked by the host's cache and model tracker."""
@@ -65,6 +67,7 @@ class HostModel(nn.Module):
         self.manual_cast_dtype = manual_cast
         self.dtype = dtype
         self.device = None
+        self.note: str | None = None
 
     def get_dtype(self) -> torch.dtype:
         return self.dtype
@@ -102,8 +105,6 @@ def build_patcher(path: str, weight_dtype: str, weights: str | None, corrected_p
     spec, tensors = load_model(checkpoint)
     if corrected_positions:
         spec = replace(spec, corrected_positions=True)
-    if checkpoint.warning:
-        logger.warning("%s", checkpoint.warning)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
     dtype = DTYPES.get(weight_dtype) or mm.unet_dtype(load, sum(t.numel() for t in tensors.values()), PREFERRED,
                                                       comfy.utils.weight_dtype(tensors))
@@ -111,6 +112,7 @@ def build_patcher(path: str, weight_dtype: str, weights: str | None, corrected_p
     operations = comfy.ops.pick_operations(dtype, cast, load_device=load)
     model = build(spec, operations=operations, attention=attention, device=offload, dtype=dtype)
     host = HostModel(model.eval().requires_grad_(False), dtype, cast)
+    host.note = checkpoint.warning
     mm.archive_model_dtypes(host)
     # Looked up at call time: the host rebinds CoreModelPatcher at start-up.
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
@@ -129,7 +131,10 @@ def load_handle(family: type[ModelSpec], name: str, weight_dtype: str, *, weight
     spec = patcher.model.diffusion_model.spec
     if not isinstance(spec, family):
         raise GtRError(f"{name} is a {spec.name} checkpoint: use '{LOADERS[type(spec)]}' for it")
-    return ModelHandle(patcher, spec, name)
+    note = patcher.model.note
+    if note:
+        logger.warning("%s", note)
+    return ModelHandle(patcher, spec, name, (f"note: {note}",) if note else ())
 
 
 def load_mar_vae(name: str) -> comfy.sd.VAE:

@@ -48,7 +48,9 @@ class EmptyLatent(io.ComfyNode):
 def latent_samples(latent: dict, patcher, spec: ModelSpec) -> Tensor:
     """The samples (B, C, H, W) of a LATENT, checked; stock empty latents are fitted to the model. Raises GtRError."""
     samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], latent.get("downscale_ratio_spacial"))
-    if samples.ndim != 4 or samples.shape[0] < 1:
+    if samples.ndim != 4:
+        raise GtRError(f"a latent of shape {tuple(samples.shape)}: expected pictures (batch, channels, height, width)")
+    if samples.shape[0] < 1:
         raise GtRError(f"a latent of shape {tuple(samples.shape)}: expected a batch of at least 1 image")
     if samples.shape[1] != spec.latent.channels:
         raise GtRError(f"the latent has {samples.shape[1]} channels, {spec.name} needs {spec.latent.channels}: use "
@@ -66,11 +68,22 @@ def token_grid(samples: Tensor, spec: ModelSpec) -> tuple[int, int]:
     return samples.shape[2] // spec.latent.patch, samples.shape[3] // spec.latent.patch
 
 
+def batch_images(latent: dict, batch: int) -> list[int]:
+    """The indices of the images in their original batch: ``batch_index``, or 0, 1, ... Raises GtRError."""
+    given = latent.get("batch_index")
+    images = list(range(batch)) if given is None else [int(index) for index in given]
+    if len(images) != batch:
+        raise GtRError(f"batch_index names {len(images)} images, the latent holds {batch}: make the latent again")
+    return images
+
+
 def unknown_tokens(latent: dict, batch: int, grid: tuple[int, int]) -> Tensor:
     """Which tokens are to be drawn, (B, h, w) bool: all, or those with a pixel in ``noise_mask`` above one half."""
     mask = latent.get("noise_mask")
     if mask is None:
         return torch.ones(batch, *grid, dtype=torch.bool)
-    mask = mask.float().reshape(-1, 1, *mask.shape[-2:])
+    mask = mask.float().reshape(-1, 1, *mask.shape[-2:]).cpu() if mask.numel() else mask
+    if mask.shape[0] < 1 or not mask.numel():
+        raise GtRError(f"the noise mask has the shape {tuple(mask.shape)}: expected at least 1 picture; remove it")
     tokens = F.adaptive_max_pool2d(mask, grid)[:, 0] > 0.5
-    return tokens[torch.arange(batch) % tokens.shape[0]].cpu()
+    return tokens[torch.arange(batch) % tokens.shape[0]]

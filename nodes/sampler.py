@@ -19,7 +19,7 @@ from ..gtr_core.spec import LightGenSpec, ModelSpec
 from . import host
 from ._api import GtrFts, GtrSchedule, MarModel, io, ui
 from .conditioning import labels_for_batch
-from .latent import latent_samples, token_grid, unknown_tokens
+from .latent import batch_images, latent_samples, token_grid, unknown_tokens
 from .text import texts_for_batch
 
 
@@ -58,44 +58,46 @@ class Sampler(io.ComfyNode):
         spec = model.spec
         samples = latent_samples(latent_image, model.patcher, spec)
         batch, grid = samples.shape[0], token_grid(samples, spec)
-        condition = condition_for_batch(positive, batch, spec, "positive")
-        against = None if negative is None else condition_for_batch(negative, batch, spec, "negative")
-        seeds = image_seeds(seed, latent_image.get("batch_index") or batch)
-        guidance = Guidance(cfg, cfg_schedule)
+        images = batch_images(latent_image, batch)
+        condition = condition_for_batch(positive, images, spec, "positive")
+        against = None if negative is None else condition_for_batch(negative, images, spec, "negative")
+        seeds, guidance = image_seeds(seed, images), Guidance(cfg, cfg_schedule)
         unknown = unknown_tokens(latent_image, batch, grid)
-        plans = [(images, make_plan(schedule, grid, [seeds[k] for k in images], unknown=unknown[images[0]].numpy()))
-                 for images in same_masks(unknown)]
+        plans = [(rows, make_plan(schedule, grid, [seeds[k] for k in rows], unknown=unknown[rows[0]].numpy()))
+                 for rows in same_masks(unknown)]
 
-        started = time.perf_counter()
-        compute = load_model(model, max(activation_bytes(plan, spec, guided=guidance.enabled, fts=fts, itemsize=4)
-                                        for _, plan in plans))
+        compute = load_model(model, plans, guided=guidance.enabled, fts=fts)
         monitor = host.RunMonitor(model, grid, sum(len(plan.steps) for _, plan in plans))
         tokens = latent_to_tokens(samples, spec.latent).cpu()
-        decoded = torch.empty_like(tokens)
-        for images, plan in plans:
-            decoded[images] = sample(
-                model.patcher.model.diffusion_model, plan, condition[images],
-                SeededNoise(tuple(seeds[k] for k in images), spec.head.channels), tokens=tokens[images],
-                negative=None if against is None else against[images], guidance=guidance, temperature=temperature, fts=fts, device=model.patcher.load_device, dtype=compute,
-                callback=monitor).cpu()
-        report = "\n".join(run_report(plan, spec, guided=guidance.enabled, fts=fts,
-                                      seconds=time.perf_counter() - started) for _, plan in plans)
+        decoded, reports = torch.empty_like(tokens), list(model.notes)
+        for rows, plan in plans:
+            started = time.perf_counter()
+            decoded[rows] = sample(
+                model.patcher.model.diffusion_model, plan, condition[rows],
+                SeededNoise(tuple(seeds[k] for k in rows), spec.head.channels), tokens=tokens[rows],
+                negative=None if against is None else against[rows], guidance=guidance, temperature=temperature,
+                fts=fts, device=model.patcher.load_device, dtype=compute, callback=monitor).cpu()
+            reports.append(run_report(plan, spec, guided=guidance.enabled, fts=fts, unknown=unknown[rows[0]].numpy(),
+                                      seconds=time.perf_counter() - started))
+        report = "\n".join(reports)
         result = tokens_to_latent(decoded, grid, spec.latent)
         return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report,
                              ui=ui.PreviewText(report))
 
 
-def condition_for_batch(conditioning, batch: int, spec: ModelSpec, what: str) -> Tensor:
+def condition_for_batch(conditioning, images: list[int], spec: ModelSpec, what: str) -> Tensor:
     """What the model's family conditions on, one row per image: labels (B,) or text states (B, T, D)."""
-    if isinstance(spec, LightGenSpec):
-        return texts_for_batch(conditioning, batch, spec, what)
-    return labels_for_batch(conditioning, batch, what)
+    read = texts_for_batch if isinstance(spec, LightGenSpec) else labels_for_batch
+    return read(conditioning, images, spec, what)
 
 
-def load_model(model: host.ModelHandle, memory: int) -> torch.dtype:
-    """Have the host bring the model to its device with room for a run; returns the compute dtype."""
+def load_model(model: host.ModelHandle, plans: list[tuple[list[int], Plan]], *, guided: bool,
+               fts: FTS | None) -> torch.dtype:
+    """Have the host bring the model to its device with room for every plan; returns the compute dtype."""
+    dtype = model.patcher.model.compute_dtype
+    memory = max(activation_bytes(plan, model.spec, guided=guided, fts=fts, itemsize=dtype.itemsize) for _, plan in plans)
     mm.load_models_gpu([model.patcher], memory_required=memory)
-    return model.patcher.model.compute_dtype
+    return dtype
 
 
 def same_masks(unknown: Tensor) -> list[list[int]]:

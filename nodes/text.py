@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..gtr_core.errors import GtRError
 from ..gtr_core.spec import LightGenSpec
 from ._api import io
+from .conditioning import LABELS, check_count, only_entry
 
 logger = logging.getLogger("gtr_mar")
 
@@ -75,21 +77,19 @@ def fit(clip, prompt: str) -> list[int]:
     return ids + [PAD] * (LENGTH - len(ids))
 
 
-def texts_for_batch(conditioning, batch: int, spec: LightGenSpec, what: str) -> Tensor:
-    """Text states (B, text_length, caption_dim) for a batch: one per image, in turn when there are fewer.
+def texts_for_batch(conditioning, images: Sequence[int], spec: LightGenSpec, what: str) -> Tensor:
+    """Text states (B, text_length, caption_dim): image k of the original batch gets the k-th prompt, in turn.
 
     Output of stock text encoders is cut or padded with a warning. Raises GtRError.
     """
-    states, extra = conditioning[0] if conditioning else (None, {})
-    if "gtr_labels" in extra or not isinstance(states, Tensor) or states.ndim != 3:
+    states, extra = only_entry(conditioning, what)
+    if LABELS in extra or not isinstance(states, Tensor) or states.ndim != 3:
         raise GtRError(f"{what} is not a text: expected the output of 'LightGen Text Encode'; {spec.name} cannot use "
                        "class labels")
     if states.shape[2] != spec.caption_dim:
         raise GtRError(f"{what} has text states of {states.shape[2]} values, {spec.name} needs {spec.caption_dim}: "
                        f"{WAY_OUT}")
-    if len(states) > batch:
-        raise GtRError(f"{len(states)} prompts for a batch of {batch}: set batch_size to {len(states)} in the empty "
-                       "latent, or give fewer prompts")
+    check_count("prompts", len(states), images)
     if PROMPTS not in extra:
         logger.warning("%s comes from another text encode node: LightGen was trained on %d unweighted positions with "
                        "the mask on; use 'LightGen Text Encode'", what, spec.text_length)
@@ -97,4 +97,4 @@ def texts_for_batch(conditioning, batch: int, spec: LightGenSpec, what: str) -> 
         states = torch.nn.functional.pad(states, (0, 0, 0, spec.text_length - states.shape[1]))
     if states.shape[1] != spec.text_length:
         raise GtRError(f"{what} has {states.shape[1]} text positions, {spec.name} needs {spec.text_length}")
-    return states[torch.arange(batch) % len(states)]
+    return states[[k % len(states) for k in images]]

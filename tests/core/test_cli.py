@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gtr_pack.gtr_core.classes import imagenet_names
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.demo import CLASS_NAMES, DEMO_MAR, DEMO_VAE
 from gtr_pack.gtr_core.schedule import PRESETS
@@ -61,6 +62,21 @@ def test_schedule(name, capsys, tmp_path):
     assert read_png(tmp_path / "p.png").std() > 10
 
 
+def test_a_changed_preset(capsys):
+    """Options that change a preset do so, and its name says so."""
+    facts = run(capsys, "flops", "--model", "mar-b", "--preset", "gtr-paper", "--scope", "full")
+    assert facts["preset"] == "gtr-paper (changed)" and facts["speedup"] < 2.6
+    assert run(capsys, "schedule", "--preset", "gtr-full", "--diffusion", "9,5,5")["steps"][-1]["diffusion_steps"] == 5
+
+
+def test_seeds_wrap_around(capsys):
+    assert run(capsys, "schedule", "--seed", "-1") == run(capsys, "schedule", "--seed", 2**64 - 1)
+
+
+def test_class_names_are_unambiguous():
+    assert len({name.lower() for name in imagenet_names()}) == 1000
+
+
 def test_info_of_the_demo_model(capsys):
     facts = run(capsys, "info", DEMO_MAR)
     assert (facts["family"], facts["grid"], facts["weights"]) == ("MAR", [16, 16], "ema")
@@ -104,6 +120,14 @@ def test_generate_repeats_classes_up_to_the_batch(capsys, tmp_path):
     (["schedule", "--grid", "0x4"], "expected at least 1 x 1"),
     (["schedule", "--rates", "2.67,10.67,200"], "rate 200 of stage 3 does not fit"),
     (["schedule", "--steps", "1,1,1,1", "--grid", "1x8"], "empty subset"),
+    (["schedule", "--grid", "100000x100000"], "at most 256 x 256"),
+    (["schedule", "--steps", "1000000000"], "expected 1 to 65536"),
+    (["generate", "--class", "+-5"], "demo has no class '+-5'"),
+    (["generate", "--class", "9" * 5000], "demo has no class"),
+    (["generate", "--batch", "0"], "expected at least 1"),
+    (["generate", "--output", "none/x.png"], "no folder none"),
+    (["generate", "--device", "toaster"], "cannot be used here"),
+    (["info", "x" * 5000], "no file at"),
     (["flops", "--model", "mar-x"], "no file at mar-x"),
     (["info", "nowhere"], "no file at nowhere"),
 ])

@@ -131,7 +131,8 @@ def test_more_steps_than_tokens_leave_no_empty_step():
 @pytest.mark.parametrize("settings, words", [
     (dict(order="gtr", steps=(24, 6, 2), rates=(1.0,)), "exactly one"),
     (dict(order="gtr"), "exactly one"),
-    (dict(order="gtr", steps=(0, 1)), "at least 1"),
+    (dict(order="gtr", steps=(0, 1)), "expected 1 to 65536"),
+    (dict(order="random", steps=(10**9,)), "expected 1 to 65536"),
     (dict(order="gtr", rates=(0.5, 2.0)), "at least 1"),
     (dict(order="gtr", rates=(float("nan"), 2.0)), "at least 1"),
     (dict(order="random", steps=(4, 4)), "one stage"),

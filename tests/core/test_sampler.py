@@ -159,6 +159,17 @@ def test_no_tensor_outlives_a_run(model):
     assert result() is None
     assert [ref for ref in alive if ref() is not None] == []
 
+    def cancel(progress):
+        remember(progress)
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(model, callback=cancel)
+    del caught
+    gc.collect()
+    assert [ref for ref in alive if ref() is not None] == []
+
 
 def test_no_global_state_changes(model):
     torch.manual_seed(3)
@@ -259,10 +270,15 @@ def test_progress_counts_up_to_the_end(model):
     (dict(schedule=replace(preset("gtr-full"), steps=(2, 1, 1)), grid=(8, 8)), "small draws 96 x 96 pixels only, found 128 x 128"),
     (dict(labels=[0]), "give one per image"),
     (dict(temperature=-1.0), "expected 0 or more"),
+    (dict(labels=[0, 5]), "small has classes 0 to 4"),
+    (dict(labels=[-2, 1]), "small has classes 0 to 4"),
+    (dict(fts=FTS(0.1, 1000), model=True), "has 500"),
     (dict(tokens=torch.zeros(2, 36, 5)), "expected \\(2, 36, 4\\)"),
 ])
 def test_what_does_not_fit_is_refused(model, change, words):
     plan = make_plan(change.pop("schedule", GTR), change.pop("grid", (6, 6)), (1, 2))
+    if change.pop("model", False):
+        model = MAR(replace(small_spec(), diffusion=DiffusionSpec(base_steps=500)))
     labels = torch.tensor(change.pop("labels", [0, 1]))
     with pytest.raises(GtRError, match=words):
         sample(model, plan, labels, SeededNoise((1, 2), 4), **change)

@@ -184,6 +184,14 @@ def test_images_of_a_batch_are_those_of_their_seeds(graph: Graph) -> None:
     torch.testing.assert_close(alone["samples"][0], whole["samples"][1], rtol=1e-3, atol=1e-3)
 
 
+def test_an_image_picked_from_a_batch_keeps_its_class(graph: Graph) -> None:
+    """The stock Latent From Batch: item 1 of 2 is the second image's seed and class."""
+    whole, _ = graph.sample()
+    picked = graph.pack.host.NODE_CLASS_MAPPINGS["LatentFromBatch"]().frombatch(graph.latent(), 1, 1)[0]
+    out, _ = graph.sample(latent_image=picked)
+    torch.testing.assert_close(out["samples"][0], whole["samples"][1], rtol=1e-3, atol=1e-3)
+
+
 def test_the_stock_empty_latent_fits(graph: Graph) -> None:
     stock = graph.pack.host.NODE_CLASS_MAPPINGS["EmptyLatentImage"]().generate(64, 64, 2)[0]
     out, _ = graph.sample(latent_image=stock)
@@ -233,6 +241,12 @@ CASES = {
     "size": (lambda g: dict(latent_image={"samples": torch.ones(2, 8, 16, 24)}), "demo draws 64 x 64 pixels only, found 96 x 64"),
     "empty batch": (lambda g: dict(latent_image={"samples": torch.ones(0, 8, 16, 16)}), "at least 1 image"),
     "text": (lambda g: dict(positive=[[torch.zeros(1, 77, 768), {}]]), "expected the output of 'Class Label'"),
+    "video": (lambda g: dict(latent_image={"samples": torch.ones(1, 8, 2, 16, 16)}), "expected pictures"),
+    "batch index": (lambda g: dict(latent_image=g.latent() | {"batch_index": [1]}), "names 1 images, the latent holds 2"),
+    "empty mask": (lambda g: dict(latent_image=g.latent() | {"noise_mask": torch.zeros(0, 64, 64)}), "at least 1 picture"),
+    "another model's classes": (lambda g: dict(positive=[[torch.zeros(1, 1, 1), {"gtr_labels": (980,)}]]),
+                                "connect the same model"),
+    "no condition": (lambda g: dict(positive=[]), "connect a condition"),
     "too many classes": (lambda g: dict(positive=g.condition("1,2,3")), "set batch_size to 3"),
     "stages": (lambda g: dict(schedule=g.schedule(steps="1" + ", 1" * 11)), "use at most"),
     "rates": (lambda g: dict(schedule=g.schedule(rates="1, 1, 500")), "rate 500 of stage 3 does not fit"),
