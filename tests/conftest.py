@@ -67,7 +67,9 @@ def comfy_path() -> Path:
 @pytest.fixture(scope="session")
 def comfy_base(comfy_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base folder of the shared server, laid out, before the server starts."""
-    return _support("server").make_base(tmp_path_factory.mktemp("comfy"))
+    base = _support("server").make_base(tmp_path_factory.mktemp("comfy"))
+    _support("server").link_folder(ROOT / "tests" / "support" / "tiny_t5", base / "custom_nodes" / "gtr-test-t5")
+    return base
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import torch
 from gtr_pack.gtr_core.mar import MAR
-from gtr_pack.gtr_core.spec import HeadSpec, MARSpec, VAESpec
+from gtr_pack.gtr_core.lightgen import LightGen
+from gtr_pack.gtr_core.metadata import spec_metadata
+from gtr_pack.gtr_core.spec import HeadSpec, LightGenSpec, MARSpec, VAESpec
 from gtr_pack.gtr_core.vae import KLVAE
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 MAR_FILE, VAE_FILE = "mar-base-ema.pth", "kl16.safetensors"
+LIGHTGEN_FILE, SD3_VAE_FILE = "lightgen-512.safetensors", "sd3.5_vae.safetensors"
 
 
 def write_all(models: Path) -> frozenset[str]:
@@ -22,7 +25,10 @@ def write_all(models: Path) -> frozenset[str]:
                models / "diffusion_models" / MAR_FILE)
     vae = randomised(KLVAE(VAESpec(32, (1, 1, 1, 1, 1), 1, 16, 16, encoder_attention=(4,))), 3)
     save_file(vae.state_dict(), models / "vae" / VAE_FILE)
-    return frozenset((MAR_FILE, VAE_FILE))
+    lightgen = small_lightgen()
+    save_file(lightgen.state_dict(), models / "diffusion_models" / LIGHTGEN_FILE, spec_metadata(lightgen.spec, "model"))
+    save_file(sd3_decoder(), models / "vae" / SD3_VAE_FILE)
+    return frozenset((MAR_FILE, VAE_FILE, LIGHTGEN_FILE, SD3_VAE_FILE))
 
 
 def small_mar(seed: int) -> MAR:
@@ -30,6 +36,19 @@ def small_mar(seed: int) -> MAR:
     spec = MARSpec(name="small", grid=(16, 16), dim=768, heads=12, encoder_depth=1, decoder_depth=1, classes=1000,
                    buffer=64, head=HeadSpec(16, 768, 64, 1))
     return randomised(MAR(spec), seed)
+
+
+def small_lightgen() -> LightGen:
+    """For text states of 64 values, as the tests' small T5 makes them."""
+    return randomised(LightGen(LightGenSpec(name="small", dim=48, heads=3, encoder_depth=2, decoder_depth=2, cross_depth=2,
+                                            aligner_depth=1, caption_dim=64, head=HeadSpec(64, 48, 48, 2))), 4)
+
+
+def sd3_decoder() -> dict[str, Tensor]:
+    """The decoder of an SD3-like VAE, a quarter as wide: the stock VAE loader takes its width from the file."""
+    spec = VAESpec(32, (1, 2, 4, 4), 2, 16, 16, quant=False)
+    weights = randomised(KLVAE(spec), 5).state_dict()
+    return {name: tensor for name, tensor in weights.items() if name.startswith("decoder.")}
 
 
 def randomised(module: nn.Module, seed: int) -> nn.Module:
