@@ -15,8 +15,11 @@ import torch
 from gtr_pack.gtr_core.classes import imagenet_names
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.demo import CLASS_NAMES, DEMO_MAR, DEMO_VAE
+from gtr_pack.gtr_core.metadata import spec_metadata
 from gtr_pack.gtr_core.schedule import PRESETS
-from safetensors.torch import load_file
+from gtr_pack.gtr_core.spec import VAESpec
+from gtr_pack.gtr_core.vae import KLVAE
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--steps", "3,2,1", "--diffusion", "6,4,4", "--fts-steps", "6"]
@@ -99,6 +102,14 @@ def test_generate(capsys, tmp_path):
     assert difference.max() <= 1
 
 
+def test_bench(capsys):
+    facts = run(capsys, "bench", "--model", "demo", "--presets", "step-8,gtr-extreme", "--rounds", 2)
+    first, second = facts["rows"]
+    assert first["preset"] == "step-8" and first["ratio"] == 1 and second["ar_steps"] == 13
+    assert all(row["seconds_range"][0] <= row["seconds"] <= row["seconds_range"][1] for row in facts["rows"])
+    assert second["head_evaluations"] < first["head_evaluations"] and first["peak_bytes"] > 0
+
+
 def test_generate_repeats_classes_up_to_the_batch(capsys, tmp_path):
     facts = run(capsys, "generate", *FAST, "--class", "1,2", "--batch", 3, "--cfg", 1, "-o", tmp_path / "a.png")
     assert facts["classes"] == [1, 2, 1]
@@ -128,6 +139,9 @@ def test_generate_repeats_classes_up_to_the_batch(capsys, tmp_path):
     (["generate", "--output", "none/x.png"], "no folder none"),
     (["generate", "--device", "toaster"], "cannot be used here"),
     (["info", "x" * 5000], "no file at"),
+    (["bench", "--presets", ","], "nothing to measure"),
+    (["bench", "--presets", "fast"], "unknown preset 'fast'"),
+    (["bench", "--model", "lightgen", "--size", "512x500"], "multiples of 16"),
     (["flops", "--model", "mar-x"], "no file at mar-x"),
     (["info", "nowhere"], "no file at nowhere"),
 ])
@@ -144,3 +158,19 @@ def test_a_foreign_vae_is_refused(capsys, tmp_path):
 
 def test_an_unwritable_picture(capsys, tmp_path):
     assert "cannot write" in refused(capsys, "schedule", "--png", tmp_path / "none" / "p.png")
+
+
+def test_generate_from_encoded_prompts(capsys, tmp_path):
+    """LightGen and an SD3-like VAE, both small: text states in, pictures of any size out."""
+    from gtr_tests.stand_ins import randomised, small_lightgen
+    spec = VAESpec(32, (1, 1, 1, 1), 1, 16, 16, quant=False)
+    model = small_lightgen()
+    save_file(model.state_dict(), tmp_path / "model.safetensors", spec_metadata(model.spec, "model"))
+    save_file(randomised(KLVAE(spec), 1).state_dict(), tmp_path / "vae.safetensors")
+    save_file({"prompt_embeds": torch.randn(2, 128, 64)}, tmp_path / "text.safetensors")
+    arguments = ["generate", *FAST, "--model", tmp_path / "model.safetensors", "--vae", tmp_path / "vae.safetensors",
+                 "--size", "96x64", "-o", tmp_path / "a.png"]
+    facts = run(capsys, *arguments, "--prompt-embeds", tmp_path / "text.safetensors")
+    assert [read_png(Path(file)).shape for file in facts["files"]] == [(64, 96, 3)] * 2
+    assert "give its encoded prompts" in refused(capsys, *arguments)
+    assert "expected a tensor 'prompt_embeds'" in refused(capsys, *arguments, "--prompt-embeds", tmp_path / "vae.safetensors")

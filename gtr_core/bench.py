@@ -1,0 +1,131 @@
+"""Measured latency and memory of schedules: all of them in one run, interleaved, so that ratios mean something."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from .flops import count_plan, head_evaluations
+from .fts import FTS
+from .memory import activation_bytes
+from .models import Model, build
+from .noise import SeededNoise, image_seeds
+from .plan import Plan, make_plan
+from .sampler import Guidance, sample
+from .schedule import Schedule
+from .spec import LightGenSpec, ModelSpec
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: ``batch`` images of ``grid`` tokens, guided or not, on ``device`` in ``dtype``."""
+
+    batch: int = 1
+    grid: tuple[int, int] | None = None
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    guidance: Guidance = Guidance(3.0)
+    fts: FTS | None = FTS()
+
+
+def random_model(spec: ModelSpec, setting: Setting, seed: int = 0) -> Model:
+    """A model with random weights of the usual size: enough for speed."""
+    model = build(spec, device=setting.device, dtype=setting.dtype)
+    generator = torch.Generator(setting.device).manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, max(parameter[0].numel(), 1) ** -0.5, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def random_condition(spec: ModelSpec, batch: int) -> Tensor:
+    """Labels, or text states."""
+    if isinstance(spec, LightGenSpec):
+        return torch.randn(batch, spec.text_length, spec.caption_dim, generator=torch.Generator().manual_seed(0))
+    return torch.arange(batch) % spec.classes
+
+
+def bench(model: Model, schedules: Sequence[Schedule], setting: Setting, *, rounds: int = 3,
+          on_run: Callable[[str, int], None] | None = None) -> dict:
+    """Run every schedule once per round, in turn, and report medians; the first schedule is the reference.
+
+    The result is plain data: what ran where, and per schedule seconds (median, least, most), AR steps, head
+    evaluations per image, TFLOPs per image, the time ratio and peak bytes (measured on CUDA; elsewhere the plan's
+    estimate of activations). ``on_run(name, round)`` is called before every run.
+    """
+    grid = setting.grid or model.spec.grid
+    seeds = image_seeds(0, setting.batch)
+    plans = {schedule.name: make_plan(schedule, grid, seeds) for schedule in schedules}
+    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    peaks: dict[str, int] = {}
+    for index in range(rounds):
+        for name, plan in plans.items():
+            if on_run is not None:
+                on_run(name, index)
+            elapsed, peaks[name] = _run(model, plan, setting)
+            seconds[name].append(elapsed)
+    reference = median(next(iter(seconds.values())))
+    rows = [_row(model.spec, plans[name], setting, times, peaks[name], reference) for name, times in seconds.items()]
+    return {"model": model.spec.name, "grid": list(grid), "batch": setting.batch, "rounds": rounds,
+            "dtype": str(setting.dtype).removeprefix("torch."), "process_peak_bytes": process_peak_bytes(), "machine": describe_machine(setting.device), "rows": rows}
+
+
+def describe_machine(device: str) -> dict:
+    """What the numbers were measured on."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {"device": device, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "python": sys.version.split()[0]}
+
+
+def process_peak_bytes() -> int | None:
+    """The most memory that this process ever held, weights included; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def markdown(result: dict) -> str:
+    """The rows as a table."""
+    lines = ["| preset | AR steps | head evaluations | TFLOPs | seconds (median, range) | ratio | peak MiB |",
+             "|---|---|---|---|---|---|---|"]
+    for row in result["rows"]:
+        low, high = row["seconds_range"]
+        lines.append(f"| {row['preset']} | {row['ar_steps']} | {row['head_evaluations']} | {row['tflops']:.2f} | "
+                     f"{row['seconds']:.3f} ({low:.3f} to {high:.3f}) | {row['ratio']:.2f} x | "
+                     f"{row['peak_bytes'] / 2**20:.0f}{'' if row['peak_measured'] else ' (estimate)'} |")
+    return "\n".join(lines)
+
+
+def _run(model: Model, plan: Plan, setting: Setting) -> tuple[float, int]:
+    cuda = setting.device.startswith("cuda")
+    condition = random_condition(model.spec, setting.batch)
+    noise = SeededNoise(image_seeds(0, setting.batch), model.spec.head.channels)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        torch.cuda.synchronize(setting.device)
+    started = time.perf_counter()
+    sample(model, plan, condition, noise, guidance=setting.guidance, fts=setting.fts, device=setting.device,
+           dtype=setting.dtype)
+    if cuda:
+        torch.cuda.synchronize(setting.device)
+    elapsed = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated(setting.device) if cuda else activation_bytes(
+        plan, model.spec, guided=setting.guidance.enabled, itemsize=setting.dtype.itemsize, fts=setting.fts)
+    return elapsed, peak
+
+
+def _row(spec: ModelSpec, plan: Plan, setting: Setting, times: list[float], peak: int, reference: float) -> dict:
+    evaluations = sum(n * steps for step in plan.steps for n, steps in head_evaluations(step, spec, setting.fts))
+    flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts)
+    return {"preset": plan.schedule.name, "ar_steps": len(plan.steps), "head_evaluations": evaluations,
+            "tflops": flops.total / 1e12, "seconds": median(times), "seconds_range": [min(times), max(times)],
+            "ratio": reference / median(times), "peak_bytes": peak, "peak_measured": setting.device.startswith("cuda")}

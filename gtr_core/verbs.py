@@ -1,0 +1,222 @@
+"""What each verb of the command line does: options in, a report out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from . import bench, flops, pipeline
+from .checkpoint import DTYPES, Checkpoint, convert, load_model, load_vae, read_checkpoint
+from .classes import parse_labels
+from .demo import DEMO_MAR, DEMO_VAE
+from .errors import GtRError
+from .fts import FTS
+from .infer import is_vae
+from .noise import image_seeds
+from .picture import draw_plan
+from .plan import make_plan
+from .png import write_png
+from .sampler import Guidance, Progress
+from .schedule import Schedule, preset
+from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def info(options: argparse.Namespace) -> None:
+    """What a file holds, and what is wrong with it."""
+    facts = describe(read_checkpoint(options.file, weights=options.weights))
+    _report(options, facts, "\n".join(f"{key:12} {value}" for key, value in facts.items() if key != "spec"))
+
+
+def describe(checkpoint: Checkpoint) -> dict:
+    """Family, variant, sizes, dtypes and weights of a checkpoint. Raises GtRError when it is not usable."""
+    load = load_vae if is_vae(checkpoint.tensors) else load_model
+    spec, tensors = load(checkpoint)
+    family = {MARSpec: "MAR", LightGenSpec: "LightGen"}.get(type(spec), "KL VAE")
+    facts = {"file": str(checkpoint.path), "family": family,
+             "variant": f"f{spec.stride}" if load is load_vae else spec.name,
+             "parameters": sum(t.numel() for t in tensors.values()), "tensors": len(tensors),
+             "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})}
+    if load is load_model:
+        facts |= {"image": list(spec.latent.size(spec.grid)), "grid": list(spec.grid), "weights": checkpoint.weights}
+    if isinstance(spec, MARSpec):
+        facts["classes"] = spec.classes
+    if checkpoint.warning:
+        facts["warning"] = checkpoint.warning
+    return facts | {"spec": asdict(spec)}
+
+
+def convert_file(options: argparse.Namespace) -> None:
+    """Original checkpoint -> safetensors with metadata."""
+    result = convert(options.source, options.target, weights=options.weights, dtype=options.dtype,
+                     heads=options.heads, overwrite=options.overwrite)
+    facts = describe(result)
+    _report(options, facts, f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
+                            f"weights: {facts.get('weights', 'VAE')}")
+
+
+def schedule(options: argparse.Namespace) -> None:
+    """The plan of a schedule on a grid, as text, JSON or picture."""
+    plan = make_plan(_schedule(options), _grid(options.grid), image_seeds(options.seed, 1))
+    if options.png:
+        write_png(options.png, draw_plan(plan, _fts(options)))
+    lines = [f"{index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
+             for index, step in enumerate(plan.steps)]
+    _report(options, plan.to_dict(), "\n".join(lines + ([options.png] if options.png else [])))
+
+
+def count_flops(options: argparse.Namespace) -> None:
+    """TFLOPs per image of a schedule and the ratio to the origin."""
+    facts = flops.report(_schedule(options), _spec(options.model), guided=not options.no_cfg, fts=_fts(options))
+    parts = "  ".join(f"{part} {value:.3f}" for part, value in facts["tflops"].items())
+    _report(options, facts, f"{facts['model']} {facts['preset']}: {parts} TFLOPs per image (2 per multiply-add, "
+                            f"{'no ' if options.no_cfg else ''}guidance, no VAE); origin {facts['origin_total']:.3f}; "
+                            f"{facts['speedup']:.3f}x")
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Pictures from a model file or the demo model."""
+    demo = options.model == "demo"
+    if not demo and not options.vae:
+        raise GtRError("no VAE: give the model's VAE file with --vae (kl16 for the published MAR models)")
+    output = Path(options.output)
+    if output.suffix.lower() != ".png":
+        raise GtRError(f"output '{output.name}': expected a name that ends in .png")
+    if not output.parent.is_dir():
+        raise GtRError(f"no folder {output.parent}: make it, or choose another")
+    _check_device(options.device)
+    model = pipeline.build_model(DEMO_MAR if demo else options.model, device=options.device, dtype=DTYPES[options.dtype])
+    vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
+    pipeline.check_pair(model, vae)
+    condition, grid = _condition(options, model.spec)
+    started = time.perf_counter()
+    latents = pipeline.generate_latents(
+        model, _schedule(options), condition, options.seed, guidance=Guidance(options.cfg, options.cfg_schedule),
+        grid=grid, temperature=options.temperature, fts=_fts(options), device=options.device, dtype=DTYPES[options.dtype],
+        callback=None if options.json else _progress_bar)
+    seconds = time.perf_counter() - started
+    count = len(condition)
+    paths = [output if count == 1 else output.with_stem(f"{output.stem}_{k:03}") for k in range(count)]
+    for path, picture in zip(paths, pipeline.decode_pictures(vae, latents)):
+        write_png(path, picture)
+    facts = {"files": [str(path) for path in paths], "seconds": seconds}
+    if not isinstance(condition, torch.Tensor):
+        facts["classes"] = list(condition)
+    _report(options, facts, "\n".join([*facts["files"], f"{seconds:.1f} s for {count} without the VAE"]))
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
+    _check_device(options.device)
+    presets = [preset(name.strip()) for name in options.presets.split(",") if name.strip()]
+    if not presets or options.rounds < 1 or options.batch < 1:
+        raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1")
+    spec, dtype = _spec(options.model), DTYPES[options.dtype]
+    grid = _size(options.size, spec) if options.size else None
+    setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), _fts(options))
+    known = {*VARIANTS.values(), LIGHTGEN.name}
+    model = (bench.random_model(spec, setting) if options.model in known else
+             pipeline.build_model(DEMO_MAR if options.model == "demo" else options.model, device=options.device, dtype=dtype))
+    result = bench.bench(model, presets, setting, rounds=options.rounds, on_run=lambda name, index: print(
+        f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr))
+    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    _report(options, result, f"{result['model']}, batch {result['batch']}, {result['dtype']}; {machine}\n\n"
+                             + bench.markdown(result))
+
+
+def _check_device(device: str) -> None:
+    if device.partition(":")[0] not in DEVICES or (device.startswith("cuda") and not torch.cuda.is_available()):
+        raise GtRError(f"device '{device}' cannot be used here: expected cpu or an available accelerator")
+
+
+def _condition(options: argparse.Namespace, spec: ModelSpec) -> tuple[torch.Tensor | tuple[int, ...], tuple[int, int]]:
+    """Labels, or text states from a file, and the token grid."""
+    grid = _size(options.size, spec) if options.size else spec.grid
+    if isinstance(spec, MARSpec):
+        return _labels(options, spec), grid
+    if not options.prompt_embeds:
+        raise GtRError(f"{spec.name} draws from text: give its encoded prompts with --prompt-embeds FILE")
+    states = read_checkpoint(options.prompt_embeds).tensors.get("prompt_embeds")
+    if states is None or states.shape[1:] != (spec.text_length, spec.caption_dim):
+        raise GtRError(f"{options.prompt_embeds}: expected a tensor 'prompt_embeds' of shape (prompts, "
+                       f"{spec.text_length}, {spec.caption_dim}), found {None if states is None else tuple(states.shape)}")
+    return states.float(), grid
+
+
+def _size(text: str, spec: ModelSpec) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels -> the token grid."""
+    numbers, pixels = _numbers(text.lower().replace("x", ","), int), spec.latent.stride * spec.latent.patch
+    if len(numbers) != 2 or any(number < 1 or number % pixels for number in numbers):
+        raise GtRError(f"size '{text}': expected width x height in multiples of {pixels}, such as 512x512")
+    return numbers[1] // pixels, numbers[0] // pixels
+
+
+def _labels(options: argparse.Namespace, spec: MARSpec) -> tuple[int, ...]:
+    """One label per image: the given classes, repeated in order up to the batch size."""
+    labels = parse_labels(options.classes, spec)
+    batch = len(labels) if options.batch is None else options.batch
+    if batch < 1:
+        raise GtRError(f"a batch of {batch}: expected at least 1")
+    if batch < len(labels):
+        raise GtRError(f"{len(labels)} classes for a batch of {batch}: give --batch {len(labels)} or fewer classes")
+    return tuple(labels[k % len(labels)] for k in range(batch))
+
+
+def _schedule(options: argparse.Namespace) -> Schedule:
+    """The preset with the given changes, or a custom GtR schedule when --steps or --rates are given."""
+    changes = {"diffusion": _numbers(options.diffusion, int), "partition": options.partition,
+               "decoder_scope": options.scope}
+    changes = {key: value for key, value in changes.items() if value}
+    if options.steps or options.rates:
+        return Schedule("custom", "gtr", steps=_numbers(options.steps, int), rates=_numbers(options.rates, float),
+                        **{"decoder_scope": "stage"} | changes)
+    chosen = preset(options.preset)
+    return replace(chosen, name=f"{chosen.name} (changed)", **changes) if changes else chosen
+
+
+def _numbers(text: str | None, kind: type) -> tuple:
+    try:
+        return tuple(kind(part) for part in (text or "").split(",") if part.strip())
+    except ValueError as error:
+        raise GtRError(f"'{text}' is not a list of numbers such as 24,6,2") from error
+
+
+def _grid(text: str) -> tuple[int, int]:
+    numbers = _numbers(text.lower().replace("x", ","), int)
+    if len(numbers) != 2:
+        raise GtRError(f"grid '{text}': expected rows x columns, such as 16x16")
+    return numbers
+
+
+def _spec(model: str) -> ModelSpec:
+    if model in VARIANTS.values():
+        return mar_spec(model)
+    if model == LIGHTGEN.name:
+        return LIGHTGEN
+    return load_model(read_checkpoint(DEMO_MAR if model == "demo" else model))[0]
+
+
+def _fts(options: argparse.Namespace) -> FTS | None:
+    if options.fts == "off":
+        return None
+    return FTS(options.fts_fraction, options.fts_steps, options.fts)
+
+
+def _progress_bar(progress: Progress) -> None:
+    share = (progress.step + progress.diffusion_step / max(progress.diffusion_steps, 1)) / max(progress.steps, 1)
+    bar = "#" * int(30 * min(share, 1.0))
+    print(f"\r[{bar:30}] stage {progress.stage}/{progress.stages} step {progress.step}/{progress.steps}", end="",
+          file=sys.stderr, flush=True)
+    if progress.step == progress.steps:
+        print(file=sys.stderr)
+
+
+def _report(options: argparse.Namespace, facts: dict, text: str) -> None:
+    print(json.dumps(facts) if options.json else text)
