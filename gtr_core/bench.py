@@ -18,8 +18,9 @@ from .memory import activation_bytes
 from .models import Model, build
 from .noise import SeededNoise, image_seeds
 from .plan import Plan, make_plan
-from .sampler import Guidance, sample
-from .schedule import Schedule
+from .engine import Guidance
+from .sampler import sample
+from .schedule import Schedule, respaced
 from .spec import LightGenSpec, ModelSpec
 
 
@@ -124,7 +125,8 @@ def _run(model: Model, plan: Plan, setting: Setting) -> tuple[float, int]:
 
 
 def _row(spec: ModelSpec, plan: Plan, setting: Setting, times: list[float], peak: int, reference: float) -> dict:
-    evaluations = sum(n * steps for step in plan.steps for n, steps in head_evaluations(step, spec, setting.fts))
+    process = respaced(plan.schedule, spec.diffusion)
+    evaluations = sum(n * steps for step in plan.steps for n, steps in head_evaluations(step, process, setting.fts))
     flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts)
     return {"preset": plan.schedule.name, "ar_steps": len(plan.steps), "head_evaluations": evaluations,
             "tflops": flops.total / 1e12, "seconds": median(times), "seconds_range": [min(times), max(times)],

@@ -13,7 +13,7 @@ from .checkpoint import DTYPES
 from .errors import GtRError
 from .fts import SELECTIONS
 from .partition import PARTITIONS
-from .sampler import GUIDANCE_SCHEDULES
+from .engine import GUIDANCE_SCHEDULES
 from .schedule import PRESETS, SCOPES
 from .spec import VARIANTS
 

@@ -15,7 +15,8 @@ from .errors import GtRError
 from .noise import upload
 from .spec import DiffusionSpec
 
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+Head = Callable[[Tensor, Tensor, Tensor], Tensor]
+Evaluate = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def cosine_betas(spec: DiffusionSpec) -> np.ndarray:
@@ -77,7 +78,7 @@ def chain(steps: int, spec: DiffusionSpec = DiffusionSpec()) -> Chain:
                  log_posterior_variance=np.log(clipped), log_betas=np.log(betas))
 
 
-def guided(head: Denoiser, x: Tensor, t: Tensor, z: Tensor, z_uncond: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def guided(head: Head, x: Tensor, t: Tensor, z: Tensor, z_uncond: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """eps and v (n, C) of one head evaluation; with ``z_uncond`` eps is guided, v is the conditional rows' own.
 
     One chain of n rows is kept and 2n rows are evaluated: the unconditional half of upstream's chain never
@@ -90,18 +91,18 @@ def guided(head: Denoiser, x: Tensor, t: Tensor, z: Tensor, z_uncond: Tensor | N
     return eps_uncond + scale * (eps - eps_uncond), v
 
 
-def denoise(head: Denoiser, table: Chain, z: Tensor, init: Tensor, noise: Tensor, *, z_uncond: Tensor | None = None,
-            scale: float = 1.0, temperature: float = 1.0, on_step: Callable[[int], None] | None = None) -> Tensor:
-    """Run the reverse chain: z (n, D), init (n, C) and noise (S, n, C) float32 -> tokens (n, C) float32.
+def denoise(evaluate: Evaluate, table: Chain, init: Tensor, noise: Tensor, *, temperature: float = 1.0,
+            on_step: Callable[[int], None] | None = None) -> Tensor:
+    """Run the reverse chain: init (n, C) and noise (S, n, C) float32 -> tokens (n, C) float32.
 
-    ``noise[j]`` belongs to the j-th executed step (largest t first); the last one is not used. ``temperature``
+    ``evaluate(i, x, t)`` gives eps and v (n, C) at chain index i, t (n,) being its base timestep. ``noise[j]`` belongs to the j-th executed step (largest t first); the last one is not used. ``temperature``
     scales the step noise, not ``init``. ``on_step(j)`` is called when j steps are done.
     """
     x = init.float()
     # The head takes one timestep per row; a table on the device needs one upload and no synchronisation per step.
     timesteps = upload(torch.tensor(table.timesteps), x.device)[:, None].expand(-1, x.shape[0])
     for j, i in enumerate(reversed(range(len(table)))):
-        eps, v = guided(head, x, timesteps[i], z, z_uncond, scale)
+        eps, v = evaluate(i, x, timesteps[i])
         x0 = x * table.sqrt_recip[i] - eps * table.sqrt_recipm1[i]
         x = x0 * table.mean_x0[i] + x * table.mean_x[i]
         if i:

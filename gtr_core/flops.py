@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from .diffusion import chain
 from .fts import FTS
 from .plan import Plan, Step, make_plan
-from .schedule import Schedule, preset
-from .spec import HeadSpec, LightGenSpec, ModelSpec
+from .schedule import Schedule, preset, respaced
+from .spec import DiffusionSpec, HeadSpec, LightGenSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,17 @@ class Flops:
         return {part: getattr(self, part) / 1e12 for part in ("encoder", "decoder", "head", "total")}
 
 
-def head_evaluations(step: Step, spec: ModelSpec, fts: FTS | None) -> Iterator[tuple[int, int]]:
+def head_evaluations(step: Step, process: DiffusionSpec, fts: FTS | None) -> Iterator[tuple[int, int]]:
     """(tokens, diffusion steps) of the groups of one AR step, per image: one chain each."""
     detail = fts.count(step.tokens) if fts is not None and step.reconstruction else 0
     for tokens, steps in ((detail, fts.detail_steps if fts else 0), (step.tokens - detail, step.diffusion_steps)):
         if tokens:
-            yield tokens, len(chain(steps, spec.diffusion))
+            yield tokens, len(chain(steps, process))
 
 
-def count_step(step: Step, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
-    """FLOPs of one AR step for one image. The decoder's include LightGen's cross-attention decoder."""
+def count_step(step: Step, schedule: Schedule, spec: ModelSpec, *, guided: bool = True,
+               fts: FTS | None = None) -> Flops:
+    """FLOPs of one AR step of a schedule for one image. The decoder's include LightGen's cross-attention decoder."""
     known, masked = step.known.shape[1], step.tokens + step.context.shape[1]
     halves = 2 if guided else 1
     encoded = spec.buffer + known
@@ -52,13 +53,13 @@ def count_step(step: Step, spec: ModelSpec, *, guided: bool = True, fts: FTS | N
     decoder = 2 * encoded * spec.dim**2 + spec.decoder_depth * _block(encoded + masked, spec)
     if isinstance(spec, LightGenSpec):
         decoder += 2 * (known + masked) * spec.dim**2 + spec.cross_depth * _cross_block(known + masked, spec)
-    evaluations = sum(tokens * steps for tokens, steps in head_evaluations(step, spec, fts))
+    evaluations = sum(tokens * steps for tokens, steps in head_evaluations(step, respaced(schedule, spec.diffusion), fts))
     return Flops(halves * encoder, halves * decoder, halves * evaluations * _head_row(spec.head))
 
 
 def count_plan(plan: Plan, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
     """FLOPs of a whole plan for one image."""
-    return sum((count_step(step, spec, guided=guided, fts=fts) for step in plan.steps), Flops())
+    return sum((count_step(step, plan.schedule, spec, guided=guided, fts=fts) for step in plan.steps), Flops())
 
 
 def count_schedule(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None,

@@ -16,7 +16,8 @@ from .latent import tokens_to_latent
 from .models import Model, build
 from .noise import SeededNoise, image_seeds
 from .plan import make_plan
-from .sampler import Callback, Guidance, sample
+from .engine import Guidance
+from .sampler import Callback, sample
 from .schedule import Schedule
 from .vae import KLVAE
 

@@ -10,6 +10,7 @@ import torch
 
 from .errors import GtRError
 from .noise import ORDER, generator
+from .orders import halton_order, raster_order, shifted, subsample_order
 from .partition import stage_of_tokens
 from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, steps_per_stage
 
@@ -73,8 +74,7 @@ def make_plan(schedule: Schedule, grid: tuple[int, int], seeds: Sequence[int], *
     subsets = [subset[mask.ravel()[subset]] for subset in whole]
     counts = _counts(schedule, [len(s) for s in whole], [len(s) for s in subsets])
     streams = [generator(seed, ORDER) for seed in seeds]
-    sequences = [np.stack([subset[torch.randperm(len(subset), generator=stream).numpy()] for stream in streams])
-                 for subset in subsets]
+    sequences = [np.stack([_sequence(schedule, grid, subset, stream) for stream in streams]) for subset in subsets]
     return plan_from_sequences(schedule, grid, sequences, counts)
 
 
@@ -109,10 +109,20 @@ def plan_from_sequences(schedule: Schedule, grid: tuple[int, int], sequences: Se
     return Plan(schedule=schedule, grid=tuple(grid), batch=batch, steps=tuple(steps))
 
 
+def _sequence(schedule: Schedule, grid: tuple[int, int], subset: np.ndarray, stream: torch.Generator) -> np.ndarray:
+    """The positions ``subset`` of one stage in one image's generation order."""
+    if schedule.order in ("gtr", "random"):
+        return subset[torch.randperm(len(subset), generator=stream).numpy()]
+    order = {"raster": lambda: raster_order(grid), "subsample": lambda: subsample_order(grid, schedule.phases),
+             "halton": lambda: halton_order(grid)}[schedule.order]()
+    order = shifted(order, stream) if schedule.shift else order
+    return order[np.isin(order, subset)]
+
+
 def _counts(schedule: Schedule, whole: list[int], unknown: list[int]) -> list[list[int]]:
     """Tokens per AR step of every stage, for stages of which ``unknown`` of ``whole`` tokens are decoded."""
     steps = [-(-count * part // size) for count, part, size in zip(steps_per_stage(schedule, whole), unknown, whole)]
-    split = cosine_counts if schedule.order == "random" else even_counts
+    split = even_counts if schedule.order == "gtr" else cosine_counts
     return [split(part, count) if count else [] for part, count in zip(unknown, steps)]
 
 

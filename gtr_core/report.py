@@ -7,6 +7,7 @@ import numpy as np
 from .flops import Flops, count_plan, count_step, head_evaluations, origin_of
 from .fts import FTS
 from .plan import Plan, make_plan
+from .schedule import respaced
 from .spec import ModelSpec
 
 
@@ -16,13 +17,13 @@ def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, fts: FTS | None, se
     totals against the origin with the same ``unknown`` tokens. FLOPs are per image."""
     lines = [f"{plan.schedule.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, "
              f"{len(plan.steps)} AR steps, {seconds:.2f} s"]
-    total = Flops()
+    total, process = Flops(), respaced(plan.schedule, spec.diffusion)
     for stage in range(1, plan.schedule.stages + 1):
         own = [step for step in plan.steps if step.stage == stage]
         if not own:
             continue
-        flops = sum((count_step(step, spec, guided=guided, fts=fts) for step in own), Flops())
-        evaluations = sum(n * steps for step in own for n, steps in head_evaluations(step, spec, fts))
+        flops = sum((count_step(step, plan.schedule, spec, guided=guided, fts=fts) for step in own), Flops())
+        evaluations = sum(n * steps for step in own for n, steps in head_evaluations(step, process, fts))
         kind = "reconstruction" if own[0].reconstruction else "generation"
         lines.append(f"stage {stage} ({kind}): {len(own)} AR steps, {sum(step.tokens for step in own)} tokens, "
                      f"{evaluations} head evaluations, {flops.total / 1e12:.3g} TFLOPs")

@@ -10,37 +10,16 @@ import torch
 from torch import Tensor
 
 from .diffusion import chain, denoise
+from .engine import Cache, Engine, Guidance, Plain
 from .errors import GtRError
 from .fts import FTS, select
 from .models import Model
 from .noise import NoiseSource, upload
 from .plan import Plan, Step
-from .spec import MARSpec
+from .schedule import respaced
+from .spec import DiffusionSpec, MARSpec
 
-GUIDANCE_SCHEDULES = ("linear", "constant")
 TICK = 8
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance: ``scale`` 1 = off; ``linear`` grows with the decoded part (spec section 1.9)."""
-
-    scale: float = 1.0
-    schedule: str = "linear"
-
-    def __post_init__(self) -> None:
-        if self.schedule not in GUIDANCE_SCHEDULES:
-            raise GtRError(f"guidance schedule '{self.schedule}': expected one of {', '.join(GUIDANCE_SCHEDULES)}")
-        if not np.isfinite(self.scale):
-            raise GtRError(f"guidance scale {self.scale}: expected a finite number")
-
-    @property
-    def enabled(self) -> bool:
-        return self.scale != 1.0
-
-    def at(self, progress: float) -> float:
-        """The scale of an AR step with ``progress`` in [0, 1]."""
-        return self.scale if self.schedule == "constant" else 1 + (self.scale - 1) * progress
 
 
 @dataclass(frozen=True)
@@ -65,14 +44,14 @@ Callback = Callable[[Progress], None]
 
 @torch.no_grad()
 def sample(model: Model, plan: Plan, condition: Tensor, noise: NoiseSource, *, tokens: Tensor | None = None,
-           negative: Tensor | None = None, guidance: Guidance = Guidance(), temperature: float = 1.0, fts: FTS | None = None,
+           negative: Tensor | None = None, cache: Cache | None = None, guidance: Guidance = Guidance(), temperature: float = 1.0, fts: FTS | None = None,
            device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
            callback: Callback | None = None) -> Tensor:
     """Decode tokens (B, L, C) float32 in model scale by ``plan``.
 
     ``condition`` is what the model's ``embed_condition`` takes (MAR: labels (B,) int64, -1 = unconditional;
     LightGen: text states (B, T, caption_dim)). Guidance leads away from ``negative``, by default from what the model
-    learned for no condition.
+    learned for no condition. ``cache`` (LazyMAR) replaces full evaluations by cheaper ones; its state is this call's.
     ``tokens`` (B, L, C) gives the values of positions that the plan leaves alone; they come back unchanged.
     ``dtype`` is the transformer's compute dtype; the diffusion chain and the head are float32. ``callback`` is
     called before every AR step, every 8 diffusion steps and at the end; an exception that it raises cancels the
@@ -85,12 +64,14 @@ def sample(model: Model, plan: Plan, condition: Tensor, noise: NoiseSource, *, t
     if guidance.enabled:
         conditions.append(model.null_condition(conditions[0]) if negative is None
                           else model.embed_condition(negative.to(device), dtype))
-    tables = upload_tables(plan, device)
+    tables, process = upload_tables(plan, device), respaced(plan.schedule, model.spec.diffusion)
+    engine = Plain(model, plan) if cache is None else cache.start(model, plan, guidance)
     for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
         tick = _ticker(callback, plan, index, tokens, known, fts)
         tick(0)
-        z = tuple(half.float() for half in model(tokens.to(dtype), known, targets, context, conditions, plan.grid))
-        values = _denoise_step(model, step, index, z, noise, guidance.at(step.progress), temperature, fts, tick)
+        z = engine.conditioning(index, tokens.to(dtype), (known, targets, context), conditions)
+        z = tuple(half.float() for half in z)
+        values = _denoise_step(engine, process, step, index, z, noise, guidance.at(step.progress), temperature, fts, tick)
         tokens.scatter_(1, targets[..., None].expand_as(values), values)
     if callback is not None:
         everywhere = torch.arange(plan.tokens, device=device).expand(plan.batch, -1)
@@ -109,7 +90,7 @@ def upload_tables(plan: Plan, device: torch.device | str) -> list[tuple[Tensor, 
     return list(zip(tables[0::3], tables[1::3], tables[2::3]))
 
 
-def _denoise_step(model: Model, step: Step, index: int, z: tuple[Tensor, ...], noise: NoiseSource, scale: float,
+def _denoise_step(engine: Engine, process: DiffusionSpec, step: Step, index: int, z: tuple[Tensor, ...], noise: NoiseSource, scale: float,
                   temperature: float, fts: FTS | None, tick: Callable[[int], None]) -> Tensor:
     """Diffusion of one AR step: z, conditional and maybe unconditional, each (B, n, D) -> values (B, n, C)."""
     batch, count = z[0].shape[:2]
@@ -122,10 +103,10 @@ def _denoise_step(model: Model, step: Step, index: int, z: tuple[Tensor, ...], n
     init, steps_noise = (upload(t, z[0].device) for t in noise.draw(index, count, max(steps for _, steps in groups)))
     values, done = torch.empty_like(init), 0
     for rows, steps in groups:
-        table = chain(steps, model.spec.diffusion)
-        flat = denoise(model.head, table, _pick(z[0], rows).flatten(0, 1), _pick(init, rows).flatten(0, 1),
-                       _pick(steps_noise[:len(table)], rows).flatten(1, 2), scale=scale, temperature=temperature,
-                       z_uncond=_pick(z[1], rows).flatten(0, 1) if len(z) > 1 else None,
+        table = chain(steps, process)
+        evaluate = engine.evaluator(tuple(_pick(half, rows).flatten(0, 1) for half in z), scale, len(table))
+        flat = denoise(evaluate, table, _pick(init, rows).flatten(0, 1),
+                       _pick(steps_noise[:len(table)], rows).flatten(1, 2), temperature=temperature,
                        on_step=lambda j, done=done: tick(done + j))
         done += len(table)
         part = flat.unflatten(0, (batch, -1))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .errors import GtRError
+from .orders import PHASES
 from .partition import PARTITIONS
+from .spec import DiffusionSpec
 
-ORDERS = ("gtr", "random")
+ORDERS = ("gtr", "random", "raster", "subsample", "halton")
+PROFILES = ("linear", "disa-linear", "disa-cosine", "disa-two-stage")
 SCOPES = ("full", "stage")
 MOST_STEPS = 65_536
 
@@ -19,11 +22,13 @@ MOST_STEPS = 65_536
 class Schedule:
     """How many tokens are decoded when, and with how many diffusion steps.
 
-    ``order`` is ``gtr`` (stages of a checkerboard partition; the last stage reconstructs) or ``random`` (one stage,
-    cosine counts: MAR's own). AR steps per stage come from ``steps`` (L_1, ..., L_K) or from ``rates``
+    ``order`` is ``gtr`` (stages of a checkerboard partition; the last stage reconstructs), or one of ``random`` (MAR's
+    own), ``raster``, ``subsample`` and ``halton``, which have one stage and cosine counts. AR steps per stage come from ``steps`` (L_1, ..., L_K) or from ``rates``
     (r_k = |S_k| / L_k tokens per step), one of the two. ``diffusion`` is (first AR step, last AR step of the
-    generation stage, reconstruction stage), linear in between. ``decoder_scope`` ``stage`` hides the mask tokens
-    of later stages from the decoder, ``full`` shows all.
+    generation stage, reconstruction stage), linear in between, or after DiSA's formulas by ``profile`` (spec
+    section 5); ``max_timestep`` clips the chain's timesteps as DiSA does. ``decoder_scope`` ``stage`` hides the mask
+    tokens of later stages from the decoder, ``full`` shows all. ``phases`` is subsample's order of parities;
+    ``shift`` moves the Halton sequence by a random number of places per image.
     """
 
     name: str
@@ -33,12 +38,20 @@ class Schedule:
     diffusion: tuple[int, int, int] = (50, 20, 20)
     partition: str = "quincunx"
     decoder_scope: str = "full"
+    profile: str = "linear"
+    max_timestep: int | None = None
+    phases: str = "checkerboard"
+    shift: bool = False
     note: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         self._check_choice("order", self.order, ORDERS)
         self._check_choice("partition", self.partition, PARTITIONS)
         self._check_choice("decoder_scope", self.decoder_scope, SCOPES)
+        self._check_choice("profile", self.profile, PROFILES)
+        self._check_choice("phases", self.phases, tuple(PHASES))
+        if self.max_timestep is not None and self.max_timestep < 1:
+            raise GtRError(f"schedule '{self.name}': timesteps clipped at {self.max_timestep}, expected 1 or more")
         if bool(self.steps) == bool(self.rates):
             raise GtRError(f"schedule '{self.name}': expected either AR steps per stage or rates, found steps "
                            f"{list(self.steps)} and rates {list(self.rates)}: give exactly one of the two")
@@ -102,13 +115,28 @@ def diffusion_steps(schedule: Schedule, generation: int, reconstruction: int) ->
     """Diffusion steps of every AR step (stage-aware schedule, spec section 3)."""
     start, end, last = schedule.diffusion
     span = max(generation - 1, 1)
-    return [int(start + (end - start) * k / span + 0.5) for k in range(generation)] + [last] * reconstruction
+    shapes = {"linear": lambda k: int(start + (end - start) * k / span + 0.5),
+              "disa-linear": lambda k: end + int((span - k) / span * (start - end)),
+              "disa-cosine": lambda k: end + int((math.cos(math.pi * k / span) + 1) / 2 * (start - end)),
+              "disa-two-stage": lambda k: start if k < span / 2 else end}
+    return [shapes[schedule.profile](k) for k in range(generation)] + [last] * reconstruction
+
+
+def respaced(schedule: Schedule, process: DiffusionSpec) -> DiffusionSpec:
+    """A model's noise process with the schedule's clip."""
+    return process if schedule.max_timestep is None else replace(process, max_timestep=schedule.max_timestep)
 
 
 PRESETS: dict[str, Schedule] = {schedule.name: schedule for schedule in (
     Schedule("origin", "random", (64,), diffusion=(100, 100, 100), note="MAR's own: cosine, 64 AR steps"),
     Schedule("step-16", "random", (16,), diffusion=(100, 100, 100), note="the origin in 16 AR steps"),
     Schedule("step-8", "random", (8,), diffusion=(100, 100, 100), note="the origin in 8 AR steps"),
+    Schedule("halton-16", "halton", (16,), diffusion=(100, 100, 100), note="Halton order, 16 AR steps"),
+    Schedule("halton-8", "halton", (8,), diffusion=(100, 100, 100), note="Halton order, 8 AR steps"),
+    Schedule("disa-24", "random", (24,), diffusion=(50, 5, 5), profile="disa-linear", max_timestep=950,
+             note="DiSA: 24 AR steps, 50 to 5 diffusion steps"),
+    Schedule("disa-16", "random", (16,), diffusion=(50, 5, 5), profile="disa-linear", max_timestep=950,
+             note="DiSA: 16 AR steps, 50 to 5 diffusion steps"),
     Schedule("gtr-paper", "gtr", (24, 6, 2), decoder_scope="stage", note="the paper's printed rates"),
     Schedule("gtr-full", "gtr", (10, 6, 2), note="fits the paper's FLOPs with the full decoder"),
     Schedule("gtr-extreme", "gtr", (8, 3, 2), decoder_scope="stage", note="about the paper's extreme setting"),

@@ -22,7 +22,8 @@ from .noise import image_seeds
 from .picture import draw_plan
 from .plan import make_plan
 from .png import write_png
-from .sampler import Guidance, Progress
+from .engine import Guidance
+from .sampler import Progress
 from .schedule import Schedule, preset
 from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
 

@@ -5,7 +5,7 @@ from .conditioning import ClassCondition
 from .latent import EmptyLatent
 from .loaders import LoadLightGen, LoadMAR, LoadMARVAE
 from .sampler import Sampler
-from .schedule import FTSNode, PreviewSchedule, Scheduler
+from .schedule import BaselineScheduler, FTSNode, PreviewSchedule, Scheduler
 from .text import EncodeText
 
 
@@ -13,5 +13,5 @@ class GtRExtension(ComfyExtension):
     """What ComfyUI asks for the node classes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadMAR, LoadLightGen, LoadMARVAE, ClassCondition, EncodeText, EmptyLatent, Scheduler, FTSNode, Sampler,
-                PreviewSchedule]
+        return [LoadMAR, LoadLightGen, LoadMARVAE, ClassCondition, EncodeText, EmptyLatent, Scheduler, BaselineScheduler,
+                FTSNode, Sampler, PreviewSchedule]

@@ -14,7 +14,8 @@ from ..gtr_core.memory import activation_bytes
 from ..gtr_core.noise import SeededNoise, image_seeds
 from ..gtr_core.plan import Plan, make_plan
 from ..gtr_core.report import run_report
-from ..gtr_core.sampler import GUIDANCE_SCHEDULES, Guidance, sample
+from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
+from ..gtr_core.sampler import sample
 from ..gtr_core.spec import LightGenSpec, ModelSpec
 from . import host
 from ._api import GtrFts, GtrSchedule, MarModel, io, ui

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..gtr_core.errors import GtRError
 from ..gtr_core.fts import FTS, SELECTIONS
+from ..gtr_core.orders import PHASES
 from ..gtr_core.partition import PARTITIONS
 from ..gtr_core.picture import draw_plan
 from ..gtr_core.plan import make_plan
@@ -13,6 +14,8 @@ from . import host
 from ._api import GtrFts, GtrSchedule, MarModel, io, ui
 
 CUSTOM = "custom"
+BASELINES = {"origin": "random", "step-n": "random", "raster": "raster", "subsample": "subsample", "halton": "halton",
+             "disa": "random"}
 
 
 class Scheduler(io.ComfyNode):
@@ -30,7 +33,7 @@ class Scheduler(io.ComfyNode):
                 io.Combo.Input("preset", options=[*PRESETS, CUSTOM], default="gtr-paper",
                                tooltip="; ".join(f"{name}: {schedule.note}" for name, schedule in PRESETS.items())),
                 io.Combo.Input("order", options=list(ORDERS), default="gtr", advanced=True,
-                               tooltip=custom + "gtr: stages of a checkerboard; random: MAR's own, one stage."),
+                               tooltip=custom + "gtr: stages of a checkerboard; the others have one stage; random is MAR's own."),
                 io.String.Input("steps", default="24, 6, 2", advanced=True,
                                 tooltip=custom + "AR steps of every stage; the number of entries is K."),
                 io.String.Input("rates", default="", advanced=True,
@@ -62,6 +65,48 @@ class Scheduler(io.ComfyNode):
             CUSTOM, order, steps=() if rate_list else numbers("steps", steps, int), rates=rate_list,
             diffusion=(diffusion_start, diffusion_end, diffusion_reconstruction), partition=partition,
             decoder_scope=decoder_scope))
+
+
+class BaselineScheduler(io.ComfyNode):
+    """The schedules that GtR is compared with -> GTR_SCHEDULE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_BaselineScheduler", display_name="Baseline Scheduler", category="GtR/sampling",
+            description="The schedules of other methods, for comparison: MAR's own, fewer steps, other orders, DiSA.",
+            search_aliases=["halton", "disa", "raster", "step", "gtr"],
+            inputs=[
+                io.Combo.Input("method", options=list(BASELINES), default="step-n",
+                               tooltip="origin: MAR's 64 AR and 100 diffusion steps; step-n: the same order in ar_steps; "
+                                       "raster, subsample, halton: other orders; disa: falling diffusion steps."),
+                io.Int.Input("ar_steps", default=16, min=1, max=4096, tooltip="Not used by origin."),
+                io.Int.Input("diffusion_steps", default=100, min=1, max=1000,
+                             tooltip="Not used by origin; DiSA's first AR step (50 in its paper)."),
+                io.Int.Input("disa_end", default=5, min=1, max=1000, advanced=True, tooltip="DiSA: of the last AR step."),
+                io.Combo.Input("disa_profile", options=["linear", "cosine", "two-stage"], default="linear", advanced=True),
+                io.Boolean.Input("disa_clip", default=True, advanced=True,
+                                 tooltip="DiSA's code clips timesteps at 950, which its paper does not say."),
+                io.Combo.Input("subsample_phases", options=list(PHASES), default="checkerboard", advanced=True,
+                               tooltip="Which of the four parities come first."),
+                io.Boolean.Input("halton_shift", default=False, advanced=True,
+                                 tooltip="Start the sequence at a random place in every image."),
+            ],
+            outputs=[GtrSchedule.Output(display_name="schedule")],
+        )
+
+    @classmethod
+    def execute(cls, method: str, ar_steps: int, diffusion_steps: int, disa_end: int = 5, disa_profile: str = "linear",
+                disa_clip: bool = True, subsample_phases: str = "checkerboard",
+                halton_shift: bool = False) -> io.NodeOutput:
+        if method == "origin":
+            return io.NodeOutput(named_schedule("origin"))
+        disa = method == "disa"
+        return io.NodeOutput(Schedule(
+            f"{method}-{ar_steps}", BASELINES[method], (ar_steps,),
+            diffusion=(diffusion_steps, disa_end if disa else diffusion_steps, diffusion_steps),
+            profile=f"disa-{disa_profile}" if disa else "linear", max_timestep=950 if disa and disa_clip else None,
+            phases=subsample_phases, shift=halton_shift))
 
 
 class FTSNode(io.ComfyNode):

@@ -13,7 +13,8 @@ from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.noise import SeededNoise
 from gtr_pack.gtr_core.plan import make_plan
-from gtr_pack.gtr_core.sampler import Guidance, sample
+from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule
 from gtr_pack.gtr_core.spec import mar_spec
 from torch.utils.flop_counter import FlopCounterMode

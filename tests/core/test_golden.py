@@ -14,7 +14,8 @@ from gtr_pack.gtr_core.head import timestep_features
 from gtr_pack.gtr_core.infer import infer_mar_spec, infer_vae_spec
 from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.plan import plan_from_sequences
-from gtr_pack.gtr_core.sampler import Guidance, sample
+from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule, cosine_counts
 from gtr_pack.gtr_core.spec import KL16, mar_spec
 from gtr_pack.gtr_core.vae import KLVAE
@@ -66,8 +67,9 @@ def test_guidance_mixes_eps_only(golden, tiny_mar):
 def test_chain_of_100_steps(case, scale, temperature, golden, tiny_mar):
     g = golden("mar_tiny_diffsample")
     rows = 6 if scale != 1 else 12
-    out = denoise(tiny_mar.head, chain(100), g["z"][:rows], g[f"{case}_init"], g[f"{case}_steps"][:, :rows],
-                  z_uncond=g["z"][6:] if scale != 1 else None, scale=scale, temperature=temperature)
+    uncond = g["z"][6:] if scale != 1 else None
+    out = denoise(lambda i, x, t: guided(tiny_mar.head, x, t, g["z"][:rows], uncond, scale), chain(100),
+                  g[f"{case}_init"], g[f"{case}_steps"][:, :rows], temperature=temperature)
     assert error(out, g[f"{case}_out"][:rows]) < 5e-5
 
 

@@ -18,7 +18,8 @@ from gtr_pack.gtr_core.infer import infer_lightgen_spec
 from gtr_pack.gtr_core.lightgen import LightGen
 from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
 from gtr_pack.gtr_core.plan import make_plan, plan_from_sequences
-from gtr_pack.gtr_core.sampler import Guidance, sample
+from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule, cosine_counts, preset
 from gtr_pack.gtr_core.spec import LIGHTGEN
 from gtr_tests.recorded import RecordedNoise, error, positions

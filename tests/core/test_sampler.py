@@ -18,7 +18,8 @@ from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
 from gtr_pack.gtr_core.plan import make_plan
-from gtr_pack.gtr_core.sampler import Guidance, sample
+from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule, preset
 from gtr_pack.gtr_core.spec import DiffusionSpec, HeadSpec, LatentSpec, MARSpec
 
@@ -215,13 +216,13 @@ def test_the_chain_recovers_a_point_mass():
     table = chain(40, spec)
     cumulative = dict(zip(table.timesteps, table.alphas_cumprod))
 
-    def exact(x, t, z):
+    def exact(i, x, t):
         a = torch.tensor([cumulative[int(k)] for k in t])[:, None]
         eps = (x.double() - a.sqrt() * point) / (1 - a).sqrt()
-        return torch.cat([eps, torch.full_like(eps, -1.0)], -1).float()
+        return eps.float(), torch.full_like(x, -1.0)
 
     generator = torch.Generator().manual_seed(0)
-    out = denoise(exact, table, torch.zeros(6, 1), torch.randn(6, 2, generator=generator),
+    out = denoise(exact, table, torch.randn(6, 2, generator=generator),
                   torch.randn(40, 6, 2, generator=generator))
     torch.testing.assert_close(out, point.expand(6, 2), rtol=0, atol=2e-3)
 

@@ -65,9 +65,9 @@ def core(graph: Graph, name: str) -> Any:
 def test_the_model_in_the_host_equals_the_plain_one(graph: Graph) -> None:
     """Same weights, host layers and host attention: the run's latent equals the library's."""
     out, report = graph.sample()
-    pipeline, sampler = core(graph, "pipeline"), core(graph, "sampler")
+    pipeline, engine = core(graph, "pipeline"), core(graph, "engine")
     plain = pipeline.build_model(core(graph, "demo").DEMO_MAR)
-    latents = pipeline.generate_latents(plain, graph.schedule(), (0, 1), 5, guidance=sampler.Guidance(2.0))
+    latents = pipeline.generate_latents(plain, graph.schedule(), (0, 1), 5, guidance=engine.Guidance(2.0))
     torch.testing.assert_close(out["samples"], latents, rtol=1e-3, atol=1e-3)
     assert "demo: 2 images, 6 AR steps" in report
 
@@ -272,6 +272,16 @@ def test_wrong_settings_of_single_nodes(graph: Graph) -> None:
         graph.schedule(steps="3, x")
     with pytest.raises(ValueError, match="exactly one"):
         graph.schedule(steps="")
+
+
+@pytest.mark.parametrize("method", ["origin", "step-n", "raster", "subsample", "halton", "disa"])
+def test_baselines_run(graph: Graph, method: str) -> None:
+    schedule = graph.one("GtR_BaselineScheduler", method=method, ar_steps=4, diffusion_steps=6, disa_end=3)
+    if method == "origin":
+        assert schedule == core(graph, "schedule").preset("origin")
+        return
+    out, report = graph.sample(schedule=schedule)
+    assert torch.isfinite(out["samples"]).all() and f"{method}-4 on demo" in report and "4 AR steps" in report
 
 
 def test_class_options(graph: Graph) -> None:

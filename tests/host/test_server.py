@@ -26,6 +26,8 @@ CONTRACT = {
     "GtR_EmptyLatent": (["model", "width", "height", "batch_size"], ["LATENT"]),
     "GtR_Scheduler": (["preset", "order", "steps", "rates", "partition", "decoder_scope", "diffusion_start",
                        "diffusion_end", "diffusion_reconstruction"], ["GTR_SCHEDULE"]),
+    "GtR_BaselineScheduler": (["method", "ar_steps", "diffusion_steps", "disa_end", "disa_profile", "disa_clip",
+                               "subsample_phases", "halton_shift"], ["GTR_SCHEDULE"]),
     "GtR_FTS": (["fraction", "detail_steps", "selection"], ["GTR_FTS"]),
     "GtR_Sampler": (["model", "positive", "schedule", "latent_image", "seed", "cfg", "cfg_schedule", "temperature",
                      "fts", "negative"], ["LATENT", "STRING"]),

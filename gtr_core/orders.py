@@ -1,0 +1,52 @@
+"""Orders of the tokens for schedules with a single stage (spec sections 6 and 7), in generation order."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+
+# Parities (row, column) of subsample's four phases: the first two make one colour of the checkerboard, or row by row.
+PHASES = {"checkerboard": ((0, 0), (1, 1), (0, 1), (1, 0)), "plain": ((0, 0), (0, 1), (1, 0), (1, 1))}
+
+
+def raster_order(grid: tuple[int, int]) -> np.ndarray:
+    """Row by row."""
+    return np.arange(grid[0] * grid[1])
+
+
+def subsample_order(grid: tuple[int, int], phases: str) -> np.ndarray:
+    """Four phases by the parity of row and column, each in raster order."""
+    raster = raster_order(grid).reshape(grid)
+    return np.concatenate([raster[row::2, column::2].ravel() for row, column in PHASES[phases]])
+
+
+@cache
+def halton_order(grid: tuple[int, int]) -> np.ndarray:
+    """Cells in the order in which the Halton points (base 2 for rows, base 3 for columns) first visit them.
+
+    Points are drawn until every cell is visited; exact integer arithmetic.
+    """
+    height, width = grid
+    seen: dict[int, None] = {}
+    index = 0
+    while len(seen) < height * width:
+        index += 1
+        cell = _radical_inverse(index, 2, height) * width + _radical_inverse(index, 3, width)
+        seen.setdefault(cell)
+    return np.fromiter(seen, dtype=np.int64)
+
+
+def shifted(order: np.ndarray, stream: torch.Generator) -> np.ndarray:
+    """The sequence moved forward cyclically by a random number of places."""
+    return np.roll(order, int(torch.randint(len(order), (1,), generator=stream)))
+
+
+def _radical_inverse(index: int, base: int, scale: int) -> int:
+    """floor(scale * radical inverse of ``index``)."""
+    digits, unit = 0, 1
+    while index:
+        index, digit = divmod(index, base)
+        digits, unit = digits * base + digit, unit * base
+    return digits * scale // unit
