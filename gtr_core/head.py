@@ -38,9 +38,18 @@ class ResidualBlock(nn.Module):
                                  operations.Linear(width, width, **factory))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(width, 3 * width, **factory))
 
+    def modulation(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """shift, scale and gate."""
+        return self.adaLN_modulation(y).chunk(3, dim=-1)
+
+    def branch(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The gate and what it lets through."""
+        shift, scale, gate = self.modulation(y)
+        return gate, self.mlp(self.in_ln(h) * (1 + scale) + shift)
+
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
-        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
-        return h + gate * self.mlp(self.in_ln(h) * (1 + scale) + shift)
+        gate, output = self.branch(h, y)
+        return h + gate * output
 
 
 class FinalLayer(nn.Module):

@@ -63,13 +63,17 @@ class MAR(nn.Module):
         """The unconditional twin of :meth:`embed_condition`'s result, same shape and dtype."""
         return self.fake_latent.to(condition).expand_as(condition)
 
-    def encode(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
-        """tokens (B, L, C), known (B, K) positions, condition (B, D) -> (B, buffer + K, D)."""
+    def embed_known(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
+        """The encoder's input [buffer, known]: tokens (B, L, C), known (B, K), condition (B, D) -> (B, buffer + K, D)."""
         buffer = self.spec.buffer
         values = tokens.gather(1, known[..., None].expand(-1, -1, tokens.shape[-1]))
         x = torch.cat([condition[:, None].expand(-1, buffer, -1), self.z_proj(values)], dim=1)
         x = x + self._positions(self.encoder_pos_embed_learned, known, x)
-        x = self.z_proj_ln(x)
+        return self.z_proj_ln(x)
+
+    def encode(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
+        """tokens (B, L, C), known (B, K) positions, condition (B, D) -> (B, buffer + K, D)."""
+        x = self.embed_known(tokens, known, condition)
         for block in self.encoder_blocks:
             x = block(x)
         return self.encoder_norm(x)
