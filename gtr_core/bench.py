@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .flops import count_plan, head_evaluations
 from .fts import FTS
+from .lazymar import LazyMAR
 from .memory import activation_bytes
 from .models import Model, build
 from .noise import SeededNoise, image_seeds
@@ -22,6 +23,9 @@ from .engine import Guidance
 from .sampler import sample
 from .schedule import Schedule, respaced
 from .spec import LightGenSpec, ModelSpec
+
+
+Method = tuple[Schedule, LazyMAR | None]
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,9 @@ def random_condition(spec: ModelSpec, batch: int) -> Tensor:
     return torch.arange(batch) % spec.classes
 
 
-def bench(model: Model, schedules: Sequence[Schedule], setting: Setting, *, rounds: int = 3,
+def bench(model: Model, methods: Sequence[Method], setting: Setting, *, rounds: int = 3,
           on_run: Callable[[str, int], None] | None = None) -> dict:
-    """Run every schedule once per round, in turn, and report medians; the first schedule is the reference.
+    """Run every method once per round, in turn, and report medians; the first one is the reference.
 
     The result is plain data: what ran where, and per schedule seconds (median, least, most), AR steps, head
     evaluations per image, TFLOPs per image, the time ratio and peak bytes (measured on CUDA; elsewhere the plan's
@@ -63,17 +67,17 @@ def bench(model: Model, schedules: Sequence[Schedule], setting: Setting, *, roun
     """
     grid = setting.grid or model.spec.grid
     seeds = image_seeds(0, setting.batch)
-    plans = {schedule.name: make_plan(schedule, grid, seeds) for schedule in schedules}
+    plans = {schedule.name: (make_plan(schedule, grid, seeds), cache) for schedule, cache in methods}
     seconds: dict[str, list[float]] = {name: [] for name in plans}
     peaks: dict[str, int] = {}
     for index in range(rounds):
-        for name, plan in plans.items():
+        for name, (plan, cache) in plans.items():
             if on_run is not None:
                 on_run(name, index)
-            elapsed, peaks[name] = _run(model, plan, setting)
+            elapsed, peaks[name] = _run(model, plan, cache, setting)
             seconds[name].append(elapsed)
     reference = median(next(iter(seconds.values())))
-    rows = [_row(model.spec, plans[name], setting, times, peaks[name], reference) for name, times in seconds.items()]
+    rows = [_row(model.spec, *plans[name], setting, times, peaks[name], reference) for name, times in seconds.items()]
     return {"model": model.spec.name, "grid": list(grid), "batch": setting.batch, "rounds": rounds,
             "dtype": str(setting.dtype).removeprefix("torch."), "process_peak_bytes": process_peak_bytes(), "machine": describe_machine(setting.device), "rows": rows}
 
@@ -106,7 +110,7 @@ def markdown(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _run(model: Model, plan: Plan, setting: Setting) -> tuple[float, int]:
+def _run(model: Model, plan: Plan, cache: LazyMAR | None, setting: Setting) -> tuple[float, int]:
     cuda = setting.device.startswith("cuda")
     condition = random_condition(model.spec, setting.batch)
     noise = SeededNoise(image_seeds(0, setting.batch), model.spec.head.channels)
@@ -114,8 +118,8 @@ def _run(model: Model, plan: Plan, setting: Setting) -> tuple[float, int]:
         torch.cuda.reset_peak_memory_stats(setting.device)
         torch.cuda.synchronize(setting.device)
     started = time.perf_counter()
-    sample(model, plan, condition, noise, guidance=setting.guidance, fts=setting.fts, device=setting.device,
-           dtype=setting.dtype)
+    sample(model, plan, condition, noise, guidance=setting.guidance, fts=setting.fts, cache=cache,
+           device=setting.device, dtype=setting.dtype)
     if cuda:
         torch.cuda.synchronize(setting.device)
     elapsed = time.perf_counter() - started
@@ -124,10 +128,10 @@ def _run(model: Model, plan: Plan, setting: Setting) -> tuple[float, int]:
     return elapsed, peak
 
 
-def _row(spec: ModelSpec, plan: Plan, setting: Setting, times: list[float], peak: int, reference: float) -> dict:
+def _row(spec: ModelSpec, plan: Plan, cache: LazyMAR | None, setting: Setting, times: list[float], peak: int, reference: float) -> dict:
     process = respaced(plan.schedule, spec.diffusion)
     evaluations = sum(n * steps for step in plan.steps for n, steps in head_evaluations(step, process, setting.fts))
-    flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts)
+    flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts, cache=cache)
     return {"preset": plan.schedule.name, "ar_steps": len(plan.steps), "head_evaluations": evaluations,
             "tflops": flops.total / 1e12, "seconds": median(times), "seconds_range": [min(times), max(times)],
             "ratio": reference / median(times), "peak_bytes": peak, "peak_measured": setting.device.startswith("cuda")}

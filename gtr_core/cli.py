@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _schedule_options(sub)
     sub.add_argument("--model", default="mar-h", help=f"{', '.join(VARIANTS.values())}, lightgen, demo or a file")
     sub.add_argument("--no-cfg", action="store_true", help="without guidance")
+    sub.add_argument("--all", action="store_true", help="every method beside the paper's printed numbers")
 
     sub = verb("generate", verbs.generate, "make pictures")
     _schedule_options(sub)
@@ -95,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _schedule_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--preset", choices=tuple(PRESETS), default="gtr-paper")
+    sub.add_argument("--preset", choices=(*PRESETS, verbs.LAZYMAR), default="gtr-paper")
+    sub.add_argument("--cache", choices=(verbs.LAZYMAR,), help="LazyMAR's caches; the preset of that name is the origin with them")
     sub.add_argument("--steps", help="custom GtR schedule: AR steps per stage, such as 24,6,2")
     sub.add_argument("--rates", help="or tokens per AR step of every stage, such as 2.67,10.67,64")
     sub.add_argument("--diffusion", help="diffusion steps: start, end, reconstruction, such as 50,20,20")

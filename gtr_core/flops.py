@@ -6,10 +6,11 @@ aligner, which runs once per picture, is left out."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .diffusion import chain
 from .fts import FTS
+from .lazymar import MIDDLE, LazyMAR
 from .plan import Plan, Step, make_plan
 from .schedule import Schedule, preset, respaced
 from .spec import DiffusionSpec, HeadSpec, LightGenSpec, ModelSpec
@@ -57,15 +58,35 @@ def count_step(step: Step, schedule: Schedule, spec: ModelSpec, *, guided: bool 
     return Flops(halves * encoder, halves * decoder, halves * evaluations * _head_row(spec.head))
 
 
-def count_plan(plan: Plan, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None) -> Flops:
+def count_lazy_step(plan: Plan, index: int, spec: ModelSpec, cache: LazyMAR, *, fts: FTS | None = None) -> Flops:
+    """FLOPs of AR step ``index`` of a guided plan with LazyMAR, for one image."""
+    step, process = plan.steps[index], respaced(plan.schedule, spec.diffusion)
+    head = sum(tokens * _lazy_head_row(spec.head, steps, cache.head_period)
+               for tokens, steps in head_evaluations(step, process, fts))
+    if cache.fresh(index) or index == 0:
+        return replace(count_step(step, plan.schedule, spec, fts=fts), head=head)
+    previous, sequence = plan.steps[index - 1].tokens, spec.buffer + plan.tokens
+    new, known = spec.buffer + previous, spec.buffer + step.known.shape[1]
+    kept = cache.kept(index, len(plan.steps), sequence, step.tokens + previous)
+    encoder = 2 * previous * spec.head.channels * spec.dim + spec.encoder_depth * _rows_block(new, known, new, spec)
+    decoder = 2 * new * spec.dim**2 + cache.prune_block * _block(sequence, spec)
+    decoder += _rows_block(sequence, sequence, kept, spec)
+    decoder += (spec.decoder_depth - cache.prune_block - 1) * _rows_block(kept, sequence, kept, spec)
+    return Flops(encoder, decoder, head)
+
+
+def count_plan(plan: Plan, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None,
+               cache: LazyMAR | None = None) -> Flops:
     """FLOPs of a whole plan for one image."""
+    if cache is not None:
+        return sum((count_lazy_step(plan, k, spec, cache, fts=fts) for k in range(len(plan.steps))), Flops())
     return sum((count_step(step, plan.schedule, spec, guided=guided, fts=fts) for step in plan.steps), Flops())
 
 
 def count_schedule(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None,
-                   grid: tuple[int, int] | None = None) -> Flops:
+                   grid: tuple[int, int] | None = None, cache: LazyMAR | None = None) -> Flops:
     """FLOPs of a schedule on ``grid``, by default the model's usual one; the order does not matter for the count."""
-    return count_plan(make_plan(schedule, grid or spec.grid, (0,)), spec, guided=guided, fts=fts)
+    return count_plan(make_plan(schedule, grid or spec.grid, (0,)), spec, guided=guided, fts=fts, cache=cache)
 
 
 def origin_of(spec: ModelSpec) -> Schedule:
@@ -73,9 +94,10 @@ def origin_of(spec: ModelSpec) -> Schedule:
     return preset("lightgen-origin" if isinstance(spec, LightGenSpec) else "origin")
 
 
-def report(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None) -> dict:
+def report(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None,
+           cache: LazyMAR | None = None) -> dict:
     """The ``flops`` verb's answer: TFLOPs per part, the origin's total and the ratio to it."""
-    own = count_schedule(schedule, spec, guided=guided, fts=fts)
+    own = count_schedule(schedule, spec, guided=guided, fts=fts, cache=cache)
     origin = count_schedule(origin_of(spec), spec, guided=guided)
     return {"model": spec.name, "preset": schedule.name, "tflops": own.tera(),
             "origin_total": origin.total / 1e12, "speedup": origin.total / own.total}
@@ -83,8 +105,12 @@ def report(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS
 
 def _block(tokens: int, spec: ModelSpec) -> int:
     """A transformer block: qkv, proj, two MLP layers, two attention products."""
-    linear = 2 * tokens * spec.dim**2 * (4 + 2 * spec.mlp_ratio)
-    return linear + 4 * tokens**2 * spec.dim
+    return _rows_block(tokens, tokens, tokens, spec)
+
+
+def _rows_block(queries: int, keys: int, fed: int, spec: ModelSpec) -> int:
+    """A block with attention of ``queries`` rows over ``keys`` rows, and an MLP for ``fed`` rows."""
+    return 2 * spec.dim**2 * (4 * queries + 2 * spec.mlp_ratio * fed) + 4 * queries * keys * spec.dim
 
 
 def _cross_block(tokens: int, spec: LightGenSpec) -> int:
@@ -98,3 +124,16 @@ def _head_row(head: HeadSpec) -> int:
     width = head.width
     embeddings = head.frequency_dim * width + width**2 + head.condition_dim * width + head.channels * width
     return 2 * (embeddings + 5 * head.depth * width**2 + 2 * width**2 + 2 * head.channels * width)
+
+
+def _lazy_head_row(head: HeadSpec, steps: int, period: int) -> int:
+    """One token through a whole chain with LazyMAR's head cache: both halves at key steps, else one, in part."""
+    square, total = head.width**2, 0
+    outer = sum(block not in MIDDLE for block in range(head.depth))
+    for i in range(steps):
+        if i == steps - 1 or i % period == 0:
+            total += 2 * _head_row(head)
+        else:
+            skipped = 5 * (head.depth - outer) + (0 if i > 0.9 * steps else 2 * outer)
+            total += _head_row(head) - 2 * skipped * square
+    return total

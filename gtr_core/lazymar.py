@@ -25,6 +25,8 @@ from .mar import MAR
 from .models import Model
 from .plan import Plan
 
+# Head blocks whose contributions are reused whole between key diffusion steps.
+MIDDLE = range(1, 5)
 # Share of the decoder's tokens that lazy step k of 64 computes: 1 up to step 19, then falling.
 KEEP = [1.0] * 20 + [0.6] + [0.5] * 4 + [0.4] * 5 + [0.15] * 5 + [0.12] * 5 + [0.05] * 24
 
@@ -243,7 +245,7 @@ class LazyHead:
         y = self.head.time_embed(t, x.dtype) + self.head.cond_embed(self.z)
         h, state = self.head.input_proj(x), self.state
         for j, block in enumerate(self.head.res_blocks):
-            if 1 <= j <= 4:
+            if j in MIDDLE:
                 h = h + state.contributions[j]
                 continue
             if i > 0.9 * self.steps:

@@ -16,7 +16,7 @@ from .latent import tokens_to_latent
 from .models import Model, build
 from .noise import SeededNoise, image_seeds
 from .plan import make_plan
-from .engine import Guidance
+from .engine import Cache, Guidance
 from .sampler import Callback, sample
 from .schedule import Schedule
 from .vae import KLVAE
@@ -49,14 +49,14 @@ def check_pair(model: Model, vae: KLVAE) -> None:
 
 def generate_latents(model: Model, schedule: Schedule, condition: Tensor | Sequence[int], seed: int, *,
                      guidance: Guidance, grid: tuple[int, int] | None = None, temperature: float = 1.0,
-                     fts: FTS | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-                     callback: Callback | None = None) -> Tensor:
+                     cache: Cache | None = None, fts: FTS | None = None, device: torch.device | str = "cpu",
+                     dtype: torch.dtype = torch.float32, callback: Callback | None = None) -> Tensor:
     """VAE-scale latents (B, C, H, W), one image per label or text; image k has the seed ``seed + k``."""
     spec, seeds = model.spec, image_seeds(seed, len(condition))
     grid = grid or spec.grid
     tokens = sample(model, make_plan(schedule, grid, seeds), torch.as_tensor(condition),
                     SeededNoise(seeds, spec.head.channels), guidance=guidance, temperature=temperature, fts=fts,
-                    device=device, dtype=dtype, callback=callback)
+                    cache=cache, device=device, dtype=dtype, callback=callback)
     return tokens_to_latent(tokens, grid, spec.latent)
 
 

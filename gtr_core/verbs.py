@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from . import bench, flops, pipeline
+from . import bench, flops, paper, pipeline
 from .checkpoint import DTYPES, Checkpoint, convert, load_model, load_vae, read_checkpoint
 from .classes import parse_labels
 from .demo import DEMO_MAR, DEMO_VAE
 from .errors import GtRError
 from .fts import FTS
 from .infer import is_vae
+from .lazymar import LazyMAR
 from .noise import image_seeds
 from .picture import draw_plan
 from .plan import make_plan
@@ -27,6 +28,7 @@ from .sampler import Progress
 from .schedule import Schedule, preset
 from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
 
+LAZYMAR = "lazymar"
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -75,7 +77,11 @@ def schedule(options: argparse.Namespace) -> None:
 
 def count_flops(options: argparse.Namespace) -> None:
     """TFLOPs per image of a schedule and the ratio to the origin."""
-    facts = flops.report(_schedule(options), _spec(options.model), guided=not options.no_cfg, fts=_fts(options))
+    if options.all:
+        table = paper.compare()
+        return _report(options, table, paper.markdown(table))
+    facts = flops.report(_schedule(options), _spec(options.model), guided=not options.no_cfg, fts=_fts(options),
+                         cache=_cache(options))
     parts = "  ".join(f"{part} {value:.3f}" for part, value in facts["tflops"].items())
     _report(options, facts, f"{facts['model']} {facts['preset']}: {parts} TFLOPs per image (2 per multiply-add, "
                             f"{'no ' if options.no_cfg else ''}guidance, no VAE); origin {facts['origin_total']:.3f}; "
@@ -100,7 +106,7 @@ def generate(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     latents = pipeline.generate_latents(
         model, _schedule(options), condition, options.seed, guidance=Guidance(options.cfg, options.cfg_schedule),
-        grid=grid, temperature=options.temperature, fts=_fts(options), device=options.device, dtype=DTYPES[options.dtype],
+        cache=_cache(options), grid=grid, temperature=options.temperature, fts=_fts(options), device=options.device, dtype=DTYPES[options.dtype],
         callback=None if options.json else _progress_bar)
     seconds = time.perf_counter() - started
     count = len(condition)
@@ -116,8 +122,8 @@ def generate(options: argparse.Namespace) -> None:
 def run_bench(options: argparse.Namespace) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     _check_device(options.device)
-    presets = [preset(name.strip()) for name in options.presets.split(",") if name.strip()]
-    if not presets or options.rounds < 1 or options.batch < 1:
+    methods = [_method(name.strip()) for name in options.presets.split(",") if name.strip()]
+    if not methods or options.rounds < 1 or options.batch < 1:
         raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1")
     spec, dtype = _spec(options.model), DTYPES[options.dtype]
     grid = _size(options.size, spec) if options.size else None
@@ -125,7 +131,7 @@ def run_bench(options: argparse.Namespace) -> None:
     known = {*VARIANTS.values(), LIGHTGEN.name}
     model = (bench.random_model(spec, setting) if options.model in known else
              pipeline.build_model(DEMO_MAR if options.model == "demo" else options.model, device=options.device, dtype=dtype))
-    result = bench.bench(model, presets, setting, rounds=options.rounds, on_run=lambda name, index: print(
+    result = bench.bench(model, methods, setting, rounds=options.rounds, on_run=lambda name, index: print(
         f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr))
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     _report(options, result, f"{result['model']}, batch {result['batch']}, {result['dtype']}; {machine}\n\n"
@@ -178,7 +184,7 @@ def _schedule(options: argparse.Namespace) -> Schedule:
     if options.steps or options.rates:
         return Schedule("custom", "gtr", steps=_numbers(options.steps, int), rates=_numbers(options.rates, float),
                         **{"decoder_scope": "stage"} | changes)
-    chosen = preset(options.preset)
+    chosen, _ = _method(options.preset)
     return replace(chosen, name=f"{chosen.name} (changed)", **changes) if changes else chosen
 
 
@@ -208,6 +214,15 @@ def _fts(options: argparse.Namespace) -> FTS | None:
     if options.fts == "off":
         return None
     return FTS(options.fts_fraction, options.fts_steps, options.fts)
+
+
+def _method(name: str) -> bench.Method:
+    """A preset by name; ``lazymar`` is the origin with LazyMAR's caches."""
+    return (replace(preset("origin"), name=LAZYMAR), LazyMAR()) if name == LAZYMAR else (preset(name), None)
+
+
+def _cache(options: argparse.Namespace) -> LazyMAR | None:
+    return LazyMAR() if options.cache == LAZYMAR else _method(options.preset)[1]
 
 
 def _progress_bar(progress: Progress) -> None:

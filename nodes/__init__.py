@@ -1,6 +1,7 @@
 """The nodes of the pack, imported by the host through ``comfy_entrypoint`` only."""
 
 from ._api import ComfyExtension, io
+from .cache import LazyMARNode
 from .conditioning import ClassCondition
 from .latent import EmptyLatent
 from .loaders import LoadLightGen, LoadMAR, LoadMARVAE
@@ -14,4 +15,4 @@ class GtRExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [LoadMAR, LoadLightGen, LoadMARVAE, ClassCondition, EncodeText, EmptyLatent, Scheduler, BaselineScheduler,
-                FTSNode, Sampler, PreviewSchedule]
+                FTSNode, LazyMARNode, Sampler, PreviewSchedule]

@@ -5,5 +5,6 @@ from comfy_api.latest import ComfyExtension, io, ui
 MarModel = io.Custom("MAR_MODEL")
 GtrSchedule = io.Custom("GTR_SCHEDULE")
 GtrFts = io.Custom("GTR_FTS")
+GtrCache = io.Custom("GTR_CACHE")
 
-__all__ = ["ComfyExtension", "GtrFts", "GtrSchedule", "MarModel", "io", "ui"]
+__all__ = ["ComfyExtension", "GtrCache", "GtrFts", "GtrSchedule", "MarModel", "io", "ui"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..gtr_core.fts import FTS
 from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
+from ..gtr_core.lazymar import LazyMAR
 from ..gtr_core.memory import activation_bytes
 from ..gtr_core.noise import SeededNoise, image_seeds
 from ..gtr_core.plan import Plan, make_plan
@@ -18,7 +19,7 @@ from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
 from ..gtr_core.sampler import sample
 from ..gtr_core.spec import LightGenSpec, ModelSpec
 from . import host
-from ._api import GtrFts, GtrSchedule, MarModel, io, ui
+from ._api import GtrCache, GtrFts, GtrSchedule, MarModel, io, ui
 from .conditioning import labels_for_batch
 from .latent import batch_images, latent_samples, token_grid, unknown_tokens
 from .text import texts_for_batch
@@ -49,13 +50,15 @@ class Sampler(io.ComfyNode):
                 io.Conditioning.Input("negative", optional=True,
                                       tooltip="What guidance leads away from. Left open: what the model learned for no "
                                               "condition, as upstream."),
+                GtrCache.Input("cache", optional=True, tooltip="LazyMAR Cache: MAR models, with guidance."),
             ],
             outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
         )
 
     @classmethod
     def execute(cls, model, positive, schedule, latent_image, seed: int, cfg: float, cfg_schedule: str,
-                temperature: float, fts: FTS | None = None, negative=None) -> io.NodeOutput:
+                temperature: float, fts: FTS | None = None, negative=None,
+                cache: LazyMAR | None = None) -> io.NodeOutput:
         spec = model.spec
         samples = latent_samples(latent_image, model.patcher, spec)
         batch, grid = samples.shape[0], token_grid(samples, spec)
@@ -77,8 +80,8 @@ class Sampler(io.ComfyNode):
                 model.patcher.model.diffusion_model, plan, condition[rows],
                 SeededNoise(tuple(seeds[k] for k in rows), spec.head.channels), tokens=tokens[rows],
                 negative=None if against is None else against[rows], guidance=guidance, temperature=temperature,
-                fts=fts, device=model.patcher.load_device, dtype=compute, callback=monitor).cpu()
-            reports.append(run_report(plan, spec, guided=guidance.enabled, fts=fts, unknown=unknown[rows[0]].numpy(),
+                fts=fts, cache=cache, device=model.patcher.load_device, dtype=compute, callback=monitor).cpu()
+            reports.append(run_report(plan, spec, guided=guidance.enabled, fts=fts, cache=cache, unknown=unknown[rows[0]].numpy(),
                                       seconds=time.perf_counter() - started))
         report = "\n".join(reports)
         result = tokens_to_latent(decoded, grid, spec.latent)

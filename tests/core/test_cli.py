@@ -103,8 +103,8 @@ def test_generate(capsys, tmp_path):
 
 
 def test_bench(capsys):
-    facts = run(capsys, "bench", "--model", "demo", "--presets", "step-8,gtr-extreme", "--rounds", 2)
-    first, second = facts["rows"]
+    facts = run(capsys, "bench", "--model", "demo", "--presets", "step-8,gtr-extreme,disa-16", "--rounds", 2)
+    first, second, _ = facts["rows"]
     assert first["preset"] == "step-8" and first["ratio"] == 1 and second["ar_steps"] == 13
     assert all(row["seconds_range"][0] <= row["seconds"] <= row["seconds_range"][1] for row in facts["rows"])
     assert second["head_evaluations"] < first["head_evaluations"] and first["peak_bytes"] > 0

@@ -10,6 +10,7 @@ import torch
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.flops import count_plan
 from gtr_pack.gtr_core.fts import FTS
+from gtr_pack.gtr_core.lazymar import LazyMAR
 from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.noise import SeededNoise
 from gtr_pack.gtr_core.plan import make_plan
@@ -48,6 +49,27 @@ class MetaNoise(SeededNoise):
 
 
 SHORT = (6, 4, 4)
+
+
+@pytest.mark.parametrize("steps, diffusion", [(24, 16), (12, 21)])
+def test_agreement_with_torchs_counter_under_lazymar(steps, diffusion):
+    spec = replace(mar_spec("mar-b"), encoder_depth=2, decoder_depth=5)
+    plan = make_plan(Schedule("x", "random", (steps,), diffusion=(diffusion,) * 3), spec.grid, (0,))
+    model = MAR(spec, device="meta").requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        sample(model, plan, torch.zeros(1, dtype=torch.int64), MetaNoise((0,), 16), device="meta", cache=LazyMAR(),
+               guidance=Guidance(3.0))
+    assert counter.get_total_flops() == pytest.approx(count_plan(plan, spec, cache=LazyMAR()).total, rel=1e-3)
+
+
+def test_the_papers_table(capsys):
+    rows = flops(capsys, "--all")["rows"]
+    assert len(rows) == 33
+    for row in rows:
+        assert abs(row["deviation"]) < 0.025 or row["preset"] == "lazymar"
+    # LazyMAR's own page: 69.06 T and 2.83 x for MAR-H at this setting.
+    lazy = next(row for row in rows if (row["preset"], row["model"]) == ("lazymar", "mar-h"))
+    assert lazy["speedup"] == pytest.approx(2.83, rel=0.03)
 
 
 @pytest.mark.parametrize("schedule, guided, fts", [

@@ -284,6 +284,19 @@ def test_baselines_run(graph: Graph, method: str) -> None:
     assert torch.isfinite(out["samples"]).all() and f"{method}-4 on demo" in report and "4 AR steps" in report
 
 
+def test_lazymar_runs_and_says_what_it_saved(graph: Graph) -> None:
+    cache = graph.one("GtR_LazyMAR", start_step=2, period=4)
+    schedule = graph.one("GtR_BaselineScheduler", method="step-n", ar_steps=8, diffusion_steps=16)
+    plain, before = graph.sample(schedule=schedule)
+    lazy, after = graph.sample(schedule=schedule, cache=cache)
+    assert torch.isfinite(lazy["samples"]).all() and not torch.equal(plain["samples"], lazy["samples"])
+    assert "LazyMAR: 4 of 8 AR steps computed in full" in after and "LazyMAR" not in before
+    with pytest.raises(ValueError, match="needs guidance"):
+        graph.sample(cache=cache, cfg=1.0, schedule=schedule)
+    with pytest.raises(ValueError, match="full decoder scope"):
+        graph.sample(cache=cache)
+
+
 def test_class_options(graph: Graph) -> None:
     options = graph.pack.module("nodes.conditioning").CLASS_OPTIONS
     assert len(options) == 1010 and options[207] == "207: golden retriever" and options[1001] == "demo 1: checked ring"

@@ -29,8 +29,9 @@ CONTRACT = {
     "GtR_BaselineScheduler": (["method", "ar_steps", "diffusion_steps", "disa_end", "disa_profile", "disa_clip",
                                "subsample_phases", "halton_shift"], ["GTR_SCHEDULE"]),
     "GtR_FTS": (["fraction", "detail_steps", "selection"], ["GTR_FTS"]),
+    "GtR_LazyMAR": (["start_step", "period", "prune_block", "extra", "head_period"], ["GTR_CACHE"]),
     "GtR_Sampler": (["model", "positive", "schedule", "latent_image", "seed", "cfg", "cfg_schedule", "temperature",
-                     "fts", "negative"], ["LATENT", "STRING"]),
+                     "fts", "negative", "cache"], ["LATENT", "STRING"]),
     "GtR_PreviewSchedule": (["schedule", "rows", "columns", "seed", "fts", "model"], ["IMAGE"]),
 }
 
