@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", default="mar-b", help=f"{', '.join(VARIANTS.values())}, lightgen, demo or a file")
     sub.add_argument("--presets", default="origin,gtr-paper,gtr-full", help="the first one is the reference")
     sub.add_argument("--rounds", type=int, default=3)
+    sub.add_argument("--png", metavar="FILE", help="draw the seconds")
     sub.add_argument("--batch", type=int, default=1)
     sub.add_argument("--size", help="LightGen: width x height in pixels")
     sub.add_argument("--cfg", type=float, default=3.0)

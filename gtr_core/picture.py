@@ -37,6 +37,20 @@ def draw_plan(plan: Plan, fts: FTS | None = None, image: int = 0) -> np.ndarray:
     return canvas
 
 
+def draw_bars(rows: list[tuple[str, float, str]], title: str) -> np.ndarray:
+    """Horizontal bars for (name, value, label) as (H, W, 3) uint8."""
+    line, left, width = 24, 190, 640
+    canvas = np.full((2 * MARGIN + line * (len(rows) + 1), left + width + 260, 3), PAPER, np.uint8)
+    draw_text(canvas, title, MARGIN, MARGIN)
+    top = max((value for _, value, _ in rows), default=1.0) or 1.0
+    for index, (name, value, label) in enumerate(rows, start=1):
+        y, length = MARGIN + line * index, max(1, int(width * value / top))
+        draw_text(canvas, name, y + 4, MARGIN)
+        canvas[y:y + line - 6, left:left + length] = STAGE_COLOURS[0 if index == 1 else 1]
+        draw_text(canvas, label, y + 4, left + length + 8)
+    return canvas
+
+
 def draw_text(canvas: np.ndarray, text: str, top: int, left: int, colour=INK) -> None:
     """Write ``text`` in capitals into (H, W, 3), clipped at the border."""
     for index, glyph in enumerate(FONT.get(character, "00000") for character in text.upper()):

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from .flops import Flops, count_lazy_step, count_plan, count_step, head_evaluations, origin_of
+from .flops import count_lazy_step, count_plan, count_step, head_evaluations, origin_of
 from .fts import FTS
 from .lazymar import LazyMAR
-from .plan import Plan, make_plan
+from .plan import Plan, Step, make_plan
 from .schedule import respaced
-from .spec import ModelSpec
+from .spec import DiffusionSpec, ModelSpec
 
 
-def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, fts: FTS | None, seconds: float,
-               cache: LazyMAR | None = None, unknown: np.ndarray | None = None) -> str:
-    """Per stage: AR steps, tokens, head evaluations (per token, without guidance's second half), FLOPs; then the
-    totals against the origin with the same ``unknown`` tokens. FLOPs are per image."""
+def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, seconds: Sequence[float], fts: FTS | None = None,
+               cache: LazyMAR | None = None, unknown: np.ndarray | None = None, peak_bytes: int | None = None) -> str:
+    """Per stage: AR steps, tokens, head evaluations (per token, without guidance's second half), FLOPs per image and
+    seconds; then the totals against the origin with the same ``unknown`` tokens. ``seconds`` has one per AR step."""
+    process = respaced(plan.schedule, spec.diffusion)
+    flops = [count_step(step, plan.schedule, spec, guided=guided, fts=fts) if cache is None else
+             count_lazy_step(plan, index, spec, cache, fts=fts) for index, step in enumerate(plan.steps)]
+    evaluations = [_evaluations(step, process, fts) for step in plan.steps]
     lines = [f"{plan.schedule.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, "
-             f"{len(plan.steps)} AR steps, {seconds:.2f} s"]
-    total, process = Flops(), respaced(plan.schedule, spec.diffusion)
+             f"{len(plan.steps)} AR steps, {sum(seconds):.2f} s"]
     for stage in range(1, plan.schedule.stages + 1):
-        own = [step for step in plan.steps if step.stage == stage]
-        if not own:
-            continue
-        flops = sum((count_step(step, plan.schedule, spec, guided=guided, fts=fts) if cache is None else
-                     count_lazy_step(plan, plan.steps.index(step), spec, cache, fts=fts) for step in own), Flops())
-        evaluations = sum(n * steps for step in own for n, steps in head_evaluations(step, process, fts))
-        kind = "reconstruction" if own[0].reconstruction else "generation"
-        lines.append(f"stage {stage} ({kind}): {len(own)} AR steps, {sum(step.tokens for step in own)} tokens, "
-                     f"{evaluations} head evaluations, {flops.total / 1e12:.3g} TFLOPs")
-        total += flops
+        own = [index for index, step in enumerate(plan.steps) if step.stage == stage]
+        if own:
+            kind = "reconstruction" if plan.steps[own[0]].reconstruction else "generation"
+            lines.append(f"stage {stage} ({kind}): {len(own)} AR steps, {sum(plan.steps[k].tokens for k in own)} tokens, "
+                         f"{sum(evaluations[k] for k in own)} head evaluations, "
+                         f"{sum(flops[k].total for k in own) / 1e12:.3g} TFLOPs, {sum(seconds[k] for k in own):.2f} s")
     if fts is not None and not any(step.reconstruction for step in plan.steps):
         lines.append("FTS has no effect: the schedule has no reconstruction stage")
     if cache is not None:
         fresh = sum(cache.fresh(index) for index in range(len(plan.steps)))
         lines.append(f"LazyMAR: {fresh} of {len(plan.steps)} AR steps computed in full")
     if plan.steps:
-        origin = count_plan(make_plan(origin_of(spec), plan.grid, (0,), unknown=unknown), spec, guided=guided)
-        lines.append(f"total {total.total / 1e12:.3g} TFLOPs per image, the origin needs {origin.total / 1e12:.3g} "
-                     f"({origin.total / total.total:.2f} x)")
+        lines.append(_against_origin(plan, spec, guided, sum(evaluations), sum(f.total for f in flops), unknown))
+    if peak_bytes is not None:
+        lines.append(f"peak memory {peak_bytes / 2**20:.0f} MiB")
     return "\n".join(lines)
+
+
+def _evaluations(step: Step, process: DiffusionSpec, fts: FTS | None) -> int:
+    return sum(tokens * steps for tokens, steps in head_evaluations(step, process, fts))
+
+
+def _against_origin(plan: Plan, spec: ModelSpec, guided: bool, evaluations: int, flops: int,
+                    unknown: np.ndarray | None) -> str:
+    origin = make_plan(origin_of(spec), plan.grid, (0,), unknown=unknown)
+    cost = count_plan(origin, spec, guided=guided).total
+    return (f"total {evaluations} head evaluations, {flops / 1e12:.3g} TFLOPs per image; the origin needs "
+            f"{sum(_evaluations(step, spec.diffusion, None) for step in origin.steps)} and {cost / 1e12:.3g} "
+            f"({cost / flops:.2f} x)")

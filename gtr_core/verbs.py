@@ -20,7 +20,7 @@ from .fts import FTS
 from .infer import is_vae
 from .lazymar import LazyMAR
 from .noise import image_seeds
-from .picture import draw_plan
+from .picture import draw_bars, draw_plan
 from .plan import make_plan
 from .png import write_png
 from .engine import Guidance
@@ -133,6 +133,9 @@ def run_bench(options: argparse.Namespace) -> None:
              pipeline.build_model(DEMO_MAR if options.model == "demo" else options.model, device=options.device, dtype=dtype))
     result = bench.bench(model, methods, setting, rounds=options.rounds, on_run=lambda name, index: print(
         f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr))
+    if options.png:
+        write_png(options.png, draw_bars([(row["preset"], row["seconds"], f"{row['seconds']:.2f} s {row['ratio']:.2f}x")
+                                          for row in result["rows"]], f"{result['model']} seconds per batch (median)"))
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     _report(options, result, f"{result['model']}, batch {result['batch']}, {result['dtype']}; {machine}\n\n"
                              + bench.markdown(result))

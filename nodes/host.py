@@ -191,6 +191,12 @@ class RunMonitor:
         self.bar = comfy.utils.ProgressBar(steps)
         self.previews = args.preview_method != latent_preview.LatentPreviewMethod.NoPreviews
         self.last_preview = 0.0
+        self.marks: list[float] = []
+
+    def take_seconds(self) -> list[float]:
+        """Seconds of every AR step of the run that has just ended. On a GPU work is queued: only the sum is exact."""
+        marks, self.marks = [*self.marks[:-1], time.monotonic()], []
+        return [after - before for before, after in zip(marks, marks[1:])]
 
     def __call__(self, progress: Progress) -> None:
         mm.throw_exception_if_processing_interrupted()
@@ -198,6 +204,7 @@ class RunMonitor:
             return
         preview = None
         now = time.monotonic()
+        self.marks.append(now)
         if self.previews and progress.step and (now - self.last_preview > PREVIEW_SECONDS
                                                 or progress.step == progress.steps):
             self.last_preview = now
@@ -217,6 +224,17 @@ class RunMonitor:
         factor = max(1, PREVIEW_PIXELS // max(cells.shape))
         picture = Image.fromarray((colours * 255).round().byte().numpy())
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def reset_peak(patcher) -> None:
+    """Start measuring peak memory, where the device can."""
+    if patcher.load_device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(patcher.load_device)
+
+
+def peak_bytes(patcher) -> int | None:
+    """The most memory in use on a CUDA device since :func:`reset_peak`."""
+    return torch.cuda.max_memory_allocated(patcher.load_device) if patcher.load_device.type == "cuda" else None
 
 
 def to_wire(latent: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import comfy.model_management as mm
 import torch
 from torch import Tensor
@@ -71,18 +69,18 @@ class Sampler(io.ComfyNode):
                  for rows in same_masks(unknown)]
 
         compute = load_model(model, plans, guided=guidance.enabled, fts=fts)
+        host.reset_peak(model.patcher)
         monitor = host.RunMonitor(model, grid, sum(len(plan.steps) for _, plan in plans))
         tokens = latent_to_tokens(samples, spec.latent).cpu()
         decoded, reports = torch.empty_like(tokens), list(model.notes)
         for rows, plan in plans:
-            started = time.perf_counter()
             decoded[rows] = sample(
                 model.patcher.model.diffusion_model, plan, condition[rows],
                 SeededNoise(tuple(seeds[k] for k in rows), spec.head.channels), tokens=tokens[rows],
                 negative=None if against is None else against[rows], guidance=guidance, temperature=temperature,
                 fts=fts, cache=cache, device=model.patcher.load_device, dtype=compute, callback=monitor).cpu()
             reports.append(run_report(plan, spec, guided=guidance.enabled, fts=fts, cache=cache, unknown=unknown[rows[0]].numpy(),
-                                      seconds=time.perf_counter() - started))
+                                      seconds=monitor.take_seconds(), peak_bytes=host.peak_bytes(model.patcher)))
         report = "\n".join(reports)
         result = tokens_to_latent(decoded, grid, spec.latent)
         return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report,

@@ -102,11 +102,12 @@ def test_generate(capsys, tmp_path):
     assert difference.max() <= 1
 
 
-def test_bench(capsys):
-    facts = run(capsys, "bench", "--model", "demo", "--presets", "step-8,gtr-extreme,disa-16", "--rounds", 2)
+def test_bench(capsys, tmp_path):
+    facts = run(capsys, "bench", "--png", tmp_path / "b.png", "--model", "demo", "--presets", "step-8,gtr-extreme,disa-16", "--rounds", 2)
     first, second, _ = facts["rows"]
     assert first["preset"] == "step-8" and first["ratio"] == 1 and second["ar_steps"] == 13
     assert all(row["seconds_range"][0] <= row["seconds"] <= row["seconds_range"][1] for row in facts["rows"])
+    assert read_png(tmp_path / "b.png").std() > 10
     assert second["head_evaluations"] < first["head_evaluations"] and first["peak_bytes"] > 0
 
 
