@@ -73,6 +73,23 @@ def test_demo_runs_on_click(front: FrontEnd) -> None:
     front.screenshot("demo-run")
 
 
+def test_compare_shows_pictures_and_reports_together(front: FrontEnd) -> None:
+    workflow = read(WORKFLOWS / "compare.json")
+    front.open()
+    front.load(workflow)
+    front.fit()
+    assert_shows(front, workflow)
+    events = front.click_run(timeout=240)
+    assert "execution_success" in [name for name, _ in events], events
+    front.picture_size("PreviewImage")
+    texts = [text for name, detail in events if name == "executed"
+             for text in ((detail or {}).get("output") or {}).get("text", ())]
+    for method in ("origin", "step-n-16", "gtr-paper"):
+        assert any(text.startswith(f"{method} on demo") for text in texts)
+    front.page.wait_for_timeout(500)
+    front.screenshot("compare-run")
+
+
 def test_dropping_the_picture_brings_the_graph_back(front: FrontEnd, comfy_base: Path) -> None:
     workflow = read(WORKFLOWS / "demo.json")
     front.open()
