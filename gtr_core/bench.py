@@ -12,6 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from .engine import Guidance
 from .flops import count_plan, head_evaluations
 from .fts import FTS
 from .lazymar import LazyMAR
@@ -19,11 +20,9 @@ from .memory import activation_bytes
 from .models import Model, build
 from .noise import SeededNoise, image_seeds
 from .plan import Plan, make_plan
-from .engine import Guidance
 from .sampler import sample
 from .schedule import Schedule, respaced
 from .spec import LightGenSpec, ModelSpec
-
 
 Method = tuple[Schedule, LazyMAR | None]
 
@@ -78,13 +77,23 @@ def bench(model: Model, methods: Sequence[Method], setting: Setting, *, rounds: 
             seconds[name].append(elapsed)
     reference = median(next(iter(seconds.values())))
     rows = [_row(model.spec, *plans[name], setting, times, peaks[name], reference) for name, times in seconds.items()]
-    return {"model": model.spec.name, "grid": list(grid), "batch": setting.batch, "rounds": rounds,
-            "dtype": str(setting.dtype).removeprefix("torch."), "process_peak_bytes": process_peak_bytes(), "machine": describe_machine(setting.device), "rows": rows}
+    return {
+        "model": model.spec.name,
+        "grid": list(grid),
+        "batch": setting.batch,
+        "rounds": rounds,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "process_peak_bytes": process_peak_bytes(),
+        "machine": describe_machine(setting.device),
+        "rows": rows,
+    }
 
 
 def describe_machine(device: str) -> dict:
     """What the numbers were measured on."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    )
     return {"device": device, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
             "python": sys.version.split()[0]}
 
@@ -128,7 +137,15 @@ def _run(model: Model, plan: Plan, cache: LazyMAR | None, setting: Setting) -> t
     return elapsed, peak
 
 
-def _row(spec: ModelSpec, plan: Plan, cache: LazyMAR | None, setting: Setting, times: list[float], peak: int, reference: float) -> dict:
+def _row(
+    spec: ModelSpec,
+    plan: Plan,
+    cache: LazyMAR | None,
+    setting: Setting,
+    times: list[float],
+    peak: int,
+    reference: float,
+) -> dict:
     process = respaced(plan.schedule, spec.diffusion)
     evaluations = sum(n * steps for step in plan.steps for n, steps in head_evaluations(step, process, setting.fts))
     flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts, cache=cache)

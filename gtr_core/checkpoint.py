@@ -64,7 +64,8 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None) -> C
     """Read a .safetensors, .pth, .pt or .ckpt file; nothing in it is executed.
 
     Of a training checkpoint {model, model_ema, ...} the ``weights`` (``ema`` or ``model``) are taken, by default what
-    upstream uses: the EMA of MAR, the model itself of LightGen. A prefix ``module.`` is dropped. Raises GtRError for files that are missing, truncated, foreign or hold other objects.
+    upstream uses: the EMA of MAR, the model itself of LightGen. A prefix ``module.`` is dropped. Raises
+    GtRError for files that are missing, truncated, foreign or hold other objects.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -112,7 +113,9 @@ def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor], name: 
             raise GtRError(f"{file}: tensor '{key}' has shape {tuple(tensor.shape)}, {name} needs "
                            f"{tuple(expected[key].shape)}: the file is of another model")
         if tensor.is_meta or tensor.layout != torch.strided:
-            raise GtRError(f"{file}: tensor '{key}' is {tensor.layout} on '{tensor.device}', expected plain dense weights")
+            raise GtRError(
+                f"{file}: tensor '{key}' is {tensor.layout} on '{tensor.device}', expected plain dense weights"
+            )
         if not tensor.is_floating_point():
             raise GtRError(f"{file}: tensor '{key}' is {tensor.dtype}, expected floating point weights")
         if not torch.isfinite(tensor.sum(dtype=torch.float32)):
@@ -120,8 +123,15 @@ def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor], name: 
                            "download or convert it again")
 
 
-def convert(source: str | os.PathLike, target: str | os.PathLike, *, weights: str | None = None, dtype: str | None = None,
-            heads: int | None = None, overwrite: bool = False) -> Checkpoint:
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    weights: str | None = None,
+    dtype: str | None = None,
+    heads: int | None = None,
+    overwrite: bool = False,
+) -> Checkpoint:
     """Write a checked model or VAE checkpoint as safetensors with metadata; the diffusion head stays float32.
 
     Nothing is written unless all of it is good: the file is made beside the target and renamed. Raises GtRError.
@@ -140,7 +150,9 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, *, weights: st
         metadata = spec_metadata(spec, checkpoint.weights)
     wanted = DTYPES[dtype] if dtype else None
     tensors = {name: _cast(name, tensor, wanted).contiguous().clone() for name, tensor in checkpoint.tensors.items()}
-    check_tensors(replace(checkpoint, tensors=tensors), checkpoint.tensors, f"the conversion to {dtype or 'the same dtype'}")
+    check_tensors(
+        replace(checkpoint, tensors=tensors), checkpoint.tensors, f"the conversion to {dtype or 'the same dtype'}"
+    )
     _save(tensors, target, metadata, like=source)
     return read_checkpoint(target)
 
@@ -167,7 +179,9 @@ def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str], *,
         shutil.copymode(like, beside)
         os.replace(beside, target)
     except (OSError, SafetensorError) as error:
-        raise GtRError(f"cannot write {target} ({_first_line(error)}): free some space or choose another folder") from error
+        raise GtRError(
+            f"cannot write {target} ({_first_line(error)}): free some space or choose another folder"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
 

@@ -10,10 +10,10 @@ import torch
 
 from . import verbs
 from .checkpoint import DTYPES
+from .engine import GUIDANCE_SCHEDULES
 from .errors import GtRError
 from .fts import SELECTIONS
 from .partition import PARTITIONS
-from .engine import GUIDANCE_SCHEDULES
 from .schedule import PRESETS, SCOPES
 from .spec import VARIANTS
 
@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gtr_core", description="Masked autoregressive image models with GtR.")
+    parser = argparse.ArgumentParser(
+        prog="python -m gtr_core", description="Masked autoregressive image models with GtR."
+    )
     subparsers = parser.add_subparsers(dest="verb", required=True)
 
     def verb(name: str, run, summary: str) -> argparse.ArgumentParser:
@@ -71,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", default="demo", help="a MAR file, or demo")
     sub.add_argument("--vae", help="the model's VAE file (not needed for demo)")
     sub.add_argument("--class", dest="classes", default="0", help="indices or names, separated by commas")
-    sub.add_argument("--prompt-embeds", metavar="FILE", help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096)")
+    sub.add_argument(
+        "--prompt-embeds", metavar="FILE", help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096)"
+    )
     sub.add_argument("--size", help="LightGen: width x height in pixels, such as 512x512")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--batch", type=int, help="pictures (default: one per class)")
@@ -98,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _schedule_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--preset", choices=(*PRESETS, verbs.LAZYMAR), default="gtr-paper")
-    sub.add_argument("--cache", choices=(verbs.LAZYMAR,), help="LazyMAR's caches; the preset of that name is the origin with them")
+    sub.add_argument(
+        "--cache", choices=(verbs.LAZYMAR,), help="LazyMAR's caches; the preset of that name is the origin with them"
+    )
     sub.add_argument("--steps", help="custom GtR schedule: AR steps per stage, such as 24,6,2")
     sub.add_argument("--rates", help="or tokens per AR step of every stage, such as 2.67,10.67,64")
     sub.add_argument("--diffusion", help="diffusion steps: start, end, reconstruction, such as 50,20,20")

@@ -54,7 +54,9 @@ def count_step(step: Step, schedule: Schedule, spec: ModelSpec, *, guided: bool 
     decoder = 2 * encoded * spec.dim**2 + spec.decoder_depth * _block(encoded + masked, spec)
     if isinstance(spec, LightGenSpec):
         decoder += 2 * (known + masked) * spec.dim**2 + spec.cross_depth * _cross_block(known + masked, spec)
-    evaluations = sum(tokens * steps for tokens, steps in head_evaluations(step, respaced(schedule, spec.diffusion), fts))
+    evaluations = sum(
+        tokens * steps for tokens, steps in head_evaluations(step, respaced(schedule, spec.diffusion), fts)
+    )
     return Flops(halves * encoder, halves * decoder, halves * evaluations * _head_row(spec.head))
 
 

@@ -95,7 +95,9 @@ def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides
     dim, caption_dim = shape_of(shapes, "text_emb.text_proj.linear_1.weight", 2)
     head = infer_head_spec(shapes, dim)
     table = math.isqrt(shape_of(shapes, "encoder_pos_embed_learned", 3)[1])
-    latent = overrides.pop("latent", replace(LightGenSpec.latent, channels=head.channels // LightGenSpec.latent.patch**2))
+    latent = overrides.pop(
+        "latent", replace(LightGenSpec.latent, channels=head.channels // LightGenSpec.latent.patch**2)
+    )
     check_latent(latent, head)
     depths = {f"{part}_depth": count_blocks(shapes, prefix) for part, prefix in (
         ("encoder", "encoder_blocks"), ("decoder", "decoder_blocks"), ("cross", "cross_attn_blocks"),
@@ -124,8 +126,10 @@ def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None) -> None:
         raise GtRError(f"{found} blocks (encoder, decoder, head, ...), expected "
                        f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete")
     if stated is None and spec.encoder_depth != spec.decoder_depth:
-        raise GtRError(f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
-                       "blocks are missing; the file is incomplete")
+        raise GtRError(
+            f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
+            "blocks are missing; the file is incomplete"
+        )
 
 
 def block_depths(spec: ModelSpec) -> tuple[int, ...]:
@@ -142,7 +146,9 @@ def head_count(dim: int, heads: int | None) -> int:
         raise GtRError(f"the number of attention heads cannot be read off a width of {dim} (known: "
                        f"{', '.join(map(str, HEADS_BY_WIDTH))}): convert the file with --heads N")
     if heads < 1 or dim % heads:
-        raise GtRError(f"{heads} attention heads do not divide the width {dim}: convert the file with the right --heads N")
+        raise GtRError(
+            f"{heads} attention heads do not divide the width {dim}: convert the file with the right --heads N"
+        )
     return heads
 
 

@@ -64,7 +64,7 @@ class MAR(nn.Module):
         return self.fake_latent.to(condition).expand_as(condition)
 
     def embed_known(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
-        """The encoder's input [buffer, known]: tokens (B, L, C), known (B, K), condition (B, D) -> (B, buffer + K, D)."""
+        """Encoder input [buffer, known]: tokens (B, L, C), known (B, K), condition (B, D) -> (B, buffer + K, D)."""
         buffer = self.spec.buffer
         values = tokens.gather(1, known[..., None].expand(-1, -1, tokens.shape[-1]))
         x = torch.cat([condition[:, None].expand(-1, buffer, -1), self.z_proj(values)], dim=1)

@@ -38,7 +38,9 @@ def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, head
     try:
         return infer(shapes, heads=heads or stored_heads, **overrides)
     except TypeError as error:
-        raise GtRError(f"metadata '{SPEC_KEY}' does not fit the model ({error}): convert the original file again") from error
+        raise GtRError(
+            f"metadata '{SPEC_KEY}' does not fit the model ({error}): convert the original file again"
+        ) from error
 
 
 def _overrides(text: str | None) -> dict:

@@ -42,9 +42,13 @@ def markdown(table: dict) -> str:
     lines = ["| method | " + " | ".join(f"{model}: TFLOPs, speed (printed, deviation)" for model in MODELS) + " |",
              "|---" * (len(MODELS) + 1) + "|"]
     for name in ("origin", *SPEEDS):
-        cells = [f"{row['tflops']:.2f}, {row['speedup']:.2f} x ({row['printed']:.2f}{' T' if name == 'origin' else ' x'}, "
-                 f"{row['deviation']:+.1%})" for model in MODELS for row in table["rows"]
-                 if (row["preset"], row["model"]) == (name, model)]
+        cells = [
+            f"{row['tflops']:.2f}, {row['speedup']:.2f} x ({row['printed']:.2f}{' T' if name == 'origin' else ' x'}, "
+            f"{row['deviation']:+.1%})"
+            for model in MODELS
+            for row in table["rows"]
+            if (row["preset"], row["model"]) == (name, model)
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([table["convention"], "", *lines, "", NOTE])
 

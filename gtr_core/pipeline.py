@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_model, load_vae, read_checkpoint
+from .engine import Cache, Guidance
 from .errors import GtRError
 from .fts import FTS
 from .latent import tokens_to_latent
 from .models import Model, build
 from .noise import SeededNoise, image_seeds
 from .plan import make_plan
-from .engine import Cache, Guidance
 from .sampler import Callback, sample
 from .schedule import Schedule
 from .vae import KLVAE
@@ -43,8 +43,10 @@ def check_pair(model: Model, vae: KLVAE) -> None:
     """Raises GtRError when the VAE's latents are not what the model generates."""
     latent, spec = model.spec.latent, vae.spec
     if (latent.channels, latent.stride) != (spec.embed_channels, spec.stride):
-        raise GtRError(f"{model.spec.name} makes latents of {latent.channels} channels at 1/{latent.stride} size, the VAE "
-                       f"decodes {spec.embed_channels} channels at 1/{spec.stride}: use the model's own VAE")
+        raise GtRError(
+            f"{model.spec.name} makes latents of {latent.channels} channels at 1/{latent.stride} size, the VAE "
+            f"decodes {spec.embed_channels} channels at 1/{spec.stride}: use the model's own VAE"
+        )
 
 
 def generate_latents(model: Model, schedule: Schedule, condition: Tensor | Sequence[int], seed: int, *,

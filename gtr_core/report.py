@@ -28,9 +28,11 @@ def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, seconds: Sequence[f
         own = [index for index, step in enumerate(plan.steps) if step.stage == stage]
         if own:
             kind = "reconstruction" if plan.steps[own[0]].reconstruction else "generation"
-            lines.append(f"stage {stage} ({kind}): {len(own)} AR steps, {sum(plan.steps[k].tokens for k in own)} tokens, "
-                         f"{sum(evaluations[k] for k in own)} head evaluations, "
-                         f"{sum(flops[k].total for k in own) / 1e12:.3g} TFLOPs, {sum(seconds[k] for k in own):.2f} s")
+            lines.append(
+                f"stage {stage} ({kind}): {len(own)} AR steps, {sum(plan.steps[k].tokens for k in own)} tokens, "
+                f"{sum(evaluations[k] for k in own)} head evaluations, "
+                f"{sum(flops[k].total for k in own) / 1e12:.3g} TFLOPs, {sum(seconds[k] for k in own):.2f} s"
+            )
     if fts is not None and not any(step.reconstruction for step in plan.steps):
         lines.append("FTS has no effect: the schedule has no reconstruction stage")
     if cache is not None:

@@ -43,10 +43,22 @@ Callback = Callable[[Progress], None]
 
 
 @torch.no_grad()
-def sample(model: Model, plan: Plan, condition: Tensor, noise: NoiseSource, *, tokens: Tensor | None = None,
-           negative: Tensor | None = None, cache: Cache | None = None, guidance: Guidance = Guidance(), temperature: float = 1.0, fts: FTS | None = None,
-           device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-           callback: Callback | None = None) -> Tensor:
+def sample(
+    model: Model,
+    plan: Plan,
+    condition: Tensor,
+    noise: NoiseSource,
+    *,
+    tokens: Tensor | None = None,
+    negative: Tensor | None = None,
+    cache: Cache | None = None,
+    guidance: Guidance = Guidance(),
+    temperature: float = 1.0,
+    fts: FTS | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    callback: Callback | None = None,
+) -> Tensor:
     """Decode tokens (B, L, C) float32 in model scale by ``plan``.
 
     ``condition`` is what the model's ``embed_condition`` takes (MAR: labels (B,) int64, -1 = unconditional;
@@ -71,7 +83,9 @@ def sample(model: Model, plan: Plan, condition: Tensor, noise: NoiseSource, *, t
         tick(0)
         z = engine.conditioning(index, tokens.to(dtype), (known, targets, context), conditions)
         z = tuple(half.float() for half in z)
-        values = _denoise_step(engine, process, step, index, z, noise, guidance.at(step.progress), temperature, fts, tick)
+        values = _denoise_step(
+            engine, process, step, index, z, noise, guidance.at(step.progress), temperature, fts, tick
+        )
         tokens.scatter_(1, targets[..., None].expand_as(values), values)
     if callback is not None:
         everywhere = torch.arange(plan.tokens, device=device).expand(plan.batch, -1)
@@ -90,8 +104,18 @@ def upload_tables(plan: Plan, device: torch.device | str) -> list[tuple[Tensor, 
     return list(zip(tables[0::3], tables[1::3], tables[2::3]))
 
 
-def _denoise_step(engine: Engine, process: DiffusionSpec, step: Step, index: int, z: tuple[Tensor, ...], noise: NoiseSource, scale: float,
-                  temperature: float, fts: FTS | None, tick: Callable[[int], None]) -> Tensor:
+def _denoise_step(
+    engine: Engine,
+    process: DiffusionSpec,
+    step: Step,
+    index: int,
+    z: tuple[Tensor, ...],
+    noise: NoiseSource,
+    scale: float,
+    temperature: float,
+    fts: FTS | None,
+    tick: Callable[[int], None],
+) -> Tensor:
     """Diffusion of one AR step: z, conditional and maybe unconditional, each (B, n, D) -> values (B, n, C)."""
     batch, count = z[0].shape[:2]
     groups: list[tuple[Tensor | None, int]] = [(None, step.diffusion_steps)]

@@ -23,8 +23,8 @@ class Schedule:
     """How many tokens are decoded when, and with how many diffusion steps.
 
     ``order`` is ``gtr`` (stages of a checkerboard partition; the last stage reconstructs), or one of ``random`` (MAR's
-    own), ``raster``, ``subsample`` and ``halton``, which have one stage and cosine counts. AR steps per stage come from ``steps`` (L_1, ..., L_K) or from ``rates``
-    (r_k = |S_k| / L_k tokens per step), one of the two. ``diffusion`` is (first AR step, last AR step of the
+    own), ``raster``, ``subsample`` and ``halton``, which have one stage and cosine counts. AR steps per
+    stage come from ``steps`` (L_1, ..., L_K) or from ``rates`` (r_k = |S_k| / L_k tokens per step), one of the two. ``diffusion`` is (first AR step, last AR step of the
     generation stage, reconstruction stage), linear in between, or after DiSA's formulas by ``profile`` (spec
     section 5); ``max_timestep`` clips the chain's timesteps as DiSA does. ``decoder_scope`` ``stage`` hides the mask
     tokens of later stages from the decoder, ``full`` shows all. ``phases`` is subsample's order of parities;
@@ -56,9 +56,13 @@ class Schedule:
             raise GtRError(f"schedule '{self.name}': expected either AR steps per stage or rates, found steps "
                            f"{list(self.steps)} and rates {list(self.rates)}: give exactly one of the two")
         if self.steps and not 1 <= min(self.steps) <= max(self.steps) <= MOST_STEPS:
-            raise GtRError(f"schedule '{self.name}': steps per stage {list(self.steps)}, expected 1 to {MOST_STEPS} each")
+            raise GtRError(
+                f"schedule '{self.name}': steps per stage {list(self.steps)}, expected 1 to {MOST_STEPS} each"
+            )
         if self.rates and not all(math.isfinite(rate) and rate >= 1 for rate in self.rates):
-            raise GtRError(f"schedule '{self.name}': rates {list(self.rates)} tokens per step, expected at least 1 each")
+            raise GtRError(
+                f"schedule '{self.name}': rates {list(self.rates)} tokens per step, expected at least 1 each"
+            )
         if self.order != "gtr" and self.stages != 1:
             raise GtRError(f"schedule '{self.name}': order '{self.order}' has one stage, found {self.stages}")
         if len(self.diffusion) != 3 or not all(1 <= count <= 1000 for count in self.diffusion):
@@ -127,23 +131,44 @@ def respaced(schedule: Schedule, process: DiffusionSpec) -> DiffusionSpec:
     return process if schedule.max_timestep is None else replace(process, max_timestep=schedule.max_timestep)
 
 
-PRESETS: dict[str, Schedule] = {schedule.name: schedule for schedule in (
-    Schedule("origin", "random", (64,), diffusion=(100, 100, 100), note="MAR's own: cosine, 64 AR steps"),
-    Schedule("step-16", "random", (16,), diffusion=(100, 100, 100), note="the origin in 16 AR steps"),
-    Schedule("step-8", "random", (8,), diffusion=(100, 100, 100), note="the origin in 8 AR steps"),
-    Schedule("halton-16", "halton", (16,), diffusion=(100, 100, 100), note="Halton order, 16 AR steps"),
-    Schedule("halton-8", "halton", (8,), diffusion=(100, 100, 100), note="Halton order, 8 AR steps"),
-    Schedule("disa-24", "random", (24,), diffusion=(50, 5, 5), profile="disa-linear", max_timestep=950,
-             note="DiSA: 24 AR steps, 50 to 5 diffusion steps"),
-    Schedule("disa-16", "random", (16,), diffusion=(50, 5, 5), profile="disa-linear", max_timestep=950,
-             note="DiSA: 16 AR steps, 50 to 5 diffusion steps"),
-    Schedule("gtr-paper", "gtr", (24, 6, 2), decoder_scope="stage", note="the paper's printed rates"),
-    Schedule("gtr-full", "gtr", (10, 6, 2), note="fits the paper's FLOPs with the full decoder"),
-    Schedule("gtr-extreme", "gtr", (8, 3, 2), decoder_scope="stage", note="about the paper's extreme setting"),
-    Schedule("lightgen-origin", "random", (32,), diffusion=(50, 50, 50), note="LightGen's: 32 AR, 50 diffusion steps"),
-    Schedule("gtr-lightgen", "gtr", (10, 6, 4, 2), decoder_scope="stage", note="for 1024 tokens, fits the paper's 3.3 x"),
-    Schedule("gtr-lightgen-fast", "gtr", (12, 4, 2, 2), decoder_scope="stage", note="for 1024 tokens, fits 3.8 x"),
-)}
+PRESETS: dict[str, Schedule] = {
+    schedule.name: schedule
+    for schedule in (
+        Schedule("origin", "random", (64,), diffusion=(100, 100, 100), note="MAR's own: cosine, 64 AR steps"),
+        Schedule("step-16", "random", (16,), diffusion=(100, 100, 100), note="the origin in 16 AR steps"),
+        Schedule("step-8", "random", (8,), diffusion=(100, 100, 100), note="the origin in 8 AR steps"),
+        Schedule("halton-16", "halton", (16,), diffusion=(100, 100, 100), note="Halton order, 16 AR steps"),
+        Schedule("halton-8", "halton", (8,), diffusion=(100, 100, 100), note="Halton order, 8 AR steps"),
+        Schedule(
+            "disa-24",
+            "random",
+            (24,),
+            diffusion=(50, 5, 5),
+            profile="disa-linear",
+            max_timestep=950,
+            note="DiSA: 24 AR steps, 50 to 5 diffusion steps",
+        ),
+        Schedule(
+            "disa-16",
+            "random",
+            (16,),
+            diffusion=(50, 5, 5),
+            profile="disa-linear",
+            max_timestep=950,
+            note="DiSA: 16 AR steps, 50 to 5 diffusion steps",
+        ),
+        Schedule("gtr-paper", "gtr", (24, 6, 2), decoder_scope="stage", note="the paper's printed rates"),
+        Schedule("gtr-full", "gtr", (10, 6, 2), note="fits the paper's FLOPs with the full decoder"),
+        Schedule("gtr-extreme", "gtr", (8, 3, 2), decoder_scope="stage", note="about the paper's extreme setting"),
+        Schedule(
+            "lightgen-origin", "random", (32,), diffusion=(50, 50, 50), note="LightGen's: 32 AR, 50 diffusion steps"
+        ),
+        Schedule(
+            "gtr-lightgen", "gtr", (10, 6, 4, 2), decoder_scope="stage", note="for 1024 tokens, fits the paper's 3.3 x"
+        ),
+        Schedule("gtr-lightgen-fast", "gtr", (12, 4, 2, 2), decoder_scope="stage", note="for 1024 tokens, fits 3.8 x"),
+    )
+}
 
 
 def preset(name: str) -> Schedule:

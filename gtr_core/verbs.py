@@ -15,6 +15,7 @@ from . import bench, flops, paper, pipeline
 from .checkpoint import DTYPES, Checkpoint, convert, load_model, load_vae, read_checkpoint
 from .classes import parse_labels
 from .demo import DEMO_MAR, DEMO_VAE
+from .engine import Guidance
 from .errors import GtRError
 from .fts import FTS
 from .infer import is_vae
@@ -23,7 +24,6 @@ from .noise import image_seeds
 from .picture import draw_bars, draw_plan
 from .plan import make_plan
 from .png import write_png
-from .engine import Guidance
 from .sampler import Progress
 from .schedule import Schedule, preset
 from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
@@ -61,8 +61,12 @@ def convert_file(options: argparse.Namespace) -> None:
     result = convert(options.source, options.target, weights=options.weights, dtype=options.dtype,
                      heads=options.heads, overwrite=options.overwrite)
     facts = describe(result)
-    _report(options, facts, f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
-                            f"weights: {facts.get('weights', 'VAE')}")
+    _report(
+        options,
+        facts,
+        f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
+        f"weights: {facts.get('weights', 'VAE')}",
+    )
 
 
 def schedule(options: argparse.Namespace) -> None:
@@ -99,15 +103,27 @@ def generate(options: argparse.Namespace) -> None:
     if not output.parent.is_dir():
         raise GtRError(f"no folder {output.parent}: make it, or choose another")
     _check_device(options.device)
-    model = pipeline.build_model(DEMO_MAR if demo else options.model, device=options.device, dtype=DTYPES[options.dtype])
+    model = pipeline.build_model(
+        DEMO_MAR if demo else options.model, device=options.device, dtype=DTYPES[options.dtype]
+    )
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     pipeline.check_pair(model, vae)
     condition, grid = _condition(options, model.spec)
     started = time.perf_counter()
     latents = pipeline.generate_latents(
-        model, _schedule(options), condition, options.seed, guidance=Guidance(options.cfg, options.cfg_schedule),
-        cache=_cache(options), grid=grid, temperature=options.temperature, fts=_fts(options), device=options.device, dtype=DTYPES[options.dtype],
-        callback=None if options.json else _progress_bar)
+        model,
+        _schedule(options),
+        condition,
+        options.seed,
+        guidance=Guidance(options.cfg, options.cfg_schedule),
+        cache=_cache(options),
+        grid=grid,
+        temperature=options.temperature,
+        fts=_fts(options),
+        device=options.device,
+        dtype=DTYPES[options.dtype],
+        callback=None if options.json else _progress_bar,
+    )
     seconds = time.perf_counter() - started
     count = len(condition)
     paths = [output if count == 1 else output.with_stem(f"{output.stem}_{k:03}") for k in range(count)]
@@ -129,8 +145,13 @@ def run_bench(options: argparse.Namespace) -> None:
     grid = _size(options.size, spec) if options.size else None
     setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), _fts(options))
     known = {*VARIANTS.values(), LIGHTGEN.name}
-    model = (bench.random_model(spec, setting) if options.model in known else
-             pipeline.build_model(DEMO_MAR if options.model == "demo" else options.model, device=options.device, dtype=dtype))
+    model = (
+        bench.random_model(spec, setting)
+        if options.model in known
+        else pipeline.build_model(
+            DEMO_MAR if options.model == "demo" else options.model, device=options.device, dtype=dtype
+        )
+    )
     result = bench.bench(model, methods, setting, rounds=options.rounds, on_run=lambda name, index: print(
         f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr))
     if options.png:
@@ -155,8 +176,10 @@ def _condition(options: argparse.Namespace, spec: ModelSpec) -> tuple[torch.Tens
         raise GtRError(f"{spec.name} draws from text: give its encoded prompts with --prompt-embeds FILE")
     states = read_checkpoint(options.prompt_embeds).tensors.get("prompt_embeds")
     if states is None or states.shape[1:] != (spec.text_length, spec.caption_dim):
-        raise GtRError(f"{options.prompt_embeds}: expected a tensor 'prompt_embeds' of shape (prompts, "
-                       f"{spec.text_length}, {spec.caption_dim}), found {None if states is None else tuple(states.shape)}")
+        raise GtRError(
+            f"{options.prompt_embeds}: expected a tensor 'prompt_embeds' of shape (prompts, "
+            f"{spec.text_length}, {spec.caption_dim}), found {None if states is None else tuple(states.shape)}"
+        )
     return states.float(), grid
 
 

@@ -14,5 +14,17 @@ class GtRExtension(ComfyExtension):
     """What ComfyUI asks for the node classes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadMAR, LoadLightGen, LoadMARVAE, ClassCondition, EncodeText, EmptyLatent, Scheduler, BaselineScheduler,
-                FTSNode, LazyMARNode, Sampler, PreviewSchedule]
+        return [
+            LoadMAR,
+            LoadLightGen,
+            LoadMARVAE,
+            ClassCondition,
+            EncodeText,
+            EmptyLatent,
+            Scheduler,
+            BaselineScheduler,
+            FTSNode,
+            LazyMARNode,
+            Sampler,
+            PreviewSchedule,
+        ]

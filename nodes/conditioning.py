@@ -72,8 +72,10 @@ def labels_for_batch(conditioning, images: Sequence[int], spec: MARSpec, what: s
         raise GtRError(f"{what} is not a class label: expected the output of 'Class Label'; a MAR model is "
                        "class-conditional and cannot use a text prompt")
     if not all(0 <= label < spec.classes for label in labels):
-        raise GtRError(f"{what} has the classes {list(labels)}, {spec.name} has 0 to {spec.classes - 1}: connect the same "
-                       "model to Class Label and to the sampler")
+        raise GtRError(
+            f"{what} has the classes {list(labels)}, {spec.name} has 0 to {spec.classes - 1}: connect the same "
+            "model to Class Label and to the sampler"
+        )
     check_count("classes", len(labels), images)
     return torch.tensor([labels[k % len(labels)] for k in images])
 
@@ -81,8 +83,10 @@ def labels_for_batch(conditioning, images: Sequence[int], spec: MARSpec, what: s
 def check_count(what: str, count: int, images: Sequence[int]) -> None:
     """Raises GtRError when a whole batch has fewer images than there are conditions for it."""
     if count > len(images) and list(images) == list(range(len(images))):
-        raise GtRError(f"{count} {what} for a batch of {len(images)}: set batch_size to {count} in the empty latent, or "
-                       f"give fewer {what}")
+        raise GtRError(
+            f"{count} {what} for a batch of {len(images)}: set batch_size to {count} in the empty latent, or "
+            f"give fewer {what}"
+        )
 
 
 def only_entry(conditioning, what: str) -> tuple:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from ..gtr_core.checkpoint import load_model, load_vae, read_checkpoint
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
-from ..gtr_core.latent import preview_colours
 from ..gtr_core.errors import GtRError
+from ..gtr_core.latent import preview_colours
 from ..gtr_core.models import Model, build
 from ..gtr_core.sampler import Progress
 from ..gtr_core.spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
@@ -89,7 +89,10 @@ def latent_format(spec: ModelSpec) -> comfy.latent_formats.LatentFormat:
     result.process_in = lambda samples: (samples - latent.shift) * latent.scale
     result.process_out = lambda samples: samples / latent.scale + latent.shift
     if latent.rgb is not None:
-        result.latent_rgb_factors, result.latent_rgb_factors_bias = [list(row) for row in latent.rgb[:-1]], list(latent.rgb[-1])
+        result.latent_rgb_factors, result.latent_rgb_factors_bias = (
+            [list(row) for row in latent.rgb[:-1]],
+            list(latent.rgb[-1]),
+        )
     return result
 
 
@@ -150,9 +153,17 @@ def load_mar_vae(name: str) -> comfy.sd.VAE:
 def vae_config(spec: VAESpec) -> dict:
     """The host's AutoencoderKL settings; encoder and decoder differ in where they have attention."""
     nominal = 256
-    shared = {"double_z": True, "z_channels": spec.latent_channels, "resolution": nominal, "out_ch": spec.image_channels,
-              "in_channels": spec.image_channels, "ch": spec.channels, "ch_mult": list(spec.multipliers),
-              "num_res_blocks": spec.blocks, "dropout": 0.0}
+    shared = {
+        "double_z": True,
+        "z_channels": spec.latent_channels,
+        "resolution": nominal,
+        "out_ch": spec.image_channels,
+        "in_channels": spec.image_channels,
+        "ch": spec.channels,
+        "ch_mult": list(spec.multipliers),
+        "num_res_blocks": spec.blocks,
+        "dropout": 0.0,
+    }
     at = {"ddconfig": spec.encoder_attention, "decoder_ddconfig": spec.decoder_attention}
     parts = {key: shared | {"attn_resolutions": [nominal >> level for level in levels]} for key, levels in at.items()}
     return parts | {"embed_dim": spec.embed_channels}
@@ -187,7 +198,10 @@ class RunMonitor:
     def __init__(self, model: ModelHandle, grid: tuple[int, int], steps: int):
         self.latent, self.grid, self.done = model.spec.latent, grid, 0
         form = model.patcher.model.latent_format
-        self.rgb = form.latent_rgb_factors and [*form.latent_rgb_factors, form.latent_rgb_factors_bias or (0.0, 0.0, 0.0)]
+        self.rgb = form.latent_rgb_factors and [
+            *form.latent_rgb_factors,
+            form.latent_rgb_factors_bias or (0.0, 0.0, 0.0),
+        ]
         self.bar = comfy.utils.ProgressBar(steps)
         self.previews = args.preview_method != latent_preview.LatentPreviewMethod.NoPreviews
         self.last_preview = 0.0

@@ -19,13 +19,17 @@ class EmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_EmptyLatent", display_name="Empty MAR Latent", category="GtR/latent",
+            node_id="GtR_EmptyLatent",
+            display_name="Empty MAR Latent",
+            category="GtR/latent",
             description="An empty latent with the size and channels of the model.",
             search_aliases=["mar latent", "gtr"],
             inputs=[
                 MarModel.Input("model"),
                 io.Int.Input("width", default=0, min=0, max=4096, step=16, tooltip="Pixels; 0 = the model's own size."),
-                io.Int.Input("height", default=0, min=0, max=4096, step=16, tooltip="Pixels; 0 = the model's own size."),
+                io.Int.Input(
+                    "height", default=0, min=0, max=4096, step=16, tooltip="Pixels; 0 = the model's own size."
+                ),
                 io.Int.Input("batch_size", default=1, min=1, max=4096),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
@@ -57,8 +61,10 @@ def latent_samples(latent: dict, patcher, spec: ModelSpec) -> Tensor:
                        "Empty MAR Latent, or encode the picture with the model's own VAE")
     patch, stride = spec.latent.patch, spec.latent.stride
     if samples.shape[2] % patch or samples.shape[3] % patch:
-        raise GtRError(f"the latent is {samples.shape[3] * stride} x {samples.shape[2] * stride} pixels, {spec.name} needs "
-                       f"a width and height divisible by {patch * stride}: use Empty MAR Latent, or scale the picture")
+        raise GtRError(
+            f"the latent is {samples.shape[3] * stride} x {samples.shape[2] * stride} pixels, {spec.name} needs "
+            f"a width and height divisible by {patch * stride}: use Empty MAR Latent, or scale the picture"
+        )
     spec.check_grid(token_grid(samples, spec))
     return samples
 

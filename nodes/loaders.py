@@ -39,21 +39,40 @@ class LoadLightGen(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_LoadLightGen", display_name="Load LightGen Model", category="GtR/loaders",
+            node_id="GtR_LoadLightGen",
+            display_name="Load LightGen Model",
+            category="GtR/loaders",
             description="Loads a LightGen model (text to image, 512 px and other sizes). Files go to "
-                        "models/diffusion_models. Use it with the SD3 VAE and a flan-t5-xxl text encoder.",
+            "models/diffusion_models. Use it with the SD3 VAE and a flan-t5-xxl text encoder.",
             search_aliases=["lightgen", "fluid", "text to image", "gtr"],
             inputs=[
-                io.Combo.Input("model_name", options=host.file_names("diffusion_models"),
-                               tooltip="A .safetensors (or original .pth) file in models/diffusion_models."),
-                io.Combo.Input("weight_dtype", options=["default", *host.DTYPES], default="default", advanced=True,
-                               tooltip="Of the transformer. The diffusion head is always float32."),
-                io.Combo.Input("weights", options=["model", "ema"], default="model", advanced=True,
-                               tooltip="Which weights of an original checkpoint; upstream's scripts use 'model'. Files "
-                                       "with one set of weights have no choice."),
-                io.Boolean.Input("corrected_positions", default=False, advanced=True,
-                                 tooltip="Non-square pictures: upstream swaps the axes of its position tables (off = as "
-                                         "upstream, on = not swapped)."),
+                io.Combo.Input(
+                    "model_name",
+                    options=host.file_names("diffusion_models"),
+                    tooltip="A .safetensors (or original .pth) file in models/diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=["default", *host.DTYPES],
+                    default="default",
+                    advanced=True,
+                    tooltip="Of the transformer. The diffusion head is always float32.",
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=["model", "ema"],
+                    default="model",
+                    advanced=True,
+                    tooltip="Which weights of an original checkpoint; upstream's scripts use 'model'. Files "
+                    "with one set of weights have no choice.",
+                ),
+                io.Boolean.Input(
+                    "corrected_positions",
+                    default=False,
+                    advanced=True,
+                    tooltip="Non-square pictures: upstream swaps the axes of its position tables (off = as "
+                    "upstream, on = not swapped).",
+                ),
             ],
             outputs=[MarModel.Output(display_name="model")],
         )

@@ -6,6 +6,7 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
+from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
 from ..gtr_core.fts import FTS
 from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
 from ..gtr_core.lazymar import LazyMAR
@@ -13,7 +14,6 @@ from ..gtr_core.memory import activation_bytes
 from ..gtr_core.noise import SeededNoise, image_seeds
 from ..gtr_core.plan import Plan, make_plan
 from ..gtr_core.report import run_report
-from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
 from ..gtr_core.sampler import sample
 from ..gtr_core.spec import LightGenSpec, ModelSpec
 from . import host
@@ -29,9 +29,11 @@ class Sampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_Sampler", display_name="GtR Sampler", category="GtR/sampling",
+            node_id="GtR_Sampler",
+            display_name="GtR Sampler",
+            category="GtR/sampling",
             description="Decodes the tokens of a masked autoregressive model by a schedule. Image k of a batch is the "
-                        "picture of seed + k, whatever the batch size. A latent with a noise mask keeps its other tokens.",
+            "picture of seed + k, whatever the batch size. A latent with a noise mask keeps its other tokens.",
             search_aliases=["gtr", "mar sampler", "ksampler"],
             inputs=[
                 MarModel.Input("model"),
@@ -39,15 +41,29 @@ class Sampler(io.ComfyNode):
                 GtrSchedule.Input("schedule"),
                 io.Latent.Input("latent_image"),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Float.Input("cfg", default=3.0, min=0.0, max=30.0, step=0.1, round=0.01,
-                               tooltip="Guidance; 1 = off and twice as fast."),
-                io.Combo.Input("cfg_schedule", options=list(GUIDANCE_SCHEDULES), default="linear",
-                               tooltip="linear: grows with the decoded part, more variety; constant: stronger."),
+                io.Float.Input(
+                    "cfg",
+                    default=3.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance; 1 = off and twice as fast.",
+                ),
+                io.Combo.Input(
+                    "cfg_schedule",
+                    options=list(GUIDANCE_SCHEDULES),
+                    default="linear",
+                    tooltip="linear: grows with the decoded part, more variety; constant: stronger.",
+                ),
                 io.Float.Input("temperature", default=1.0, min=0.0, max=2.0, step=0.01, round=0.001),
                 GtrFts.Input("fts", optional=True),
-                io.Conditioning.Input("negative", optional=True,
-                                      tooltip="What guidance leads away from. Left open: what the model learned for no "
-                                              "condition, as upstream."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What guidance leads away from. Left open: what the model learned for no "
+                    "condition, as upstream.",
+                ),
                 GtrCache.Input("cache", optional=True, tooltip="LazyMAR Cache: MAR models, with guidance."),
             ],
             outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
@@ -79,8 +95,18 @@ class Sampler(io.ComfyNode):
                 SeededNoise(tuple(seeds[k] for k in rows), spec.head.channels), tokens=tokens[rows],
                 negative=None if against is None else against[rows], guidance=guidance, temperature=temperature,
                 fts=fts, cache=cache, device=model.patcher.load_device, dtype=compute, callback=monitor).cpu()
-            reports.append(run_report(plan, spec, guided=guidance.enabled, fts=fts, cache=cache, unknown=unknown[rows[0]].numpy(),
-                                      seconds=monitor.take_seconds(), peak_bytes=host.peak_bytes(model.patcher)))
+            reports.append(
+                run_report(
+                    plan,
+                    spec,
+                    guided=guidance.enabled,
+                    fts=fts,
+                    cache=cache,
+                    unknown=unknown[rows[0]].numpy(),
+                    seconds=monitor.take_seconds(),
+                    peak_bytes=host.peak_bytes(model.patcher),
+                )
+            )
         report = "\n".join(reports)
         result = tokens_to_latent(decoded, grid, spec.latent)
         return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report,
@@ -97,7 +123,9 @@ def load_model(model: host.ModelHandle, plans: list[tuple[list[int], Plan]], *, 
                fts: FTS | None) -> torch.dtype:
     """Have the host bring the model to its device with room for every plan; returns the compute dtype."""
     dtype = model.patcher.model.compute_dtype
-    memory = max(activation_bytes(plan, model.spec, guided=guided, fts=fts, itemsize=dtype.itemsize) for _, plan in plans)
+    memory = max(
+        activation_bytes(plan, model.spec, guided=guided, fts=fts, itemsize=dtype.itemsize) for _, plan in plans
+    )
     mm.load_models_gpu([model.patcher], memory_required=memory)
     return dtype
 

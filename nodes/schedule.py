@@ -25,31 +25,78 @@ class Scheduler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         custom = f"Used when preset is '{CUSTOM}'. "
         return io.Schema(
-            node_id="GtR_Scheduler", display_name="GtR Scheduler", category="GtR/sampling",
+            node_id="GtR_Scheduler",
+            display_name="GtR Scheduler",
+            category="GtR/sampling",
             description="Generation then Reconstruction: a checkerboard of structure tokens slowly, then all other "
-                        "tokens in very few steps, with fewer diffusion steps as the picture takes shape.",
+            "tokens in very few steps, with fewer diffusion steps as the picture takes shape.",
             search_aliases=["gtr", "generation then reconstruction", "mar schedule"],
             inputs=[
-                io.Combo.Input("preset", options=[*PRESETS, CUSTOM], default="gtr-paper",
-                               tooltip="; ".join(f"{name}: {schedule.note}" for name, schedule in PRESETS.items())),
-                io.Combo.Input("order", options=list(ORDERS), default="gtr", advanced=True,
-                               tooltip=custom + "gtr: stages of a checkerboard; the others have one stage; random is MAR's own."),
-                io.String.Input("steps", default="24, 6, 2", advanced=True,
-                                tooltip=custom + "AR steps of every stage; the number of entries is K."),
-                io.String.Input("rates", default="", advanced=True,
-                                tooltip=custom + "Tokens per AR step of every stage, such as 2.67, 10.67, 64. Used "
-                                                 "instead of steps when not empty."),
-                io.Combo.Input("partition", options=list(PARTITIONS), default="quincunx", advanced=True,
-                               tooltip=custom + "How the checkerboard is divided into stages."),
-                io.Combo.Input("decoder_scope", options=list(SCOPES), default="stage", advanced=True,
-                               tooltip=custom + "stage: the decoder sees mask tokens up to the present stage only "
-                                                "(faster); full: all of them."),
-                io.Int.Input("diffusion_start", default=50, min=1, max=1000, advanced=True,
-                             tooltip=custom + "Diffusion steps of the first AR step."),
-                io.Int.Input("diffusion_end", default=20, min=1, max=1000, advanced=True,
-                             tooltip=custom + "Diffusion steps at the end of the generation stage."),
-                io.Int.Input("diffusion_reconstruction", default=20, min=1, max=1000, advanced=True,
-                             tooltip=custom + "Diffusion steps of the reconstruction stage."),
+                io.Combo.Input(
+                    "preset",
+                    options=[*PRESETS, CUSTOM],
+                    default="gtr-paper",
+                    tooltip="; ".join(f"{name}: {schedule.note}" for name, schedule in PRESETS.items()),
+                ),
+                io.Combo.Input(
+                    "order",
+                    options=list(ORDERS),
+                    default="gtr",
+                    advanced=True,
+                    tooltip=custom + "gtr: stages of a checkerboard; the others have one stage; random is MAR's own.",
+                ),
+                io.String.Input(
+                    "steps",
+                    default="24, 6, 2",
+                    advanced=True,
+                    tooltip=custom + "AR steps of every stage; the number of entries is K.",
+                ),
+                io.String.Input(
+                    "rates",
+                    default="",
+                    advanced=True,
+                    tooltip=custom + "Tokens per AR step of every stage, such as 2.67, 10.67, 64. Used "
+                    "instead of steps when not empty.",
+                ),
+                io.Combo.Input(
+                    "partition",
+                    options=list(PARTITIONS),
+                    default="quincunx",
+                    advanced=True,
+                    tooltip=custom + "How the checkerboard is divided into stages.",
+                ),
+                io.Combo.Input(
+                    "decoder_scope",
+                    options=list(SCOPES),
+                    default="stage",
+                    advanced=True,
+                    tooltip=custom + "stage: the decoder sees mask tokens up to the present stage only "
+                    "(faster); full: all of them.",
+                ),
+                io.Int.Input(
+                    "diffusion_start",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip=custom + "Diffusion steps of the first AR step.",
+                ),
+                io.Int.Input(
+                    "diffusion_end",
+                    default=20,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip=custom + "Diffusion steps at the end of the generation stage.",
+                ),
+                io.Int.Input(
+                    "diffusion_reconstruction",
+                    default=20,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip=custom + "Diffusion steps of the reconstruction stage.",
+                ),
             ],
             outputs=[GtrSchedule.Output(display_name="schedule")],
         )
@@ -73,24 +120,52 @@ class BaselineScheduler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_BaselineScheduler", display_name="Baseline Scheduler", category="GtR/sampling",
+            node_id="GtR_BaselineScheduler",
+            display_name="Baseline Scheduler",
+            category="GtR/sampling",
             description="The schedules of other methods, for comparison: MAR's own, fewer steps, other orders, DiSA.",
             search_aliases=["halton", "disa", "raster", "step", "gtr"],
             inputs=[
-                io.Combo.Input("method", options=list(BASELINES), default="step-n",
-                               tooltip="origin: MAR's 64 AR and 100 diffusion steps; step-n: the same order in ar_steps; "
-                                       "raster, subsample, halton: other orders; disa: falling diffusion steps."),
+                io.Combo.Input(
+                    "method",
+                    options=list(BASELINES),
+                    default="step-n",
+                    tooltip="origin: MAR's 64 AR and 100 diffusion steps; step-n: the same order in ar_steps; "
+                    "raster, subsample, halton: other orders; disa: falling diffusion steps.",
+                ),
                 io.Int.Input("ar_steps", default=16, min=1, max=4096, tooltip="Not used by origin."),
-                io.Int.Input("diffusion_steps", default=100, min=1, max=1000,
-                             tooltip="Not used by origin; DiSA's first AR step (50 in its paper)."),
-                io.Int.Input("disa_end", default=5, min=1, max=1000, advanced=True, tooltip="DiSA: of the last AR step."),
-                io.Combo.Input("disa_profile", options=["linear", "cosine", "two-stage"], default="linear", advanced=True),
-                io.Boolean.Input("disa_clip", default=True, advanced=True,
-                                 tooltip="DiSA's code clips timesteps at 950, which its paper does not say."),
-                io.Combo.Input("subsample_phases", options=list(PHASES), default="checkerboard", advanced=True,
-                               tooltip="Which of the four parities come first."),
-                io.Boolean.Input("halton_shift", default=False, advanced=True,
-                                 tooltip="Start the sequence at a random place in every image."),
+                io.Int.Input(
+                    "diffusion_steps",
+                    default=100,
+                    min=1,
+                    max=1000,
+                    tooltip="Not used by origin; DiSA's first AR step (50 in its paper).",
+                ),
+                io.Int.Input(
+                    "disa_end", default=5, min=1, max=1000, advanced=True, tooltip="DiSA: of the last AR step."
+                ),
+                io.Combo.Input(
+                    "disa_profile", options=["linear", "cosine", "two-stage"], default="linear", advanced=True
+                ),
+                io.Boolean.Input(
+                    "disa_clip",
+                    default=True,
+                    advanced=True,
+                    tooltip="DiSA's code clips timesteps at 950, which its paper does not say.",
+                ),
+                io.Combo.Input(
+                    "subsample_phases",
+                    options=list(PHASES),
+                    default="checkerboard",
+                    advanced=True,
+                    tooltip="Which of the four parities come first.",
+                ),
+                io.Boolean.Input(
+                    "halton_shift",
+                    default=False,
+                    advanced=True,
+                    tooltip="Start the sequence at a random place in every image.",
+                ),
             ],
             outputs=[GtrSchedule.Output(display_name="schedule")],
         )

@@ -80,10 +80,22 @@ def test_disa_profiles(golden):
 
 
 # (model, preset): the paper's Table 1, speed against the origin. FLOPs by our convention come within 1.5 % of it.
-PAPER = {("step-16", "mar-b"): 2.33, ("step-16", "mar-l"): 2.44, ("step-16", "mar-h"): 2.38,
-         ("halton-16", "mar-h"): 2.38, ("disa-24", "mar-b"): 3.01, ("disa-24", "mar-l"): 2.97, ("disa-24", "mar-h"): 2.99,
-         ("step-8", "mar-b"): 2.99, ("step-8", "mar-l"): 3.21, ("step-8", "mar-h"): 3.09, ("halton-8", "mar-b"): 2.99,
-         ("disa-16", "mar-b"): 4.19, ("disa-16", "mar-l"): 4.17, ("disa-16", "mar-h"): 4.18}
+PAPER = {
+    ("step-16", "mar-b"): 2.33,
+    ("step-16", "mar-l"): 2.44,
+    ("step-16", "mar-h"): 2.38,
+    ("halton-16", "mar-h"): 2.38,
+    ("disa-24", "mar-b"): 3.01,
+    ("disa-24", "mar-l"): 2.97,
+    ("disa-24", "mar-h"): 2.99,
+    ("step-8", "mar-b"): 2.99,
+    ("step-8", "mar-l"): 3.21,
+    ("step-8", "mar-h"): 3.09,
+    ("halton-8", "mar-b"): 2.99,
+    ("disa-16", "mar-b"): 4.19,
+    ("disa-16", "mar-l"): 4.17,
+    ("disa-16", "mar-h"): 4.18,
+}
 
 
 @pytest.mark.parametrize("name, model", PAPER)

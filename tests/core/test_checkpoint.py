@@ -61,16 +61,27 @@ def test_metadata_carries_what_shapes_do_not_give(spec, weights):
     assert read_spec(shapes, spec_metadata(rich, "ema")) == rich
 
 
-@pytest.mark.parametrize("text, words", [
-    ("{", "cannot be read"), ("[1]", "cannot be read|unknown fields"), ('{"surprise": 1}', "unknown fields"),
-    ('{"heads": 5}', "do not divide"), ('{"heads": -4}', "positive whole number"), ('{"heads": 4, "grid": [4, 4]}', "needs 16 positions"),
-    ('{"heads": 4, "latent": {"channels": 16, "stride": 4, "patch": 1, "scale": 0, "shift": 0}}', "scale is 0"),
-    ('{"heads": 4, "diffusion": {"base_steps": 1000, "beta_cap": 2}}', "out of range"),
-    ('{"heads": 4, "norm_eps": NaN}', "finite"), ('{"heads": 4, "norm_eps": -1}', "not above 0"),
-    ('{"heads": 4, "norm_eps": 1' + "0" * 400 + "}", "cannot be read"), ("[" * 100_000, "cannot be read"),
-    ('{"heads": 4, "name": "a\\nb"}', "one printable line"), ('{"heads": 4, "class_names": ["a"]}', "1 class names for 10"),
-    ('{"heads": 4, "depths": [2, 3, 3]}', "blocks are missing"), ('{"heads": 4, "text_length": 7}', "does not fit"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "cannot be read"),
+        ("[1]", "cannot be read|unknown fields"),
+        ('{"surprise": 1}', "unknown fields"),
+        ('{"heads": 5}', "do not divide"),
+        ('{"heads": -4}', "positive whole number"),
+        ('{"heads": 4, "grid": [4, 4]}', "needs 16 positions"),
+        ('{"heads": 4, "latent": {"channels": 16, "stride": 4, "patch": 1, "scale": 0, "shift": 0}}', "scale is 0"),
+        ('{"heads": 4, "diffusion": {"base_steps": 1000, "beta_cap": 2}}', "out of range"),
+        ('{"heads": 4, "norm_eps": NaN}', "finite"),
+        ('{"heads": 4, "norm_eps": -1}', "not above 0"),
+        ('{"heads": 4, "norm_eps": 1' + "0" * 400 + "}", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"heads": 4, "name": "a\\nb"}', "one printable line"),
+        ('{"heads": 4, "class_names": ["a"]}', "1 class names for 10"),
+        ('{"heads": 4, "depths": [2, 3, 3]}', "blocks are missing"),
+        ('{"heads": 4, "text_length": 7}', "does not fit"),
+    ],
+)
 def test_wrong_metadata(text, words, weights, tmp_path):
     save_file(weights, tmp_path / "m.safetensors", metadata={SPEC_KEY: text})
     with pytest.raises(GtRError, match=words) as caught:
@@ -160,17 +171,30 @@ def changed(weights, change) -> dict:
 
 
 CHANGES = {
-    "missing": (lambda t: t.pop("decoder_norm.bias"), "1 of the 100 tensors of .* are missing \\(first: 'decoder_norm.bias'"),
+    "missing": (
+        lambda t: t.pop("decoder_norm.bias"),
+        "1 of the 100 tensors of .* are missing \\(first: 'decoder_norm.bias'",
+    ),
     "missing block": (lambda t: [t.pop(k) for k in list(t) if k.startswith("encoder_blocks.0.mlp")], "4 of the 100"),
-    "last decoder block": (lambda t: [t.pop(k) for k in list(t) if k.startswith("decoder_blocks.1.")],
-                           "2 encoder and 1 decoder blocks"),
-    "a block in between": (lambda t: [t.pop(k) for k in list(t) if k.startswith("encoder_blocks.0.")],
-                           "'encoder_blocks' has 1 blocks, but one is number 1"),
+    "last decoder block": (
+        lambda t: [t.pop(k) for k in list(t) if k.startswith("decoder_blocks.1.")],
+        "2 encoder and 1 decoder blocks",
+    ),
+    "a block in between": (
+        lambda t: [t.pop(k) for k in list(t) if k.startswith("encoder_blocks.0.")],
+        "'encoder_blocks' has 1 blocks, but one is number 1",
+    ),
     "all encoder blocks": (lambda t: [t.pop(k) for k in list(t) if k.startswith("encoder_blocks.")], "at least 1 each"),
-    "a million blocks": (lambda t: t.update({"encoder_blocks.3000000.norm1.weight": torch.zeros(64)}), "is number 3000000"),
+    "a million blocks": (
+        lambda t: t.update({"encoder_blocks.3000000.norm1.weight": torch.zeros(64)}),
+        "is number 3000000",
+    ),
     "half prefixed": (lambda t: t.update({"module.z_proj.bias": torch.zeros(64)}), "do not belong"),
     "surplus": (lambda t: t.update({"lora.up": torch.zeros(3)}), "1 tensors do not belong .*'lora.up'"),
-    "shape": (lambda t: t.update({"z_proj.bias": torch.zeros(65)}), r"'z_proj.bias' has shape \(65,\), .* needs \(64,\)"),
+    "shape": (
+        lambda t: t.update({"z_proj.bias": torch.zeros(65)}),
+        r"'z_proj.bias' has shape \(65,\), .* needs \(64,\)",
+    ),
     "rank": (lambda t: t.update({"class_emb.weight": torch.zeros(10)}), "expected 2 dimensions"),
     "nan": (lambda t: t.update({"z_proj.bias": torch.full((64,), float("nan"))}), "'z_proj.bias' holds NaN"),
     "inf": (lambda t: t.update({"z_proj.bias": torch.full((64,), float("inf"))}), "'z_proj.bias' holds NaN or inf"),
@@ -254,10 +278,14 @@ def test_convert_writes_nothing_when_something_is_wrong(weights, good, tmp_path)
     large = tmp_path / "large.pth"
     torch.save({"model_ema": changed(weights, lambda t: t.update({"z_proj.bias": torch.full((64,), 1e6)}))}, large)
     for source, target, settings, words in (
-            (broken, "out.safetensors", dict(heads=4), "NaN"), (good, "out.ckpt", {}, "ends in .safetensors"),
-            (good, "good.safetensors", dict(overwrite=True), "choose another name"),
-            (good, "out.safetensors", dict(heads=-4), "do not divide"), (large, "out.safetensors", dict(heads=4, dtype="float16"), "infinite"),
-            (tmp_path / "none.pth", "good.safetensors", dict(overwrite=True), "no file at"), (good, "none/out.safetensors", {}, "cannot write")):
+        (broken, "out.safetensors", dict(heads=4), "NaN"),
+        (good, "out.ckpt", {}, "ends in .safetensors"),
+        (good, "good.safetensors", dict(overwrite=True), "choose another name"),
+        (good, "out.safetensors", dict(heads=-4), "do not divide"),
+        (large, "out.safetensors", dict(heads=4, dtype="float16"), "infinite"),
+        (tmp_path / "none.pth", "good.safetensors", dict(overwrite=True), "no file at"),
+        (good, "none/out.safetensors", {}, "cannot write"),
+    ):
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         with pytest.raises(GtRError, match=words):
             convert(source, tmp_path / target, **settings)

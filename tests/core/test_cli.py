@@ -48,7 +48,9 @@ def read_png(path: Path) -> np.ndarray:
             width, height = struct.unpack_from(">II", chunk)
         body += chunk if kind == b"IDAT" else b""
         offset += 12 + length
-    return np.frombuffer(zlib.decompress(body), np.uint8).reshape(height, 1 + 3 * width)[:, 1:].reshape(height, width, 3)
+    return (
+        np.frombuffer(zlib.decompress(body), np.uint8).reshape(height, 1 + 3 * width)[:, 1:].reshape(height, width, 3)
+    )
 
 
 def test_runs_as_a_module():
@@ -103,7 +105,18 @@ def test_generate(capsys, tmp_path):
 
 
 def test_bench(capsys, tmp_path):
-    facts = run(capsys, "bench", "--png", tmp_path / "b.png", "--model", "demo", "--presets", "step-8,gtr-extreme,disa-16", "--rounds", 2)
+    facts = run(
+        capsys,
+        "bench",
+        "--png",
+        tmp_path / "b.png",
+        "--model",
+        "demo",
+        "--presets",
+        "step-8,gtr-extreme,disa-16",
+        "--rounds",
+        2,
+    )
     first, second, _ = facts["rows"]
     assert first["preset"] == "step-8" and first["ratio"] == 1 and second["ar_steps"] == 13
     assert all(row["seconds_range"][0] <= row["seconds"] <= row["seconds_range"][1] for row in facts["rows"])
@@ -174,4 +187,6 @@ def test_generate_from_encoded_prompts(capsys, tmp_path):
     facts = run(capsys, *arguments, "--prompt-embeds", tmp_path / "text.safetensors")
     assert [read_png(Path(file)).shape for file in facts["files"]] == [(64, 96, 3)] * 2
     assert "give its encoded prompts" in refused(capsys, *arguments)
-    assert "expected a tensor 'prompt_embeds'" in refused(capsys, *arguments, "--prompt-embeds", tmp_path / "vae.safetensors")
+    assert "expected a tensor 'prompt_embeds'" in refused(
+        capsys, *arguments, "--prompt-embeds", tmp_path / "vae.safetensors"
+    )

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from gtr_pack.gtr_core.cli import main
+from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.flops import count_plan
 from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.lazymar import LazyMAR
 from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.noise import SeededNoise
 from gtr_pack.gtr_core.plan import make_plan
-from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule
 from gtr_pack.gtr_core.spec import mar_spec
@@ -33,11 +33,15 @@ def test_the_origin(model, capsys):
     facts = flops(capsys, "--model", model, "--preset", "origin")
     assert facts["tflops"]["total"] == pytest.approx(ORIGIN[model], rel=0.005)
     assert facts["speedup"] == 1 and set(facts) == {"model", "preset", "tflops", "origin_total", "speedup"}
-    assert sum(facts["tflops"][part] for part in ("encoder", "decoder", "head")) == pytest.approx(facts["tflops"]["total"])
+    assert sum(facts["tflops"][part] for part in ("encoder", "decoder", "head")) == pytest.approx(
+        facts["tflops"]["total"]
+    )
 
 
 @pytest.mark.parametrize("model", ORIGIN)
-@pytest.mark.parametrize("name, low, high", [("gtr-paper", 3.6, 3.8), ("gtr-full", 3.6, 3.8), ("gtr-extreme", 6.0, 6.6)])
+@pytest.mark.parametrize(
+    "name, low, high", [("gtr-paper", 3.6, 3.8), ("gtr-full", 3.6, 3.8), ("gtr-extreme", 6.0, 6.6)]
+)
 def test_the_presets(model, name, low, high, capsys):
     assert low < flops(capsys, "--model", model, "--preset", name)["speedup"] < high
 

@@ -33,7 +33,9 @@ def test_scores_follow_the_definition():
     torch.testing.assert_close(frequency_scores(z), (amplitude * (1 + n / 6)).sum(-1).float())
 
 
-@pytest.mark.parametrize("fraction, tokens, count", [(0.1, 64, 7), (0.1, 70, 7), (0.1, 4, 1), (1.0, 9, 9), (0.01, 64, 1)])
+@pytest.mark.parametrize(
+    "fraction, tokens, count", [(0.1, 64, 7), (0.1, 70, 7), (0.1, 4, 1), (1.0, 9, 9), (0.01, 64, 1)]
+)
 def test_counts_round_up(fraction, tokens, count):
     assert FTS(fraction).count(tokens) == count
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.diffusion import chain, denoise, guided
+from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.head import timestep_features
 from gtr_pack.gtr_core.infer import infer_mar_spec, infer_vae_spec
 from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.plan import plan_from_sequences
-from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule, cosine_counts
 from gtr_pack.gtr_core.spec import KL16, mar_spec

@@ -102,7 +102,9 @@ def test_state_belongs_to_one_run(model):
 def test_where_it_does_not_apply(schedule, guidance, cache, words, model):
     plan = make_plan(schedule, (16, 16), (1,))
     with pytest.raises(GtRError, match=words):
-        sample(model, plan, torch.tensor([1]), SeededNoise((1,), model.spec.head.channels), guidance=guidance, cache=cache)
+        sample(
+            model, plan, torch.tensor([1]), SeededNoise((1,), model.spec.head.channels), guidance=guidance, cache=cache
+        )
 
 
 def test_wrong_settings():

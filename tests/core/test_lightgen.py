@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.checkpoint import convert, load_model, read_checkpoint
+from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.flops import count_plan, report
 from gtr_pack.gtr_core.fts import FTS
@@ -18,7 +19,6 @@ from gtr_pack.gtr_core.infer import infer_lightgen_spec
 from gtr_pack.gtr_core.lightgen import LightGen
 from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
 from gtr_pack.gtr_core.plan import make_plan, plan_from_sequences
-from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule, cosine_counts, preset
 from gtr_pack.gtr_core.spec import LIGHTGEN

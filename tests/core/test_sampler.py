@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.diffusion import chain, denoise
+from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
 from gtr_pack.gtr_core.plan import make_plan
-from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule, preset
 from gtr_pack.gtr_core.spec import DiffusionSpec, HeadSpec, LatentSpec, MARSpec
@@ -267,15 +267,21 @@ def test_progress_counts_up_to_the_end(model):
     assert [step for step, _, _ in seen] == list(range(9)) and seen[-1] == (8, 8, 36)
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(schedule=replace(preset("gtr-full"), steps=(2, 1, 1)), grid=(8, 8)), "small draws 96 x 96 pixels only, found 128 x 128"),
-    (dict(labels=[0]), "give one per image"),
-    (dict(temperature=-1.0), "expected 0 or more"),
-    (dict(labels=[0, 5]), "small has classes 0 to 4"),
-    (dict(labels=[-2, 1]), "small has classes 0 to 4"),
-    (dict(fts=FTS(0.1, 1000), model=True), "has 500"),
-    (dict(tokens=torch.zeros(2, 36, 5)), "expected \\(2, 36, 4\\)"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            dict(schedule=replace(preset("gtr-full"), steps=(2, 1, 1)), grid=(8, 8)),
+            "small draws 96 x 96 pixels only, found 128 x 128",
+        ),
+        (dict(labels=[0]), "give one per image"),
+        (dict(temperature=-1.0), "expected 0 or more"),
+        (dict(labels=[0, 5]), "small has classes 0 to 4"),
+        (dict(labels=[-2, 1]), "small has classes 0 to 4"),
+        (dict(fts=FTS(0.1, 1000), model=True), "has 500"),
+        (dict(tokens=torch.zeros(2, 36, 5)), "expected \\(2, 36, 4\\)"),
+    ],
+)
 def test_what_does_not_fit_is_refused(model, change, words):
     plan = make_plan(change.pop("schedule", GTR), change.pop("grid", (6, 6)), (1, 2))
     if change.pop("model", False):

@@ -103,7 +103,12 @@ def test_the_picture_depends_on_prompt_seed_and_size(host_pack: Any, clip: Any, 
     assert not torch.equal(base, draw(host_pack, model, owl))
     assert not torch.equal(base, draw(host_pack, model, fox, seed=4))
     assert draw(host_pack, model, fox, width=128, height=64).shape == (1, 16, 8, 16)
-    assert run(host_pack, "GtR_EmptyLatent", model=model, width=0, height=0, batch_size=1)[0]["samples"].shape == (1, 16, 64, 64)
+    assert run(host_pack, "GtR_EmptyLatent", model=model, width=0, height=0, batch_size=1)[0]["samples"].shape == (
+        1,
+        16,
+        64,
+        64,
+    )
 
 
 def test_a_negative_prompt(host_pack: Any, clip: Any, model: Any) -> None:
@@ -147,8 +152,14 @@ def test_mistakes_are_explained(host_pack: Any, clip: Any, model: Any, t5: Any) 
         (lambda: draw(host_pack, demo, fox), "positive is not a class label"),
         (lambda: draw(host_pack, model, fox, negative=label), "negative is not a text"),
         (lambda: draw(host_pack, model, [[torch.zeros(1, 77, 768), {}]]), "768 values, small needs 64.*type 'ltxv'"),
-        (lambda: draw(host_pack, model, encode(host_pack, clip, "a\nb", one_per_line=True)), "2 prompts for a batch of 1"),
-        (lambda: draw(host_pack, model, fox, width=72), "72 x 64 pixels: small needs a width and height divisible by 16"),
+        (
+            lambda: draw(host_pack, model, encode(host_pack, clip, "a\nb", one_per_line=True)),
+            "2 prompts for a batch of 1",
+        ),
+        (
+            lambda: draw(host_pack, model, fox, width=72),
+            "72 x 64 pixels: small needs a width and height divisible by 16",
+        ),
         (lambda: draw(host_pack, model, fox, latent_image={"samples": torch.ones(1, 16, 7, 8)}), "divisible by 16"),
         (lambda: encode(host_pack, t5.build(masked=False), "a fox"), "does not mask padding.*type 'ltxv'"),
         (lambda: encode(host_pack, object(), "a fox"), "not a T5-XXL"),
@@ -214,6 +225,8 @@ def test_models_are_loaded_one_after_the_other(host_pack: Any, clip: Any, model:
     assert set(map(id, loaded())) == {id(clip.patcher), id(model.patcher)}
     assert vae.decode(latent).shape == (1, 64, 64, 3)
     assert set(map(id, loaded())) == {id(clip.patcher), id(model.patcher), id(vae.patcher)}
-    mm.free_memory(1e30, mm.get_torch_device(), keep_loaded=[e for e in mm.current_loaded_models if e.model is vae.patcher])
+    mm.free_memory(
+        1e30, mm.get_torch_device(), keep_loaded=[e for e in mm.current_loaded_models if e.model is vae.patcher]
+    )
     assert [id(entry) for entry in loaded()] == [id(vae.patcher)]
     assert copy.copy(model.spec) == model.spec

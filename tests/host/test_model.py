@@ -179,7 +179,9 @@ def load_vae(graph: Graph, path: Any) -> Any:
 def test_images_of_a_batch_are_those_of_their_seeds(graph: Graph) -> None:
     whole, _ = graph.sample()
     alone, _ = graph.sample(latent_image=graph.latent(1), seed=6, positive=graph.condition("checked ring"))
-    picked, _ = graph.sample(latent_image=graph.latent(1) | {"batch_index": [1]}, positive=graph.condition("checked ring"))
+    picked, _ = graph.sample(
+        latent_image=graph.latent(1) | {"batch_index": [1]}, positive=graph.condition("checked ring")
+    )
     assert torch.equal(alone["samples"], picked["samples"])
     torch.testing.assert_close(alone["samples"][0], whole["samples"][1], rtol=1e-3, atol=1e-3)
 
@@ -238,14 +240,25 @@ def test_an_interrupt_ends_the_run(graph: Graph) -> None:
 
 CASES = {
     "channels": (lambda g: dict(latent_image={"samples": torch.ones(2, 4, 16, 16)}), "4 channels, demo needs 8"),
-    "size": (lambda g: dict(latent_image={"samples": torch.ones(2, 8, 16, 24)}), "demo draws 64 x 64 pixels only, found 96 x 64"),
+    "size": (
+        lambda g: dict(latent_image={"samples": torch.ones(2, 8, 16, 24)}),
+        "demo draws 64 x 64 pixels only, found 96 x 64",
+    ),
     "empty batch": (lambda g: dict(latent_image={"samples": torch.ones(0, 8, 16, 16)}), "at least 1 image"),
     "text": (lambda g: dict(positive=[[torch.zeros(1, 77, 768), {}]]), "expected the output of 'Class Label'"),
     "video": (lambda g: dict(latent_image={"samples": torch.ones(1, 8, 2, 16, 16)}), "expected pictures"),
-    "batch index": (lambda g: dict(latent_image=g.latent() | {"batch_index": [1]}), "names 1 images, the latent holds 2"),
-    "empty mask": (lambda g: dict(latent_image=g.latent() | {"noise_mask": torch.zeros(0, 64, 64)}), "at least 1 picture"),
-    "another model's classes": (lambda g: dict(positive=[[torch.zeros(1, 1, 1), {"gtr_labels": (980,)}]]),
-                                "connect the same model"),
+    "batch index": (
+        lambda g: dict(latent_image=g.latent() | {"batch_index": [1]}),
+        "names 1 images, the latent holds 2",
+    ),
+    "empty mask": (
+        lambda g: dict(latent_image=g.latent() | {"noise_mask": torch.zeros(0, 64, 64)}),
+        "at least 1 picture",
+    ),
+    "another model's classes": (
+        lambda g: dict(positive=[[torch.zeros(1, 1, 1), {"gtr_labels": (980,)}]]),
+        "connect the same model",
+    ),
     "no condition": (lambda g: dict(positive=[]), "connect a condition"),
     "too many classes": (lambda g: dict(positive=g.condition("1,2,3")), "set batch_size to 3"),
     "stages": (lambda g: dict(schedule=g.schedule(steps="1" + ", 1" * 11)), "use at most"),

@@ -37,8 +37,10 @@ CONTRACT = {
 
 
 def test_nodes_are_as_promised(pack_nodes: dict[str, Any]) -> None:
-    found = {name: ([*node["input_order"].get("required", []), *node["input_order"].get("optional", [])], node["output"])
-             for name, node in pack_nodes.items()}
+    found = {
+        name: ([*node["input_order"].get("required", []), *node["input_order"].get("optional", [])], node["output"])
+        for name, node in pack_nodes.items()
+    }
     assert found == CONTRACT
     for node in pack_nodes.values():
         assert node["display_name"] and node["description"] and node["category"].startswith("GtR/")
@@ -94,7 +96,10 @@ def test_a_replaced_file_is_loaded_again(client: Client, demo: dict, comfy_base:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    source, target = ROOT / "demo" / "models" / "demo_mar.safetensors", comfy_base / "models" / "diffusion_models" / "copy.safetensors"
+    source, target = (
+        ROOT / "demo" / "models" / "demo_mar.safetensors",
+        comfy_base / "models" / "diffusion_models" / "copy.safetensors",
+    )
     with safe_open(source, "pt") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
     save_file(tensors, target, metadata)
@@ -129,8 +134,8 @@ def state():
                 matmul=torch.get_float32_matmul_precision(), deterministic=torch.are_deterministic_algorithms_enabled(),
                 rng=hash(torch.get_rng_state().numpy().tobytes()), numpy=hash(numpy.random.get_state()[1].tobytes()),
                 globals=len(torch.serialization.get_safe_globals()),
-                host={{f"{{m}}.{{k}}": id(v) for m in ("comfy.ops", "comfy.sd", "comfy.model_management", "nodes", "comfy.sample")
-                      for k, v in vars(sys.modules[m]).items() if callable(v)}})
+                host={{f"{{m}}.{{k}}": id(v)
+                      for m in ("comfy.ops", "comfy.sd", "comfy.model_management", "nodes", "comfy.sample") for k, v in vars(sys.modules[m]).items() if callable(v)}})
 before, modules = state(), set(sys.modules)
 start = time.perf_counter()
 loaded = asyncio.run(nodes.load_custom_node({pack!r}, set(nodes.NODE_CLASS_MAPPINGS)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

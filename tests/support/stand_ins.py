@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.lightgen import LightGen
+from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.metadata import spec_metadata
 from gtr_pack.gtr_core.spec import HeadSpec, LightGenSpec, MARSpec, VAESpec
 from gtr_pack.gtr_core.vae import KLVAE
@@ -40,8 +40,22 @@ def small_mar(seed: int) -> MAR:
 
 def small_lightgen() -> LightGen:
     """For text states of 64 values, as the tests' small T5 makes them."""
-    return randomised(LightGen(LightGenSpec(name="small", dim=48, heads=3, encoder_depth=2, decoder_depth=2, cross_depth=2,
-                                            aligner_depth=1, caption_dim=64, head=HeadSpec(64, 48, 48, 2))), 4)
+    return randomised(
+        LightGen(
+            LightGenSpec(
+                name="small",
+                dim=48,
+                heads=3,
+                encoder_depth=2,
+                decoder_depth=2,
+                cross_depth=2,
+                aligner_depth=1,
+                caption_dim=64,
+                head=HeadSpec(64, 48, 48, 2),
+            )
+        ),
+        4,
+    )
 
 
 def sd3_decoder() -> dict[str, Tensor]:
