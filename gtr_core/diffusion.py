@@ -1,4 +1,4 @@
-"""The respaced DDPM chain of the diffusion head, always in float32 (spec sections 1.7 and 1.8)."""
+"""The respaced DDPM chain of the diffusion head, always in float32 (docs/upstream.md 1.7 and 1.8)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def guided(head: Head, x: Tensor, t: Tensor, z: Tensor, z_uncond: Tensor | None,
     """eps and v (n, C) of one head evaluation; with ``z_uncond`` eps is guided, v is the conditional rows' own.
 
     One chain of n rows is kept and 2n rows are evaluated: the unconditional half of upstream's chain never
-    influences the conditional half (spec section 1.8).
+    influences the conditional half (docs/upstream.md 1.8).
     """
     if z_uncond is None:
         return head(x, t, z).float().chunk(2, dim=-1)

@@ -19,7 +19,7 @@ GUIDANCE_SCHEDULES = ("linear", "constant")
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: ``scale`` 1 = off; ``linear`` grows with the decoded part (spec section 1.9)."""
+    """Classifier-free guidance: ``scale`` 1 = off; ``linear`` grows with the decoded part (docs/upstream.md 1.9)."""
 
     scale: float = 1.0
     schedule: str = "linear"

@@ -1,4 +1,4 @@
-"""FTS: frequency-weighted token selection (paper section 3.3; spec section 4)."""
+"""FTS: frequency-weighted token selection (paper section 3.3; docs/gtr.md 4)."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def is_vae(shapes: Shapes) -> bool:
 
 
 def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> MARSpec:
-    """Read a :class:`MARSpec` off tensor names and shapes (spec section 1.1).
+    """Read a :class:`MARSpec` off tensor names and shapes (docs/upstream.md 1.1).
 
     ``heads`` must be given for widths other than 768, 1024 and 1280. ``overrides`` replace inferred fields.
     Raises GtRError naming the tensor that does not fit.
@@ -88,7 +88,7 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
 
 
 def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> LightGenSpec:
-    """Read a :class:`LightGenSpec` off tensor names and shapes (spec section 3.1). Raises GtRError."""
+    """Read a :class:`LightGenSpec` off tensor names and shapes (docs/upstream.md 3.1). Raises GtRError."""
     if not is_lightgen(shapes):
         raise GtRError(f"not a LightGen checkpoint: expected tensors such as 'last_embed.weight' and "
                        f"'text_emb.text_proj.linear_1.weight', found {describe_names(shapes)}; choose a LightGen file")
@@ -160,7 +160,7 @@ def check_latent(latent: LatentSpec, head: HeadSpec) -> None:
 
 
 def infer_vae_spec(shapes: Shapes) -> VAESpec:
-    """Read a :class:`VAESpec` off tensor names and shapes (spec section 2.1). Raises GtRError."""
+    """Read a :class:`VAESpec` off tensor names and shapes (docs/upstream.md 2.1). Raises GtRError."""
     if not is_vae(shapes):
         raise GtRError(f"not a KL VAE in LDM layout: expected tensors such as 'decoder.conv_in.weight' and "
                        f"'encoder.conv_in.weight', found {describe_names(shapes)}; choose the model's VAE file")

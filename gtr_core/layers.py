@@ -28,7 +28,7 @@ def empty_parameter(*shape: int, device=None, dtype=None) -> nn.Parameter:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; ``qkv`` is laid out [q | k | v], each head-major (spec section 1.3)."""
+    """Multi-head self-attention; ``qkv`` is laid out [q | k | v], each head-major (docs/upstream.md 1.3)."""
 
     def __init__(self, dim: int, heads: int, *, operations, attention: Attention, **factory):
         super().__init__()
@@ -54,7 +54,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm ViT block (spec section 1.3)."""
+    """Pre-norm ViT block (docs/upstream.md 1.3)."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int, eps: float, *, operations, attention, **factory):
         super().__init__()

@@ -1,4 +1,4 @@
-"""LazyMAR: caches for guided MAR runs (arXiv 2503.12450; spec section 4).
+"""LazyMAR: caches for guided MAR runs (arXiv 2503.12450; docs/upstream.md 4).
 
 Token cache: in lazy AR steps only new and changing tokens are computed, the others keep old keys and values.
 Condition cache: the unconditional half is the conditional one plus the difference stored at the last fresh step.
@@ -211,7 +211,7 @@ def update_block(block: Block, x: Tensor, cache: list[Tensor], places: Tensor) -
 
 
 class LazyHead:
-    """The head's evaluations of one chain (spec section 4.4); state lives as long as the chain."""
+    """The head's evaluations of one chain (docs/upstream.md 4.4); state lives as long as the chain."""
 
     def __init__(self, head: DiffusionHead, z: tuple[Tensor, ...], scale: float, steps: int, period: int):
         self.head, self.scale, self.steps, self.period = head, scale, steps, period

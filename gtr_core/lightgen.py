@@ -1,4 +1,4 @@
-"""LightGen: the text-conditional masked autoregressive transformer (spec sections 3.1 to 3.4)."""
+"""LightGen: the text-conditional masked autoregressive transformer (docs/upstream.md 3.1 to 3.4)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention block whose residual base is the *normalised* query, as upstream has it (section 3.3)."""
+    """Cross-attention block whose residual base is the *normalised* query, as upstream has it (docs/upstream.md 3.3)."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int, eps: float, *, operations, attention, **factory):
         super().__init__()
@@ -126,7 +126,7 @@ class LightGen(nn.Module):
         return self.fake_latent.to(condition).expand_as(condition)
 
     def positions(self, table: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
-        """A position table resized to ``grid``, (h * w, D), indexed by raster position (section 3.4)."""
+        """A position table resized to ``grid``, (h * w, D), indexed by raster position (docs/upstream.md 3.4)."""
         side, (height, width) = self.spec.table, grid
         if (height, width) == (side, side):
             return table[0].to(like)

@@ -1,4 +1,4 @@
-"""MAR: the class-conditional masked autoregressive transformer (spec sections 1.2 to 1.5)."""
+"""MAR: the class-conditional masked autoregressive transformer (docs/upstream.md 1.2 to 1.5)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MAR(nn.Module):
 
     Parameter names are those of the published checkpoints. Positions are raster indices k = row * width + column.
     The head is float32 whatever ``dtype`` the transformer has: the first reverse step amplifies errors of eps 316
-    times and more (spec section 1.7).
+    times and more (docs/upstream.md 1.7).
     """
 
     def __init__(self, spec: MARSpec, *, operations=nn, attention: Attention = sdpa, device=None,

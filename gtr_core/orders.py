@@ -1,4 +1,4 @@
-"""Orders of the tokens for schedules with a single stage (spec sections 6 and 7), in generation order."""
+"""Orders of the tokens for schedules with a single stage (docs/upstream.md 6 and 7), in generation order."""
 
 from __future__ import annotations
 

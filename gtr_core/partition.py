@@ -1,4 +1,4 @@
-"""Disjoint subsets of a token grid for GtR's stages (paper, Algorithm 1; spec section 1)."""
+"""Disjoint subsets of a token grid for GtR's stages (paper, Algorithm 1; docs/gtr.md 1)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Step:
 
     ``known`` holds values before the step, ``positions`` are decoded by it, ``context`` are the other masked
     positions that the decoder sees. ``progress`` is (L - m') / L with m' the masked tokens after the step (at
-    least 1): the weight of the linear guidance schedule (spec section 1.9).
+    least 1): the weight of the linear guidance schedule (docs/upstream.md 1.9).
     """
 
     stage: int

@@ -23,12 +23,13 @@ class Schedule:
     """How many tokens are decoded when, and with how many diffusion steps.
 
     ``order`` is ``gtr`` (stages of a checkerboard partition; the last stage reconstructs), or one of ``random`` (MAR's
-    own), ``raster``, ``subsample`` and ``halton``, which have one stage and cosine counts. AR steps per
-    stage come from ``steps`` (L_1, ..., L_K) or from ``rates`` (r_k = |S_k| / L_k tokens per step), one of the two. ``diffusion`` is (first AR step, last AR step of the
-    generation stage, reconstruction stage), linear in between, or after DiSA's formulas by ``profile`` (spec
-    section 5); ``max_timestep`` clips the chain's timesteps as DiSA does. ``decoder_scope`` ``stage`` hides the mask
-    tokens of later stages from the decoder, ``full`` shows all. ``phases`` is subsample's order of parities;
-    ``shift`` moves the Halton sequence by a random number of places per image.
+    own), ``raster``, ``subsample`` and ``halton``, which have one stage and cosine counts. AR steps per stage come from
+    ``steps`` (L_1, ..., L_K) or from ``rates`` (r_k = |S_k| / L_k tokens per step), one of the two.
+
+    ``diffusion`` is (first AR step, last AR step of the generation stage, reconstruction stage), linear in between, or
+    after DiSA's formulas by ``profile`` (docs/upstream.md 5); ``max_timestep`` clips the chain's timesteps as DiSA does.
+    ``decoder_scope`` ``stage`` hides the mask tokens of later stages from the decoder, ``full`` shows all. ``phases``
+    is subsample's order of parities; ``shift`` moves the Halton sequence by a random number of places per image.
     """
 
     name: str
@@ -85,7 +86,7 @@ def even_counts(tokens: int, steps: int) -> list[int]:
 
 
 def cosine_counts(tokens: int, steps: int) -> list[int]:
-    """MAR's tokens per AR step (spec section 1.9). With more steps than tokens some are 0."""
+    """MAR's tokens per AR step (docs/upstream.md 1.9). With more steps than tokens some are 0."""
     masked, counts = tokens, []
     for step in range(steps):
         following = math.floor(tokens * np.cos(math.pi / 2 * (step + 1) / steps))
@@ -116,7 +117,7 @@ def steps_per_stage(schedule: Schedule, sizes: list[int]) -> list[int]:
 
 
 def diffusion_steps(schedule: Schedule, generation: int, reconstruction: int) -> list[int]:
-    """Diffusion steps of every AR step (stage-aware schedule, spec section 3)."""
+    """Diffusion steps of every AR step (stage-aware schedule, docs/gtr.md 3)."""
     start, end, last = schedule.diffusion
     span = max(generation - 1, 1)
     shapes = {"linear": lambda k: int(start + (end - start) * k / span + 0.5),

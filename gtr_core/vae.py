@@ -1,4 +1,4 @@
-"""The KL autoencoder in LDM layout (kl16 and its smaller relatives; spec section 2.1)."""
+"""The KL autoencoder in LDM layout (kl16 and its smaller relatives; docs/upstream.md 2.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text conditioning for LightGen (spec section 3.5): flan-t5-xxl states at exactly 128 positions."""
+"""Text conditioning for LightGen (docs/upstream.md 3.5): flan-t5-xxl states at exactly 128 positions."""
 
 from __future__ import annotations
 
