@@ -1,0 +1,97 @@
+"""Train the demo model from nothing: ``python -m demo.train all`` from the repository's root.
+
+``vae`` and ``mar`` train one part, ``export`` writes the shipped files and the card from the checkpoints. A run that
+was stopped goes on where it was; with ``--steps`` it ends at another step than planned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from gtr_core.spec import LatentSpec
+from gtr_core.vae import KLVAE
+
+from . import data, runs
+from .export import save_mar, save_vae
+from .judge import train_judge
+from .models import VAE_SPEC, demo_mar_spec
+from .pool import Pool, load_pool, measure_latent
+from .train_mar import MARPlan, train_mar
+from .train_vae import train_vae
+
+FOLDER = Path(__file__).parent
+SHIFTED, CENTRED, FITTED = 10000, 5000, 256
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("vae", "mar", "all", "export"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runs", type=Path, default=FOLDER / "runs", help="checkpoints and logs; a run is resumed")
+    parser.add_argument("--models", type=Path, default=FOLDER / "models", help="where export writes")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--steps", type=int, default=MARPlan.steps, help="last step of the MAR's training")
+    parser.add_argument("--judged", type=int, default=0, help="samples per schedule to judge at export (slow)")
+    return parser.parse_args()
+
+
+def load_vae(folder: Path) -> KLVAE:
+    vae = KLVAE(VAE_SPEC)
+    vae.load_state_dict(runs.load(folder / "vae.pt")["model"])
+    return vae.eval().requires_grad_(False)
+
+
+def latent_spec(path: Path, vae: KLVAE, pool: Pool) -> LatentSpec:
+    """The measured token scale, stored once: a resumed run must not change it."""
+    if not path.exists():
+        images, _ = data.batch(FITTED, runs.step_generator(5, 0), spread=1)
+        spec = measure_latent(pool, images, torch.cat([vae.moments(part)[0] for part in images.split(32)]),
+                              VAE_SPEC.stride)
+        runs.replace_file(path, lambda temporary: temporary.write_text(json.dumps(asdict(spec))))
+    fields = json.loads(path.read_text())
+    return LatentSpec(**{**fields, "rgb": tuple(tuple(row) for row in fields["rgb"])})
+
+
+def load_pools(folder: Path, vae: KLVAE) -> tuple[Pool, Pool]:
+    """Shifted and centred pictures."""
+    device = torch.device("cpu")
+    return (load_pool(folder / "pool.pt", vae, SHIFTED, 1, device),
+            load_pool(folder / "pool_centred.pt", vae, CENTRED, 0, device))
+
+
+def run_mar(folder: Path, device: torch.device, steps: int) -> None:
+    vae = load_vae(folder)
+    pools = load_pools(folder, vae)
+    spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, pools[0]))
+    train_mar(folder, spec, pools, device, replace(MARPlan(), steps=steps))
+
+
+def run_export(folder: Path, models: Path, judged: int) -> None:
+    from .card import write_card
+
+    vae = load_vae(folder)
+    spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, load_pools(folder, vae)[0]))
+    save_vae(models / "demo_vae.safetensors", vae)
+    save_mar(models / "demo_mar.safetensors", runs.load(folder / "mar.pt")["ema"], spec)
+    write_card(FOLDER, folder, models, train_judge(folder, torch.device("cpu")), judged)
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    if options.what in ("vae", "all"):
+        train_vae(options.runs, device)
+    if options.what in ("mar", "all"):
+        run_mar(options.runs, device, options.steps)
+    if options.what in ("export", "all"):
+        run_export(options.runs, options.models, options.judged)
+
+
+if __name__ == "__main__":
+    main()

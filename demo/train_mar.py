@@ -1,0 +1,210 @@
+"""Training of the demo's MAR."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gtr_core.diffusion import Chain, chain
+from gtr_core.latent import latent_to_tokens
+from gtr_core.mar import MAR
+from gtr_core.spec import MARSpec
+
+from . import runs
+from .models import new_mar, sample_posterior
+from .muon import Muon
+from .pool import Pool
+
+
+@dataclass(frozen=True)
+class MARPlan:
+    """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late.
+
+    From step ``muon_from`` on, the matrices of the blocks are trained with Muon, which needs fewer steps. From step
+    ``centred_from`` on, the pictures are centred: a curriculum backwards, the time did not suffice for more.
+    """
+
+    steps: int = 4000
+    decay: int = 1500
+    warm_up: int = 100
+    batch: int = 16
+    targets: int = 64        # masked positions that get a loss, per picture
+    draws: int = 3           # noisy versions of each of them
+    full_context: float = 0.25  # share of steps in which the decoder sees every masked position
+    low_masks: float = 0.35  # share of steps with a mask ratio below 0.7
+    all_masked: float = 0.05
+    high_noise: tuple[float, float] = (0.3, 0.1)  # share of draws in the last tenth, before and after the switch
+    label_drop: float = 0.1
+    rate: float = 1.5e-3
+    muon_rate: float = 3e-3
+    muon_from: int = 1000
+    centred_from: int = 1750
+    ema: float = 0.998
+    clip: float = 1.0
+    seed: int = 2
+    log_every: int = 50
+    save_every: int = 250
+
+
+def mask_ratio(plan: MARPlan, generator: torch.Generator) -> float:
+    """MAR's truncated normal (mean 1, std 0.25, in [0.7, 1]); sometimes uniform in [0, 0.7], sometimes 1.
+
+    The exceptions are ours: a small model extrapolates neither to the empty picture of the first step nor to the
+    almost finished ones of the last.
+    """
+    choice, uniform = torch.rand(2, generator=generator).tolist()
+    if choice < plan.low_masks:
+        return 0.7 * uniform
+    if choice > 1 - plan.all_masked:
+        return 1.0
+    return 1 - 0.25 * math.sqrt(2) * float(torch.erfinv(torch.tensor(uniform * math.erf(1.2 / math.sqrt(2)))))
+
+
+def split_positions(n: int, tokens: int, plan: MARPlan, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Random known (n, K), target (n, T) and context (n, M) positions, the same counts for every picture.
+
+    In most steps the decoder sees no masked position besides the targets: it saves time, and prepares the model
+    for decoding in a smaller scope.
+    """
+    order = torch.rand(n, tokens, generator=generator).argsort(dim=1)
+    masked = max(1, math.ceil(tokens * mask_ratio(plan, generator)))
+    targets = min(plan.targets, masked)
+    full = float(torch.rand((), generator=generator)) < plan.full_context
+    context = masked - targets if full else 0
+    known = tokens - masked
+    return order[:, :known], order[:, known:known + targets], order[:, known + targets:known + targets + context]
+
+
+def draw_timesteps(n: int, base_steps: int, high_noise: float, generator: torch.Generator) -> Tensor:
+    """(n,) int64: uniform, with ``high_noise`` of the draws in the last tenth, where errors are amplified most."""
+    t = torch.randint(base_steps, (n,), generator=generator)
+    high = torch.randint(base_steps * 9 // 10, base_steps, (n,), generator=generator)
+    return torch.where(torch.rand(n, generator=generator) < high_noise, high, t)
+
+
+class Process:
+    """Float32 tables of the full chain on a device, and the hybrid loss of a learned-variance head."""
+
+    def __init__(self, table: Chain, device: torch.device):
+        def column(values) -> Tensor:
+            return torch.as_tensor(values, dtype=torch.float32, device=device)[:, None]
+
+        self.steps = len(table)
+        self.signal, self.noise = column(table.alphas_cumprod ** 0.5), column((1 - table.alphas_cumprod) ** 0.5)
+        self.recip, self.recipm1 = column(table.sqrt_recip), column(table.sqrt_recipm1)
+        self.mean_x0, self.mean_x = column(table.mean_x0), column(table.mean_x)
+        self.log_posterior, self.log_betas = column(table.log_posterior_variance), column(table.log_betas)
+
+    def diffuse(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        return self.signal[t] * x0 + self.noise[t] * eps
+
+    def losses(self, out: Tensor, x0: Tensor, x: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """eps error and variational term (bits per value), each (n,); the latter trains the variance only."""
+        guess, v = out.float().chunk(2, dim=-1)
+        error = (guess - eps).square().mean(-1)
+        # The means differ by mean_x0 * (x0 - predicted x0); the prediction is detached.
+        gap = self.mean_x0[t] * (x0 - (self.recip[t] * x - self.recipm1[t] * guess.detach()))
+        f = (v + 1) / 2
+        log_model = f * self.log_betas[t] + (1 - f) * self.log_posterior[t]
+        log_true = self.log_posterior[t]
+        kl = 0.5 * (log_model - log_true - 1 + torch.exp(log_true - log_model) + gap.square() * torch.exp(-log_model))
+        return error, kl.mean(-1) * (self.steps / 1000) / math.log(2)
+
+
+def rate_factor(step: int, plan: MARPlan) -> float:
+    return min(1.0, (step + 1) / plan.warm_up, max(0.02, (plan.steps - step) / plan.decay))
+
+
+def mar_loss(model: MAR, process: Process, tokens: Tensor, labels: Tensor, step: int, plan: MARPlan,
+             generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mean eps error and variational term of one batch: tokens (B, L, C), labels (B,)."""
+    device, n = tokens.device, len(tokens)
+    positions = split_positions(n, tokens.shape[1], plan, generator)
+    known, targets, context = (p.to(device) for p in positions)
+    dropped = torch.rand(n, generator=generator) < plan.label_drop
+    labels = torch.where(dropped.to(device), -1, labels)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        (z,) = model(tokens, known, targets, context, [model.embed_condition(labels, torch.float32)])
+    x0 = tokens.gather(1, targets[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)
+    x0, z = x0.repeat(plan.draws, 1), z.float().flatten(0, 1).repeat(plan.draws, 1)
+    t = draw_timesteps(len(x0), process.steps, plan.high_noise[step >= plan.muon_from], generator).to(device)
+    eps = torch.randn(x0.shape, generator=generator).to(device)
+    x = process.diffuse(x0, t, eps)
+    error, bits = process.losses(model.head(x, t, z), x0, x, t, eps)
+    return error.mean(), bits.mean()
+
+
+def optimizers_for(model: nn.Module, step: int, plan: MARPlan) -> list[torch.optim.Optimizer]:
+    """The optimizers of a step; ``set_rates`` gives them their rates. Tables and vectors are not decayed."""
+    named = dict(model.named_parameters())
+    muon = [name for name, p in named.items() if "blocks" in name and p.dim() == 2 and step >= plan.muon_from]
+    decayed = [name for name, p in named.items() if p.dim() > 1 and not is_table(name) and name not in muon]
+    plain = [name for name in named if name not in muon and name not in decayed]
+    groups = [{"params": [named[name] for name in names], "weight_decay": decay}
+              for names, decay in ((decayed, 0.02), (plain, 0.0))]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95))]
+    if muon:
+        optimizers.append(Muon([named[name] for name in muon], lr=plan.muon_rate, weight_decay=0.02))
+    return optimizers
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], step: int, plan: MARPlan) -> None:
+    for optimizer, rate in zip(optimizers, (plan.rate, plan.muon_rate)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * rate_factor(step, plan)
+
+
+def is_table(name: str) -> bool:
+    return "pos_embed" in name or name in ("fake_latent", "mask_token", "class_emb.weight")
+
+
+@torch.no_grad()
+def average(ema: dict[str, Tensor], model: nn.Module, step: int, plan: MARPlan) -> None:
+    """Exponential moving average, faster in the beginning."""
+    decay = min(plan.ema, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.values()), [p.detach() for p in model.parameters()], 1 - decay)
+
+
+def train_mar(folder: Path, spec: MARSpec, pools: tuple[Pool, Pool], device: torch.device, plan: MARPlan = MARPlan()
+              ) -> None:
+    """Train (or go on training) the MAR on shifted, then on centred pictures; checkpoint and log live in ``folder``."""
+    path, log = folder / "mar.pt", folder / "mar.jsonl"
+    model = new_mar(spec, runs.step_generator(plan.seed, -1)).to(device).train()
+    process = Process(chain(spec.diffusion.base_steps, spec.diffusion), device)
+    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    first, seconds = 0, 0.0
+    if state := runs.load(path):
+        model.load_state_dict(state["model"])
+        ema = {name: value.to(device) for name, value in state["ema"].items()}
+        first, seconds = state["step"], state["seconds"]
+    runs.trim_log(log, first)
+    optimizers = optimizers_for(model, max(first - 1, 0), plan)
+    for optimizer, saved in zip(optimizers, state["optimizers"] if state else ()):
+        optimizer.load_state_dict(saved)
+    means, started = runs.Means(), time.monotonic() - seconds
+    for step in range(first, plan.steps):
+        if step == plan.muon_from:
+            optimizers = optimizers_for(model, step, plan)
+        set_rates(optimizers, step, plan)
+        generator = runs.step_generator(plan.seed, step)
+        mean, logvar, labels = (x.to(device) for x in pools[step >= plan.centred_from].take(plan.batch, generator))
+        tokens = latent_to_tokens(sample_posterior(mean.float(), logvar.float(), generator), spec.latent)
+        error, bits = mar_loss(model, process, tokens, labels, step, plan, generator)
+        model.zero_grad(set_to_none=True)
+        (error + bits).backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        average(ema, model, step, plan)
+        means.add(eps=error.item(), vb=bits.item(), norm=norm.item())
+        seconds = time.monotonic() - started
+        if (step + 1) % plan.log_every == 0:
+            runs.append_log(log, step=step + 1, images=(step + 1) * plan.batch, seconds=seconds, **means.take())
+        if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
+            runs.save(path, {"model": model.state_dict(), "ema": ema, "step": step + 1, "seconds": seconds,
+                             "optimizers": [optimizer.state_dict() for optimizer in optimizers]})

@@ -1,0 +1,114 @@
+"""Training of the demo's VAE."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gtr_core.vae import KLVAE
+
+from . import data, runs
+from .models import new_vae, sample_posterior
+
+
+@dataclass(frozen=True)
+class VAEPlan:
+    """First ``crop_steps`` on quarters of pictures (more, cheaper steps), the rest of ``steps`` on whole ones.
+
+    After ``warm_up`` steps the KL weight is steered so that the posterior width becomes ``sigma``.
+    """
+
+    steps: int = 3300
+    crop_steps: int = 2500
+    crop_batch: int = 8
+    batch: int = 4
+    rate: float = 1.2e-3
+    warm_up: int = 400
+    kl: float = 1e-5
+    sigma: float = 0.15
+    seed: int = 1
+    log_every: int = 50
+    save_every: int = 250
+
+
+def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
+    return image.diff(dim=-1), image.diff(dim=-2)
+
+
+def reconstruction_loss(out: Tensor, image: Tensor) -> Tensor:
+    """L1 for sharpness, squared error for colour, L1 of the pixel differences for fine texture."""
+    edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(out), gradients(image)))
+    return F.l1_loss(out, image) + 4 * F.mse_loss(out, image) + 0.5 * edges
+
+
+def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def posterior_width(mean: Tensor, logvar: Tensor) -> float:
+    """Root mean square posterior deviation, in units of the latents' own standard deviation."""
+    return float(logvar.exp().mean().sqrt() / mean.std())
+
+
+def psnr(out: Tensor, image: Tensor) -> float:
+    """Peak signal to noise ratio in dB for images in [-1, 1]."""
+    return 10 * math.log10(4 / float(F.mse_loss(out.clamp(-1, 1), image)))
+
+
+def training_images(step: int, plan: VAEPlan, generator: torch.Generator) -> Tensor:
+    """The pictures of one step: 32 x 32 crops at token offsets (one corner per batch), later whole pictures."""
+    if step >= plan.crop_steps:
+        return data.batch(plan.batch, generator, spread=1)[0]
+    images = data.batch(plan.crop_batch, generator, spread=1)[0]
+    side = data.SIZE // 2
+    top, left = (data.TOKEN * torch.randint(side // data.TOKEN + 1, (2,), generator=generator)).tolist()
+    return images[..., top:top + side, left:left + side].contiguous()
+
+
+def learning_rate(step: int, plan: VAEPlan) -> float:
+    """50 steps of warm-up, then a cosine down to 2 %."""
+    return plan.rate * min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
+
+
+def train_vae(folder: Path, device: torch.device, plan: VAEPlan = VAEPlan()) -> KLVAE:
+    """Train (or go on training) the VAE; checkpoint and log live in ``folder``."""
+    path, log = folder / "vae.pt", folder / "vae.jsonl"
+    vae = new_vae(runs.step_generator(plan.seed, -1)).to(device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    first, kl, seconds = 0, plan.kl, 0.0
+    if state := runs.load(path):
+        vae.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, kl, seconds = state["step"], state["kl"], state["seconds"]
+    runs.trim_log(log, first)
+    means, started = runs.Means(), time.monotonic() - seconds
+    for step in range(first, plan.steps):
+        generator = runs.step_generator(plan.seed, step)
+        image = training_images(step, plan, generator).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, plan)
+        mean, logvar = vae.moments(image)
+        out = vae.decode(sample_posterior(mean, logvar, generator))
+        loss = reconstruction_loss(out, image)
+        optimizer.zero_grad(set_to_none=True)
+        (loss + kl * kl_loss(mean, logvar)).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            width = posterior_width(mean, logvar)
+            means.add(loss=float(loss), kl=float(kl_loss(mean, logvar)), width=width, psnr=psnr(out, image))
+        if step >= plan.warm_up:
+            kl = min(1e-2, kl * (1.01 if width < plan.sigma else 0.99))
+        seconds = time.monotonic() - started
+        if (step + 1) % plan.log_every == 0:
+            runs.append_log(log, step=step + 1, seconds=seconds, kl_weight=kl, **means.take())
+        if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
+            runs.save(path, {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
+                             "kl": kl, "seconds": seconds})
+    return vae.eval()
