@@ -51,7 +51,7 @@ def draw_samples(model: MAR, vae: KLVAE, name: str, labels: Tensor, seed: int) -
 
 
 def judge_presets(model: MAR, vae: KLVAE, judge: Judge, count: int) -> dict[str, tuple[float, float]]:
-    """Per preset, and for as many real pictures: accuracy and Frechet distance of ``count`` samples, classes in turn."""
+    """Per preset, and for as many real pictures: accuracy and Frechet distance of ``count`` samples."""
     labels = torch.arange(count) % len(data.CLASS_NAMES)
     real = data.pictures(torch.arange(1000) % len(data.CLASS_NAMES), runs.step_generator(8, 0))
     fresh = data.pictures(labels, runs.step_generator(8, 1))
@@ -131,15 +131,17 @@ Training differs from MAR's, each time for the sake of a small model and little 
 
 ![loss](loss.png)
 
-(The steps in the curve are the changes at steps {plan.muon_from} and {plan.centred_from}: other timesteps, other pictures.)
+(The steps in the curve are the changes at steps {plan.muon_from} and {plan.centred_from}: other timesteps, \
+other pictures.)
 
 ## Measured
 VAE on fresh pictures: {figures.psnr:.1f} dB, posterior width {figures.width:.2f} of the latents' deviation.
 Guidance {GUIDANCE.scale:g}, {GUIDANCE.schedule}. {judged_table(table, judged)}
 
 ## Again
-`python -m demo.train all --judged {judged or 60}` from the repository's root trains, exports and judges; it resumes where it was
-stopped, with the same numbers. `--device cuda` runs the same steps with bfloat16 in the transformer (not tried yet).
+`python -m demo.train all --judged {judged or 60}` from the repository's root trains, exports and judges;
+it resumes where it was stopped, with the same numbers. `--device cuda` runs the same steps with bfloat16 in the
+transformer (not tried yet).
 """
 
 
@@ -177,6 +179,6 @@ def judged_table(table: dict[str, tuple[float, float]], judged: int) -> str:
 |---|---|---|
 {rows}
 
-At {judged} samples, a share of 100 % only means that at least {0.05 ** (1 / judged):.0%} are right (19 times in 20), and the
-distance is a sanity check: it is biased at this number and ranks no schedules. The classifier is lenient: rough
+At {judged} samples, a share of 100 % only means that at least {0.05 ** (1 / judged):.0%} are right (19 times in 20),
+and the distance is a sanity check: it is biased at this number and ranks no schedules. The classifier is lenient: rough
 outlines, stray tokens and mixed hues (`four tiles` is the weakest class) pass it."""
