@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from .engine import Guidance
+from .engine import Guidance, Reference
 from .flops import count_plan, head_evaluations
 from .fts import FTS
 from .lazymar import LazyMAR
@@ -24,7 +25,7 @@ from .sampler import sample
 from .schedule import Schedule, respaced
 from .spec import LightGenSpec, ModelSpec
 
-Method = tuple[Schedule, LazyMAR | None]
+Method = tuple[Schedule, LazyMAR | Reference | None]
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,19 @@ def bench(model: Model, methods: Sequence[Method], setting: Setting, *, rounds: 
 
 def describe_machine(device: str) -> dict:
     """What the numbers were measured on."""
-    name = (
-        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    )
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name()
     return {"device": device, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
             "python": sys.version.split()[0]}
+
+
+def processor_name() -> str:
+    """The processor as the system calls it."""
+    described = Path("/proc/cpuinfo")
+    if described.is_file():
+        for line in described.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def process_peak_bytes() -> int | None:
@@ -119,7 +128,7 @@ def markdown(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _run(model: Model, plan: Plan, cache: LazyMAR | None, setting: Setting) -> tuple[float, int]:
+def _run(model: Model, plan: Plan, cache: LazyMAR | Reference | None, setting: Setting) -> tuple[float, int]:
     cuda = setting.device.startswith("cuda")
     condition = random_condition(model.spec, setting.batch)
     noise = SeededNoise(image_seeds(0, setting.batch), model.spec.head.channels)
@@ -148,7 +157,8 @@ def _row(
 ) -> dict:
     process = respaced(plan.schedule, spec.diffusion)
     evaluations = sum(n * steps for step in plan.steps for n, steps in head_evaluations(step, process, setting.fts))
-    flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts, cache=cache)
+    flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts,
+                       cache=cache if isinstance(cache, LazyMAR) else None)
     return {"preset": plan.schedule.name, "ar_steps": len(plan.steps), "head_evaluations": evaluations,
             "tflops": flops.total / 1e12, "seconds": median(times), "seconds_range": [min(times), max(times)],
             "ratio": reference / median(times), "peak_bytes": peak, "peak_measured": setting.device.startswith("cuda")}

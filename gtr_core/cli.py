@@ -14,7 +14,7 @@ from .engine import GUIDANCE_SCHEDULES
 from .errors import GtRError
 from .fts import SELECTIONS
 from .partition import PARTITIONS
-from .schedule import PRESETS, SCOPES
+from .schedule import ORDERS, PRESETS, SCOPES
 from .spec import VARIANTS
 
 
@@ -88,7 +88,11 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("bench", verbs.run_bench, "measured latency and memory of presets, all in one run")
     sub.add_argument("--model", default="mar-b", help=f"{', '.join(VARIANTS.values())}, lightgen, demo or a file")
-    sub.add_argument("--presets", default="origin,gtr-paper,gtr-full", help="the first one is the reference")
+    sub.add_argument(
+        "--presets",
+        default="origin,gtr-paper,gtr-full",
+        help="to measure, the first is what the others are compared with; lazymar and reference (the origin as upstream runs it) too",
+    )
     sub.add_argument("--rounds", type=int, default=3)
     sub.add_argument("--png", metavar="FILE", help="draw the seconds")
     sub.add_argument("--batch", type=int, default=1)
@@ -105,6 +109,7 @@ def _schedule_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--cache", choices=(verbs.LAZYMAR,), help="LazyMAR's caches; the preset of that name is the origin with them"
     )
+    sub.add_argument("--order", choices=ORDERS, default="gtr", help="other than gtr: that order in --steps AR steps")
     sub.add_argument("--steps", help="custom GtR schedule: AR steps per stage, such as 24,6,2")
     sub.add_argument("--rates", help="or tokens per AR step of every stage, such as 2.67,10.67,64")
     sub.add_argument("--diffusion", help="diffusion steps: start, end, reconstruction, such as 50,20,20")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .diffusion import Evaluate, guided
 from .errors import GtRError
+from .lightgen import LightGen
 from .models import Model
 from .plan import Plan
 
@@ -70,3 +72,31 @@ class Plain:
     def evaluator(self, z: tuple[Tensor, ...], scale: float, steps: int) -> Evaluate:
         uncond = z[1] if len(z) > 1 else None
         return lambda i, x, t: guided(self.model.head, x, t, z[0], uncond, scale)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The plainest faithful way to run a model, as upstream does: the yardstick of ``bench``.
+
+    LightGen's guidance halves go through everything separately, and the text is read at every position. MAR is run
+    plainly anyway.
+    """
+
+    def start(self, model: Model, plan: Plan, guidance: Guidance) -> Engine:
+        return ReferenceLightGen(model, plan) if isinstance(model, LightGen) else Plain(model, plan)
+
+
+class ReferenceLightGen(Plain):
+    """See :class:`Reference`."""
+
+    def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
+                     conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        known, targets, context = tables
+        masked, grid = torch.cat([targets, context], dim=1), self.plan.grid
+        positions, start = torch.cat([known, masked], dim=1), known.shape[1]
+
+        def half(text: Tensor) -> Tensor:
+            decoded = self.model.decode(self.model.encode(tokens, known, grid), known, masked, grid)
+            return self.model.read_text(decoded, positions, text, grid)[:, start:start + targets.shape[1]]
+
+        return tuple(half(text) for text in conditions)

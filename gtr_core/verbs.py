@@ -15,7 +15,7 @@ from . import bench, flops, paper, pipeline
 from .checkpoint import DTYPES, Checkpoint, convert, load_model, load_vae, read_checkpoint
 from .classes import parse_labels
 from .demo import DEMO_MAR, DEMO_VAE
-from .engine import Guidance
+from .engine import Guidance, Reference
 from .errors import GtRError
 from .fts import FTS
 from .infer import is_vae
@@ -24,11 +24,12 @@ from .noise import image_seeds
 from .picture import draw_bars, draw_plan
 from .plan import make_plan
 from .png import write_png
-from .sampler import Progress
+from .report import run_report
+from .sampler import Callback, Progress
 from .schedule import Schedule, preset
 from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
 
-LAZYMAR = "lazymar"
+LAZYMAR, REFERENCE = "lazymar", "reference"
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -109,39 +110,41 @@ def generate(options: argparse.Namespace) -> None:
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     pipeline.check_pair(model, vae)
     condition, grid = _condition(options, model.spec)
-    started = time.perf_counter()
+    schedule, guidance, marks = _schedule(options), Guidance(options.cfg, options.cfg_schedule), []
     latents = pipeline.generate_latents(
         model,
-        _schedule(options),
+        schedule,
         condition,
         options.seed,
-        guidance=Guidance(options.cfg, options.cfg_schedule),
+        guidance=guidance,
         cache=_cache(options),
         grid=grid,
         temperature=options.temperature,
         fts=_fts(options),
         device=options.device,
         dtype=DTYPES[options.dtype],
-        callback=None if options.json else _progress_bar,
+        callback=_watch(marks, silent=options.json),
     )
-    seconds = time.perf_counter() - started
+    plan = make_plan(schedule, grid, image_seeds(options.seed, len(condition)))
+    text = run_report(plan, model.spec, guided=guidance.enabled, fts=_fts(options), cache=_cache(options),
+                      seconds=[after - before for before, after in zip(marks, marks[1:])])
     count = len(condition)
     paths = [output if count == 1 else output.with_stem(f"{output.stem}_{k:03}") for k in range(count)]
     for path, picture in zip(paths, pipeline.decode_pictures(vae, latents)):
         write_png(path, picture)
-    facts = {"files": [str(path) for path in paths], "seconds": seconds}
+    facts = {"files": [str(path) for path in paths], "seconds": marks[-1] - marks[0], "report": text}
     if not isinstance(condition, torch.Tensor):
         facts["classes"] = list(condition)
-    _report(options, facts, "\n".join([*facts["files"], f"{seconds:.1f} s for {count} without the VAE"]))
+    _report(options, facts, "\n".join([text, *facts["files"]]))
 
 
 def run_bench(options: argparse.Namespace) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     _check_device(options.device)
-    methods = [_method(name.strip()) for name in options.presets.split(",") if name.strip()]
+    spec, dtype = _spec(options.model), DTYPES[options.dtype]
+    methods = [_method(name.strip(), spec) for name in options.presets.split(",") if name.strip()]
     if not methods or options.rounds < 1 or options.batch < 1:
         raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1")
-    spec, dtype = _spec(options.model), DTYPES[options.dtype]
     grid = _size(options.size, spec) if options.size else None
     setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), _fts(options))
     known = {*VARIANTS.values(), LIGHTGEN.name}
@@ -207,6 +210,9 @@ def _schedule(options: argparse.Namespace) -> Schedule:
     changes = {"diffusion": _numbers(options.diffusion, int), "partition": options.partition,
                "decoder_scope": options.scope}
     changes = {key: value for key, value in changes.items() if value}
+    if options.order != "gtr":
+        steps = _numbers(options.steps, int) or preset("origin").steps
+        return Schedule(f"{options.order}-{steps[0]}", options.order, steps, **{"diffusion": (100, 100, 100)} | changes)
     if options.steps or options.rates:
         return Schedule("custom", "gtr", steps=_numbers(options.steps, int), rates=_numbers(options.rates, float),
                         **{"decoder_scope": "stage"} | changes)
@@ -242,13 +248,28 @@ def _fts(options: argparse.Namespace) -> FTS | None:
     return FTS(options.fts_fraction, options.fts_steps, options.fts)
 
 
-def _method(name: str) -> bench.Method:
-    """A preset by name; ``lazymar`` is the origin with LazyMAR's caches."""
+def _method(name: str, spec: ModelSpec | None = None) -> bench.Method:
+    """A preset by name; ``lazymar`` is the origin with LazyMAR's caches, ``reference`` the model's origin as upstream
+    runs it."""
+    if name == REFERENCE and spec is not None:
+        return replace(flops.origin_of(spec), name=REFERENCE), Reference()
     return (replace(preset("origin"), name=LAZYMAR), LazyMAR()) if name == LAZYMAR else (preset(name), None)
 
 
 def _cache(options: argparse.Namespace) -> LazyMAR | None:
     return LazyMAR() if options.cache == LAZYMAR else _method(options.preset)[1]
+
+
+def _watch(marks: list[float], *, silent: bool) -> Callback:
+    """Notes when every AR step begins and the last one ends, and shows a progress bar unless ``silent``."""
+
+    def callback(progress: Progress) -> None:
+        if progress.diffusion_step == 0:
+            marks.append(time.perf_counter())
+        if not silent:
+            _progress_bar(progress)
+
+    return callback
 
 
 def _progress_bar(progress: Progress) -> None:

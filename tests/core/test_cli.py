@@ -96,12 +96,27 @@ def test_the_demo_model_is_small():
 
 def test_generate(capsys, tmp_path):
     facts = run(capsys, "generate", *FAST, "--class", "striped disk, 3", "--seed", 5, "-o", tmp_path / "a.png")
+    assert facts["report"].startswith("custom on demo: 2 images, 6 AR steps") and "the origin needs" in facts["report"]
     assert facts["classes"] == [0, 3] and [Path(f).name for f in facts["files"]] == ["a_000.png", "a_001.png"]
     pictures = [read_png(Path(f)) for f in facts["files"]]
     assert pictures[0].shape == (64, 64, 3) and min(p.std() for p in pictures) > 5
     again = run(capsys, "generate", *FAST, "--class", "3", "--seed", 6, "-o", tmp_path / "b.png")
     difference = np.abs(read_png(Path(again["files"][0])).astype(int) - pictures[1].astype(int))
     assert difference.max() <= 1
+
+
+def test_every_order_runs(capsys, tmp_path):
+    for order in ("raster", "subsample", "halton", "random"):
+        facts = run(capsys, "generate", "--order", order, "--steps", 3, "--diffusion", "5,5,5", "-o", tmp_path / "a.png")
+        assert facts["report"].startswith(f"{order}-3 on demo: 1 image, 3 AR steps")
+
+
+def test_lazymar_on_the_command_line(capsys, tmp_path):
+    facts = run(capsys, "generate", "--order", "random", "--steps", 8, "--diffusion", "9,9,9", "--cache", "lazymar",
+                "-o", tmp_path / "a.png")
+    assert "LazyMAR: 6 of 8 AR steps computed in full" in facts["report"]
+    facts = run(capsys, "flops", "--model", "mar-b", "--preset", "gtr-full", "--cache", "lazymar")
+    assert facts["speedup"] > run(capsys, "flops", "--model", "mar-b", "--preset", "gtr-full")["speedup"]
 
 
 def test_bench(capsys, tmp_path):
@@ -113,9 +128,9 @@ def test_bench(capsys, tmp_path):
         "--model",
         "demo",
         "--presets",
-        "step-8,gtr-extreme,disa-16",
+        "step-8,gtr-extreme,reference",
         "--rounds",
-        2,
+        1,
     )
     first, second, _ = facts["rows"]
     assert first["preset"] == "step-8" and first["ratio"] == 1 and second["ar_steps"] == 13

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.checkpoint import convert, load_model, read_checkpoint
-from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.engine import Guidance, Reference
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.flops import count_plan, report
 from gtr_pack.gtr_core.fts import FTS
@@ -203,3 +203,10 @@ def test_published_checkpoints(weights, tmp_path):
 def test_a_grid_without_tokens_is_refused(model):
     with pytest.raises(GtRError, match="at least 1 x 1"):
         model.spec.check_grid((0, 4))
+
+
+def test_the_reference_way_gives_the_same(model, golden):
+    """Upstream's doubled evaluation, against computing the text-free part once and the text at the targets only."""
+    text = golden("lightgen_tiny_backbone")["text_in"]
+    ours, plain = run(model, text, (1, 2)), run(model, text, (1, 2), cache=Reference())
+    assert error(ours, plain) < 1e-3
