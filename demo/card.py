@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gtr_core.engine import Guidance
 from gtr_core.mar import MAR
 from gtr_core.pipeline import build_model, build_vae, decode_pictures, generate_latents
-from gtr_core.engine import Guidance
 from gtr_core.schedule import preset
 from gtr_core.vae import KLVAE
 

@@ -28,7 +28,7 @@ from .models import build
 from .spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
 from .vae import KLVAE
 
-# File sizes in bytes of published files that are known to hold the raw, not the averaged weights (docs/upstream.md 1.12).
+# Sizes in bytes of published files known to hold the raw, not the averaged weights (docs/upstream.md 1.12).
 KNOWN_NOT_EMA = {831_736_456: "mar-base.safetensors"}
 # The training code saves its arguments beside the weights.
 ALLOWED_GLOBALS = [argparse.Namespace]

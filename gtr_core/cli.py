@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--presets",
         default="origin,gtr-paper,gtr-full",
-        help="to measure, the first is what the others are compared with; lazymar and reference (the origin as upstream runs it) too",
+        help="the others are compared with the first; also lazymar, and reference: the origin as upstream runs it",
     )
     sub.add_argument("--rounds", type=int, default=3)
     sub.add_argument("--png", metavar="FILE", help="draw the seconds")

@@ -95,8 +95,9 @@ def denoise(evaluate: Evaluate, table: Chain, init: Tensor, noise: Tensor, *, te
             on_step: Callable[[int], None] | None = None) -> Tensor:
     """Run the reverse chain: init (n, C) and noise (S, n, C) float32 -> tokens (n, C) float32.
 
-    ``evaluate(i, x, t)`` gives eps and v (n, C) at chain index i, t (n,) being its base timestep. ``noise[j]``
-    belongs to the j-th executed step (largest t first); the last one is not used. ``temperature`` scales the step noise, not ``init``. ``on_step(j)`` is called when j steps are done.
+    ``evaluate(i, x, t)`` gives eps and v (n, C) at chain index i, t (n,) being its base timestep. ``noise[j]`` belongs
+    to the j-th executed step (largest t first); the last one is not used. ``temperature`` scales the step noise, not
+    ``init``. ``on_step(j)`` is called when j steps are done.
     """
     x = init.float()
     # The head takes one timestep per row; a table on the device needs one upload and no synchronisation per step.

@@ -66,7 +66,7 @@ class FinalLayer(nn.Module):
 class DiffusionHead(nn.Module):
     """x (n, C) noisy tokens, t (n,) base timesteps 0..999, z (n, D) conditioning -> (n, 2C): eps, then v.
 
-    Runs in the dtype of ``x``: keep that float32, eps errors are amplified by the first reverse step (docs/upstream.md 1.7).
+    Runs in the dtype of ``x``: keep that float32, the first reverse step amplifies errors (docs/upstream.md 1.7).
     """
 
     def __init__(self, spec: HeadSpec, *, operations=nn, **factory):

@@ -31,7 +31,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention block whose residual base is the *normalised* query, as upstream has it (docs/upstream.md 3.3)."""
+    """Cross-attention block whose residual base is the *normalised* query, as upstream's (docs/upstream.md 3.3)."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int, eps: float, *, operations, attention, **factory):
         super().__init__()

@@ -96,7 +96,7 @@ class MARSpec:
 
 @dataclass(frozen=True)
 class LightGenSpec:
-    """A LightGen model (text to image, upstream's FLUID; docs/upstream.md 3). ``grid`` is its usual size, not its only one.
+    """A LightGen model (text to image, upstream's FLUID; docs/upstream.md 3). ``grid`` is its usual size, not its only.
 
     ``text_length`` text positions of ``caption_dim`` values come from the text encoder; position tables have
     ``table`` x ``table`` entries and are resized. Upstream swaps the axes of resized tables; that is reproduced

@@ -107,7 +107,8 @@ def test_generate(capsys, tmp_path):
 
 def test_every_order_runs(capsys, tmp_path):
     for order in ("raster", "subsample", "halton", "random"):
-        facts = run(capsys, "generate", "--order", order, "--steps", 3, "--diffusion", "5,5,5", "-o", tmp_path / "a.png")
+        few = ("--steps", 3, "--diffusion", "5,5,5")
+        facts = run(capsys, "generate", "--order", order, *few, "-o", tmp_path / "a.png")
         assert facts["report"].startswith(f"{order}-3 on demo: 1 image, 3 AR steps")
 
 

@@ -135,7 +135,8 @@ def state():
                 rng=hash(torch.get_rng_state().numpy().tobytes()), numpy=hash(numpy.random.get_state()[1].tobytes()),
                 globals=len(torch.serialization.get_safe_globals()),
                 host={{f"{{m}}.{{k}}": id(v)
-                      for m in ("comfy.ops", "comfy.sd", "comfy.model_management", "nodes", "comfy.sample") for k, v in vars(sys.modules[m]).items() if callable(v)}})
+                      for m in ("comfy.ops", "comfy.sd", "comfy.model_management", "nodes", "comfy.sample")
+                      for k, v in vars(sys.modules[m]).items() if callable(v)}})
 before, modules = state(), set(sys.modules)
 start = time.perf_counter()
 loaded = asyncio.run(nodes.load_custom_node({pack!r}, set(nodes.NODE_CLASS_MAPPINGS)))
