@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .engine import Guidance, Reference
-from .flops import count_plan, head_evaluations
+from .flops import count_evaluations, count_plan
 from .fts import FTS
 from .lazymar import LazyMAR
 from .memory import activation_bytes
@@ -149,14 +149,14 @@ def _run(model: Model, plan: Plan, cache: LazyMAR | Reference | None, setting: S
 def _row(
     spec: ModelSpec,
     plan: Plan,
-    cache: LazyMAR | None,
+    cache: LazyMAR | Reference | None,
     setting: Setting,
     times: list[float],
     peak: int,
     reference: float,
 ) -> dict:
     process = respaced(plan.schedule, spec.diffusion)
-    evaluations = sum(n * steps for step in plan.steps for n, steps in head_evaluations(step, process, setting.fts))
+    evaluations = sum(count_evaluations(step, process, setting.fts) for step in plan.steps)
     flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts,
                        cache=cache if isinstance(cache, LazyMAR) else None)
     return {"preset": plan.schedule.name, "ar_steps": len(plan.steps), "head_evaluations": evaluations,

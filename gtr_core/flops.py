@@ -44,6 +44,11 @@ def head_evaluations(step: Step, process: DiffusionSpec, fts: FTS | None) -> Ite
             yield tokens, len(chain(steps, process))
 
 
+def count_evaluations(step: Step, process: DiffusionSpec, fts: FTS | None) -> int:
+    """Head evaluations of one AR step per image: tokens times diffusion steps, without guidance's second half."""
+    return sum(tokens * steps for tokens, steps in head_evaluations(step, process, fts))
+
+
 def count_step(step: Step, schedule: Schedule, spec: ModelSpec, *, guided: bool = True,
                fts: FTS | None = None) -> Flops:
     """FLOPs of one AR step of a schedule for one image. The decoder's include LightGen's cross-attention decoder."""
@@ -54,9 +59,7 @@ def count_step(step: Step, schedule: Schedule, spec: ModelSpec, *, guided: bool 
     decoder = 2 * encoded * spec.dim**2 + spec.decoder_depth * _block(encoded + masked, spec)
     if isinstance(spec, LightGenSpec):
         decoder += 2 * (known + masked) * spec.dim**2 + spec.cross_depth * _cross_block(known + masked, spec)
-    evaluations = sum(
-        tokens * steps for tokens, steps in head_evaluations(step, respaced(schedule, spec.diffusion), fts)
-    )
+    evaluations = count_evaluations(step, respaced(schedule, spec.diffusion), fts)
     return Flops(halves * encoder, halves * decoder, halves * evaluations * _head_row(spec.head))
 
 

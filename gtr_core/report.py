@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .flops import count_lazy_step, count_plan, count_step, head_evaluations, origin_of
+from .flops import count_evaluations, count_lazy_step, count_plan, count_step, origin_of
 from .fts import FTS
 from .lazymar import LazyMAR
-from .plan import Plan, Step, make_plan
+from .plan import Plan, make_plan
 from .schedule import respaced
-from .spec import DiffusionSpec, ModelSpec
+from .spec import ModelSpec
 
 
 def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, seconds: Sequence[float], fts: FTS | None = None,
@@ -21,7 +21,7 @@ def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, seconds: Sequence[f
     process = respaced(plan.schedule, spec.diffusion)
     flops = [count_step(step, plan.schedule, spec, guided=guided, fts=fts) if cache is None else
              count_lazy_step(plan, index, spec, cache, fts=fts) for index, step in enumerate(plan.steps)]
-    evaluations = [_evaluations(step, process, fts) for step in plan.steps]
+    evaluations = [count_evaluations(step, process, fts) for step in plan.steps]
     lines = [f"{plan.schedule.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, "
              f"{len(plan.steps)} AR steps, {sum(seconds):.2f} s"]
     for stage in range(1, plan.schedule.stages + 1):
@@ -45,14 +45,10 @@ def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, seconds: Sequence[f
     return "\n".join(lines)
 
 
-def _evaluations(step: Step, process: DiffusionSpec, fts: FTS | None) -> int:
-    return sum(tokens * steps for tokens, steps in head_evaluations(step, process, fts))
-
-
 def _against_origin(plan: Plan, spec: ModelSpec, guided: bool, evaluations: int, flops: int,
                     unknown: np.ndarray | None) -> str:
     origin = make_plan(origin_of(spec), plan.grid, (0,), unknown=unknown)
     cost = count_plan(origin, spec, guided=guided).total
     return (f"total {evaluations} head evaluations, {flops / 1e12:.3g} TFLOPs per image; the origin needs "
-            f"{sum(_evaluations(step, spec.diffusion, None) for step in origin.steps)} and {cost / 1e12:.3g} "
+            f"{sum(count_evaluations(step, spec.diffusion, None) for step in origin.steps)} and {cost / 1e12:.3g} "
             f"({cost / flops:.2f} x)")

@@ -104,9 +104,7 @@ def generate(options: argparse.Namespace) -> None:
     if not output.parent.is_dir():
         raise GtRError(f"no folder {output.parent}: make it, or choose another")
     _check_device(options.device)
-    model = pipeline.build_model(
-        DEMO_MAR if demo else options.model, device=options.device, dtype=DTYPES[options.dtype]
-    )
+    model = pipeline.build_model(_file(options.model), device=options.device, dtype=DTYPES[options.dtype])
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     pipeline.check_pair(model, vae)
     condition, grid = _condition(options, model.spec)
@@ -151,9 +149,7 @@ def run_bench(options: argparse.Namespace) -> None:
     model = (
         bench.random_model(spec, setting)
         if options.model in known
-        else pipeline.build_model(
-            DEMO_MAR if options.model == "demo" else options.model, device=options.device, dtype=dtype
-        )
+        else pipeline.build_model(_file(options.model), device=options.device, dtype=dtype)
     )
     result = bench.bench(model, methods, setting, rounds=options.rounds, on_run=lambda name, index: print(
         f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr))
@@ -234,12 +230,17 @@ def _grid(text: str) -> tuple[int, int]:
     return numbers
 
 
+def _file(model: str) -> str | Path:
+    """The file behind --model."""
+    return DEMO_MAR if model == "demo" else model
+
+
 def _spec(model: str) -> ModelSpec:
     if model in VARIANTS.values():
         return mar_spec(model)
     if model == LIGHTGEN.name:
         return LIGHTGEN
-    return load_model(read_checkpoint(DEMO_MAR if model == "demo" else model))[0]
+    return load_model(read_checkpoint(_file(model)))[0]
 
 
 def _fts(options: argparse.Namespace) -> FTS | None:
