@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from .errors import GtRError
-from .infer import Shapes, block_depths, infer_lightgen_spec, infer_mar_spec, is_lightgen
-from .spec import DiffusionSpec, LatentSpec, ModelSpec
+from .infer import Shapes, block_depths, infer_lightgen_spec, infer_mar_spec, infer_vae_spec, is_lightgen, is_vae
+from .spec import DiffusionSpec, LatentSpec, ModelSpec, VAESpec
 
 SPEC_KEY = "gtr.spec"
 WEIGHTS_KEY = "gtr.weights"
@@ -41,6 +41,19 @@ def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, head
         raise GtRError(
             f"metadata '{SPEC_KEY}' does not fit the model ({error}): convert the original file again"
         ) from error
+
+
+def vae_metadata(spec: VAESpec) -> dict[str, str]:
+    """Metadata of a VAE file: the number of norm groups, which shapes do not give."""
+    return {"format": "pt", SPEC_KEY: json.dumps({"groups": spec.groups})}
+
+
+def read_vae_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> VAESpec:
+    """The spec of a KL VAE state dict: inferred from shapes, with the groups of its metadata. Raises GtRError."""
+    overrides = _overrides((metadata or {}).get(SPEC_KEY)) if is_vae(shapes) else {}
+    if set(overrides) - {"groups"}:
+        raise GtRError(f"metadata '{SPEC_KEY}' does not fit a VAE: convert the original file again")
+    return infer_vae_spec(shapes, **overrides)
 
 
 def _overrides(text: str | None) -> dict:
@@ -113,5 +126,5 @@ def _grid(value) -> tuple[int, int]:
 
 
 _PARSERS = {"name": _name, "grid": _grid, "heads": _count, "latent": _latent, "diffusion": _diffusion,
-            "norm_eps": _positive, "class_names": lambda names: tuple(map(_name, names)), "text_length": _count,
+            "norm_eps": _positive, "class_names": lambda names: tuple(map(_name, names)), "text_length": _count, "groups": _count,
             "depths": lambda depths: tuple(map(_count, depths))}
