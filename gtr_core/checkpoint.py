@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import GtRError
+from .errors import GtRError, first_line
+from .files import replace_file
 from .infer import is_lightgen, is_mar, is_vae
 from .metadata import WEIGHTS_KEY, read_spec, read_vae_spec, spec_metadata, vae_metadata
 from .models import build
@@ -171,18 +172,13 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str], *, like: Path) -> None:
-    """Write beside the target, with the permissions of ``like``, then rename: a reader never sees half a file."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    """Write a safetensors file with the permissions of ``like``."""
+
+    def write(beside: Path) -> None:
         save_file(tensors, beside, metadata=metadata)
         shutil.copymode(like, beside)
-        os.replace(beside, target)
-    except (OSError, SafetensorError) as error:
-        raise GtRError(
-            f"cannot write {target} ({_first_line(error)}): free some space or choose another folder"
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
+
+    replace_file(target, write)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -190,7 +186,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return _strip({name: file.get_tensor(name) for name in file.keys()}), dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise GtRError(f"{path.name} is not a readable safetensors file ({_first_line(error)}): it is damaged or "
+        raise GtRError(f"{path.name} is not a readable safetensors file ({first_line(error)}): it is damaged or "
                        "truncated; download it again") from error
 
 
@@ -200,10 +196,10 @@ def _read_pickle(path: Path):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
         except pickle.UnpicklingError as error:
             raise GtRError(f"{path.name} asks for objects other than tensors and was not executed "
-                           f"({_first_line(error)}): use a .safetensors file from a source that you trust") from error
+                           f"({first_line(error)}): use a .safetensors file from a source that you trust") from error
         except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
                 zipfile.BadZipFile) as error:
-            raise GtRError(f"{path.name} is not a readable checkpoint ({_first_line(error)}): it is damaged or "
+            raise GtRError(f"{path.name} is not a readable checkpoint ({first_line(error)}): it is damaged or "
                            "truncated; download it again") from error
 
 
@@ -246,7 +242,3 @@ def _strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     while tensors and all(name.startswith(DISTRIBUTED) for name in tensors):
         tensors = {name.removeprefix(DISTRIBUTED): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -3,3 +3,8 @@
 
 class GtRError(ValueError):
     """Bad input. The message is one line: what was expected, what was found, what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library said, short enough to be quoted."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

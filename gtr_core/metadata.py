@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
 from .errors import GtRError
@@ -32,7 +32,7 @@ def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, head
 
     Raises GtRError when the metadata is not what :func:`spec_metadata` writes or does not fit the shapes.
     """
-    overrides = _overrides((metadata or {}).get(SPEC_KEY))
+    overrides = _overrides(metadata)
     stored_heads = overrides.pop("heads", None)
     infer = infer_lightgen_spec if is_lightgen(shapes) else infer_mar_spec
     try:
@@ -50,32 +50,37 @@ def vae_metadata(spec: VAESpec) -> dict[str, str]:
 
 def read_vae_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> VAESpec:
     """The spec of a KL VAE state dict: inferred from shapes, with the groups of its metadata. Raises GtRError."""
-    overrides = _overrides((metadata or {}).get(SPEC_KEY)) if is_vae(shapes) else {}
+    overrides = _overrides(metadata) if is_vae(shapes) else {}
     if set(overrides) - {"groups"}:
         raise GtRError(f"metadata '{SPEC_KEY}' does not fit a VAE: convert the original file again")
     return infer_vae_spec(shapes, **overrides)
 
 
-def _overrides(text: str | None) -> dict:
-    if text is None:
-        return {}
+def _overrides(metadata: Mapping[str, str] | None) -> dict:
+    stored = (metadata or {}).get(SPEC_KEY)
+    return {} if stored is None else read_fields(stored, SPEC_KEY, _PARSERS, "convert the original file again")
+
+
+def read_fields(text: str, key: str, parsers: Mapping[str, Callable], remedy: str) -> dict:
+    """The checked fields of the JSON object stored under metadata ``key``. Raises GtRError, ending in ``remedy``."""
     try:
         fields = json.loads(text)
-        unknown = set(fields) - set(_PARSERS)
+        unknown = set(fields) - set(parsers)
         if unknown:
-            raise GtRError(f"metadata '{SPEC_KEY}' has unknown fields {sorted(unknown)}: update the pack")
-        return {key: _PARSERS[key](value) for key, value in fields.items()}
+            raise GtRError(f"metadata '{key}' has unknown fields {sorted(unknown)}: update the pack")
+        return {name: parsers[name](value) for name, value in fields.items()}
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, GtRError):
             raise
-        raise GtRError(f"metadata '{SPEC_KEY}' cannot be read ({error}): convert the original file again") from error
+        raise GtRError(f"metadata '{key}' cannot be read ({error}): {remedy}") from error
 
 
 def _latent(fields: Mapping) -> LatentSpec:
     rgb = fields.get("rgb")
-    latent = LatentSpec(channels=_count(fields["channels"]), stride=_count(fields["stride"]),
-                        patch=_count(fields["patch"]), scale=_finite(fields["scale"]), shift=_finite(fields["shift"]),
-                        rgb=None if rgb is None else tuple(tuple(_finite(x) for x in row) for row in rgb))
+    latent = LatentSpec(channels=parse_count(fields["channels"]), stride=parse_count(fields["stride"]),
+                        patch=parse_count(fields["patch"]), scale=parse_finite(fields["scale"]),
+                        shift=parse_finite(fields["shift"]),
+                        rgb=None if rgb is None else tuple(tuple(parse_finite(x) for x in row) for row in rgb))
     if latent.scale == 0:
         raise ValueError("latent scale is 0")
     if latent.rgb is not None and ({len(row) for row in latent.rgb} != {3} or len(latent.rgb) != latent.channels + 1):
@@ -85,14 +90,14 @@ def _latent(fields: Mapping) -> LatentSpec:
 
 def _diffusion(fields: Mapping) -> DiffusionSpec:
     clip = fields.get("max_timestep")
-    spec = DiffusionSpec(base_steps=_count(fields["base_steps"]), beta_cap=_finite(fields["beta_cap"]),
-                         max_timestep=None if clip is None else _count(clip))
+    spec = DiffusionSpec(base_steps=parse_count(fields["base_steps"]), beta_cap=parse_finite(fields["beta_cap"]),
+                         max_timestep=None if clip is None else parse_count(clip))
     if not 0 < spec.beta_cap < 1 or spec.base_steps > 100_000:
         raise ValueError(f"beta cap {spec.beta_cap} or base steps {spec.base_steps} out of range")
     return spec
 
 
-def _count(value) -> int:
+def parse_count(value) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{value!r} is not a positive whole number")
     if value > LARGEST:
@@ -100,7 +105,7 @@ def _count(value) -> int:
     return value
 
 
-def _finite(value) -> float:
+def parse_finite(value) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError("not a finite number")
@@ -108,23 +113,27 @@ def _finite(value) -> float:
 
 
 def _positive(value) -> float:
-    number = _finite(value)
+    number = parse_finite(value)
     if number <= 0:
         raise ValueError(f"{number} is not above 0")
     return number
 
 
-def _name(value) -> str:
+def parse_name(value) -> str:
     if not isinstance(value, str) or not value.isprintable() or len(value) > 100:
         raise ValueError("a name is not one printable line")
     return value
 
 
+def parse_names(values: Iterable) -> tuple[str, ...]:
+    return tuple(map(parse_name, values))
+
+
 def _grid(value) -> tuple[int, int]:
     rows, columns = value
-    return _count(rows), _count(columns)
+    return parse_count(rows), parse_count(columns)
 
 
-_PARSERS = {"name": _name, "grid": _grid, "heads": _count, "latent": _latent, "diffusion": _diffusion,
-            "norm_eps": _positive, "class_names": lambda names: tuple(map(_name, names)), "text_length": _count, "groups": _count,
-            "depths": lambda depths: tuple(map(_count, depths))}
+_PARSERS = {"name": parse_name, "grid": _grid, "heads": parse_count, "latent": _latent, "diffusion": _diffusion,
+            "norm_eps": _positive, "class_names": parse_names, "text_length": parse_count, "groups": parse_count,
+            "depths": lambda depths: tuple(map(parse_count, depths))}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 
 from .errors import GtRError
+from .files import replace_file
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -25,16 +25,9 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 beside ``path``, then rename. Raises GtRError when that fails."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(encode_png(image))
-        os.replace(beside, path)
-    except OSError as error:
-        raise GtRError(f"cannot write {path} ({error.strerror}): choose another folder") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write (H, W, 3) uint8. Raises GtRError when that fails."""
+    data = encode_png(image)
+    replace_file(path, lambda beside: beside.write_bytes(data))
 
 
 def _chunk(part: tuple[bytes, bytes]) -> bytes:

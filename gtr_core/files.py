@@ -1,0 +1,34 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import GtRError, first_line
+
+
+def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a name beside ``path`` and rename what it made. Raises GtRError when that fails."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        raise GtRError(
+            f"cannot write {path} ({first_line(error)}): free some space or choose another folder"
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file of small tensors with metadata. Raises GtRError."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    replace_file(path, lambda beside: beside.write_bytes(save(plain, dict(metadata))))
