@@ -1,9 +1,9 @@
-"""Synthetic pictures, 64 x 64 pixels, 10 classes: an arrangement of objects times a texture.
+"""Synthetic pictures, 128 x 128 pixels, 10 classes: an arrangement of objects times a texture.
 
-Made so that a very small model can learn it: the VAE's tokens are 4 x 4 pixels, so positions and sizes are whole
-tokens, texture periods are 4, 8 or 16 pixels with a phase tied to the token grid, and colours come from short lists.
-Mirrored parts share their hue: a picture is only right when far-apart tokens agree. Pictures are centred, or shifted
-by up to ``spread`` tokens, as the VAE and the first half of the MAR's training see them.
+Global structure and fine detail can both fail visibly. Every picture draws a few things once that tokens far apart must
+agree on: hue, second hue, background, size, the phase of the texture and the side that the light comes from. Textures
+have the class's own period, from one token to two tokens (a token of the VAE is 8 x 8 pixels) and positions and
+sizes are whole tokens, so that a small model can learn them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SIZE, TOKEN, HUES = 64, 4, 8
+SIZE, TOKEN, HUES = 128, 8, 8
+MIDDLE = SIZE / 2
+FACTORS = {"hue": HUES, "background": 4, "size": 3, "phase": 2, "light": 2}
 
 # Muted backgrounds (r, g, b) in [0, 1]; a vertical gradient is laid over them.
 BACKGROUNDS = ((0.13, 0.15, 0.22), (0.30, 0.27, 0.25), (0.86, 0.84, 0.78), (0.62, 0.68, 0.74))
@@ -22,19 +24,19 @@ BACKGROUNDS = ((0.13, 0.15, 0.22), (0.30, 0.27, 0.25), (0.86, 0.84, 0.78), (0.62
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices behind n pictures; every field (n, 1, 1), lengths in pixels."""
+    """The random choices behind n pictures; every field (n, 1, 1)."""
 
     hue: Tensor          # 0..7
     other: Tensor        # 0..7, another hue for layouts of two colours
     background: Tensor   # 0..3
-    cx: Tensor           # centre, a token corner
-    cy: Tensor
     size: Tensor         # 0, 1 or 2
+    phase: Tensor        # 0 or 1, in half periods
+    light: Tensor        # 0: brighter above, 1: brighter below
 
 
 @dataclass(frozen=True)
 class Part:
-    """One object: coverage (n, H, W) in [0, 1], hue (n, 1, 1), texture (n, H, W) or (H, W) in [0, 1] (1 = bright)."""
+    """One object: coverage and texture (n, H, W) or (H, W) in [0, 1] (1 = bright), hue (n, 1, 1)."""
 
     cover: Tensor
     hue: Tensor
@@ -57,109 +59,112 @@ def edge(distance: Tensor) -> Tensor:
     return (0.5 - distance).clamp(0, 1)
 
 
-def disk(x: Tensor, y: Tensor, cx: Tensor, cy: Tensor, radius: Tensor) -> Tensor:
+def disk(x: Tensor, y: Tensor, cx: Tensor | float, cy: Tensor | float, radius: Tensor | float) -> Tensor:
     return edge(((x - cx) ** 2 + (y - cy) ** 2).sqrt() - radius)
 
 
-def box(x: Tensor, y: Tensor, cx: Tensor, cy: Tensor, half_x: Tensor, half_y: Tensor) -> Tensor:
+def box(x: Tensor, y: Tensor, cx: Tensor | float, cy: Tensor | float, half_x: Tensor | float, half_y: Tensor | float
+        ) -> Tensor:
     return edge(torch.maximum((x - cx).abs() - half_x, (y - cy).abs() - half_y))
 
 
-def bands(position: Tensor, period: int) -> Tensor:
-    """1 in the first half of each period, 0 in the second."""
-    return ((position.floor() % period) < period // 2).float()
+def bands(position: Tensor, period: int, phase: Tensor) -> Tensor:
+    """1 in one half of each period, 0 in the other."""
+    return ((position.floor() + phase * (period // 2)) % period < period // 2).float()
 
 
-def checks(x: Tensor, y: Tensor, period: int) -> Tensor:
-    return (bands(x, period) - bands(y, period)).abs()
+def checks(x: Tensor, y: Tensor, period: int, phase: Tensor) -> Tensor:
+    return (bands(x, period, phase) - bands(y, period, torch.zeros_like(phase))).abs()
 
 
-def dots(x: Tensor, y: Tensor, period: int, radius: float) -> Tensor:
-    """Dark dots, one per period, each in the middle of a token."""
-    centre = TOKEN / 2
-    return 1 - edge((((x % period) - centre) ** 2 + ((y % period) - centre) ** 2).sqrt() - radius)
+def dots(x: Tensor, y: Tensor, period: int, radius: float, phase: Tensor) -> Tensor:
+    """Dark dots, one per period, or bright ones."""
+    centre = period / 2
+    inside = edge((((x % period) - centre) ** 2 + ((y % period) - centre) ** 2).sqrt() - radius)
+    return torch.where(phase == 0, 1 - inside, inside)
 
 
-def grid_lines(x: Tensor, y: Tensor, period: int) -> Tensor:
-    return ((x.floor() % period > 0) & (y.floor() % period > 0)).float()
+def speckle(x: Tensor, y: Tensor, phase: Tensor) -> Tensor:
+    """A fixed random pattern of 2 x 2 pixel grains that repeats every 16 pixels."""
+    grains = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    column = ((x.long() + 8 * phase) // 2) % 8
+    return grains[(y.long() // 2) % 8, column]
 
 
 def striped_disk(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    return [Part(disk(x, y, d.cx, d.cy, 16 + 4 * d.size), d.hue, bands(y, 8))]
+    return [Part(disk(x, y, MIDDLE, MIDDLE, 32 + 8 * d.size), d.hue, bands(y, 16, d.phase))]
 
 
 def checked_ring(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    outer = disk(x, y, d.cx, d.cy, 20 + 4 * d.size)
-    return [Part(outer - disk(x, y, d.cx, d.cy, 8 + 4 * d.size), d.hue, checks(x, y, 8))]
+    ring = disk(x, y, MIDDLE, MIDDLE, 40 + 8 * d.size) - disk(x, y, MIDDLE, MIDDLE, 16 + 8 * d.size)
+    return [Part(ring, d.hue, checks(x, y, 16, d.phase))]
 
 
 def dotted_square(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    half = 12 + 4 * d.size
-    return [Part(box(x, y, d.cx, d.cy, half, half), d.hue, dots(x, y, 8, 2.0))]
+    half = 24 + 8 * d.size
+    return [Part(box(x, y, MIDDLE, MIDDLE, half, half), d.hue, dots(x, y, 8, 2.5, d.phase))]
 
 
 def ribbed_twins(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    radius = 8 + 2 * d.size.clamp(max=1)
-    return [Part(disk(x, y, d.cx + side * 16, d.cy, radius), d.hue, bands(x, 4)) for side in (-1, 1)]
+    radius = 16 + 6 * d.size
+    return [Part(disk(x, y, MIDDLE + side * 32, MIDDLE, radius), d.hue, bands(x, 8, d.phase)) for side in (-1, 1)]
 
 
 def woven_cross(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    arm, half = 20 + 4 * d.size, 8.0
-    cover = torch.maximum(box(x, y, d.cx, d.cy, arm, half), box(x, y, d.cx, d.cy, half, arm))
-    return [Part(cover, d.hue, bands(x + y, 8))]
+    arm, half = 40 + 8 * d.size, 16.0
+    cover = torch.maximum(box(x, y, MIDDLE, MIDDLE, arm, half), box(x, y, MIDDLE, MIDDLE, half, arm))
+    return [Part(cover, d.hue, bands(x + y, 8, d.phase))]
 
 
 def framed_dot(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    half = 20 + 4 * d.size.clamp(max=1)
-    frame = box(x, y, d.cx, d.cy, half, half) - box(x, y, d.cx, d.cy, half - 8, half - 8)
-    return [Part(frame, d.hue, grid_lines(x, y, 4)), Part(disk(x, y, d.cx, d.cy, 8), d.other, torch.ones_like(x))]
+    half = 40 + 8 * d.size
+    frame = box(x, y, MIDDLE, MIDDLE, half, half) - box(x, y, MIDDLE, MIDDLE, half - 16, half - 16)
+    return [Part(frame, d.hue, bands(y, 8, d.phase)),
+            Part(disk(x, y, MIDDLE, MIDDLE, 16), d.other, torch.ones_like(x))]
 
 
 def four_tiles(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    half = 8 + 4 * d.size.clamp(max=1)
-    offset = half + 4
-    return [Part(box(x, y, d.cx + i * offset, d.cy + j * offset, half, half), d.hue if i == j else d.other,
-                 checks(x, y, 4)) for i in (-1, 1) for j in (-1, 1)]
+    half = 16 + 4 * d.size
+    offset = half + 8
+    return [Part(box(x, y, MIDDLE + i * offset, MIDDLE + j * offset, half, half), d.hue if i == j else d.other,
+                 checks(x, y, 8, d.phase)) for i in (-1, 1) for j in (-1, 1)]
 
 
-def banded_diamond(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    cover = edge(((x - d.cx).abs() + (y - d.cy).abs() - (20 + 4 * d.size)) / 2 ** 0.5)
-    return [Part(cover, d.hue, bands(x, 16))]
+def grainy_diamond(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
+    cover = edge(((x - MIDDLE).abs() + (y - MIDDLE).abs() - (40 + 8 * d.size)) / 2 ** 0.5)
+    return [Part(cover, d.hue, speckle(x, y, d.phase))]
 
 
 def sun_and_sea(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    radius = 8 + 2 * d.size.clamp(max=1)
-    sea = edge(d.cy - y).expand(d.cx.shape[0], SIZE, SIZE)
-    suns = [Part(disk(x, y, d.cx, d.cy + side * 14, radius), d.hue, texture)
-            for side, texture in ((-1, torch.ones_like(x)), (1, bands(y, 4)))]
-    return [Part(sea, d.other, 0.5 * bands(y, 4)), *suns]
+    """The lower sun is the mirror picture in the sea."""
+    radius = 14 + 4 * d.size
+    sea = edge(MIDDLE - y)
+    suns = [Part(disk(x, y, MIDDLE, MIDDLE + side * 32, radius), d.hue, texture)
+            for side, texture in ((-1, torch.ones_like(x)), (1, bands(y, 8, d.phase)))]
+    return [Part(sea, d.other, 0.5 * bands(y, 8, d.phase)), *suns]
 
 
 def striped_gate(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    half = 16 + 4 * d.size.clamp(max=1)
-    posts = [Part(box(x, y, d.cx + side * half, d.cy + 4, 4.0, 16.0), d.hue, bands(y, 8)) for side in (-1, 1)]
-    return [*posts, Part(box(x, y, d.cx, d.cy - 16, half + 4, 4.0), d.hue, bands(x, 8))]
+    half, texture = 32 + 8 * d.size, bands(x + y, 16, d.phase)
+    posts = [Part(box(x, y, MIDDLE + side * half, MIDDLE + 8, 8.0, 32.0), d.hue, texture) for side in (-1, 1)]
+    return [*posts, Part(box(x, y, MIDDLE, MIDDLE - 32, half + 8, 8.0), d.hue, texture)]
 
 
 LAYOUTS: dict[str, Layout] = {
     "striped disk": striped_disk, "checked ring": checked_ring, "dotted square": dotted_square,
     "ribbed twins": ribbed_twins, "woven cross": woven_cross, "framed dot": framed_dot, "four tiles": four_tiles,
-    "banded diamond": banded_diamond, "sun and sea": sun_and_sea, "striped gate": striped_gate,
+    "grainy diamond": grainy_diamond, "sun and sea": sun_and_sea, "striped gate": striped_gate,
 }
 CLASS_NAMES: tuple[str, ...] = tuple(LAYOUTS)
 
 
-def choose(n: int, generator: torch.Generator, spread: int = 0) -> Draw:
-    """Draw the random choices of n pictures; centres are up to ``spread`` tokens from the middle."""
+def choose(n: int, generator: torch.Generator) -> Draw:
+    """Draw the random choices of n pictures."""
     def pick(count: int) -> Tensor:
         return torch.randint(count, (n, 1, 1), generator=generator)
 
-    def centre() -> Tensor:
-        return SIZE / 2 + TOKEN * (pick(2 * spread + 1) - float(spread))
-
-    hue = pick(HUES)
-    return Draw(hue=hue, other=(hue + 2 + pick(HUES - 3)) % HUES, background=pick(len(BACKGROUNDS)),
-                cx=centre(), cy=centre(), size=pick(3).float())
+    draws = {name: pick(count) for name, count in FACTORS.items()}
+    return Draw(**draws, other=(draws["hue"] + 3 + 2 * pick(2)) % HUES)
 
 
 def render(draw: Draw, layout: Layout) -> Tensor:
@@ -167,27 +172,31 @@ def render(draw: Draw, layout: Layout) -> Tensor:
     centres = torch.arange(SIZE) + 0.5
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     colours = palette()
-    gradient = 1.1 - 0.2 * y / SIZE
-    image = torch.tensor(BACKGROUNDS)[draw.background[:, 0, 0]][..., None, None] * gradient
+    slope = (0.2 - 0.4 * draw.light) * (0.5 - y / SIZE)
+    image = torch.tensor(BACKGROUNDS)[draw.background[:, 0, 0]][..., None, None] * (1 + slope)[:, None]
     for part in layout(draw, x, y):
         dark, bright = colours[part.hue[:, 0, 0]].unbind(1)
-        texture = part.texture.expand(image.shape[0], SIZE, SIZE)[:, None]
+        cover, texture = (field.expand(len(image), SIZE, SIZE)[:, None] for field in (part.cover, part.texture))
         colour = dark[..., None, None] + (bright - dark)[..., None, None] * texture
-        image = image + part.cover[:, None] * (colour - image)
+        image = image + cover * (colour - image)
     return image.clamp(0, 1) * 2 - 1
 
 
-def pictures(labels: Tensor, generator: torch.Generator, spread: int = 0) -> Tensor:
-    """labels (n,) int64 -> pictures (n, 3, 64, 64) float32 in [-1, 1], one random draw each."""
+def pictures(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """labels (n,) int64 -> pictures (n, 3, 128, 128) float32 in [-1, 1], and the factors of each, (n,) int64."""
     out = torch.empty(len(labels), 3, SIZE, SIZE)
+    drawn = {name: torch.empty_like(labels) for name in FACTORS}
     for index, layout in enumerate(LAYOUTS.values()):
         rows = (labels == index).nonzero()[:, 0]
         if len(rows):
-            out[rows] = render(choose(len(rows), generator, spread), layout)
-    return out
+            draw = choose(len(rows), generator)
+            out[rows] = render(draw, layout)
+            for name, values in drawn.items():
+                values[rows] = getattr(draw, name)[:, 0, 0]
+    return out, drawn
 
 
-def batch(n: int, generator: torch.Generator, spread: int = 0) -> tuple[Tensor, Tensor]:
-    """n pictures of random classes: (n, 3, 64, 64) and labels (n,)."""
+def batch(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """n pictures of random classes: (n, 3, 128, 128) and labels (n,)."""
     labels = torch.randint(len(LAYOUTS), (n,), generator=generator)
-    return pictures(labels, generator, spread), labels
+    return pictures(labels, generator)[0], labels

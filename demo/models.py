@@ -11,16 +11,15 @@ from gtr_core.vae import KLVAE
 
 from .data import CLASS_NAMES
 
-# Trained narrow, with 8 groups of 4 channels; shipped with 32 groups of 4, the rest zeros (see export.widen).
-# With one channel a group (32 groups on 32 channels) the norms erase absolute colour: it stayed at 17 dB.
-VAE_SPEC = VAESpec(channels=32, multipliers=(1, 1, 1), blocks=1, latent_channels=8, embed_channels=8, groups=8)
+# 8 groups of 4 channels: with one channel a group (32 groups, as LDM has) the norms erase absolute colour.
+VAE_SPEC = VAESpec(channels=32, multipliers=(1, 1, 2, 2), blocks=1, latent_channels=8, embed_channels=8, groups=8)
 INITIAL_LOGVAR = -6.0
 
 
 def demo_mar_spec(latent: LatentSpec) -> MARSpec:
     """16 x 16 tokens; ``beta_cap`` 0.2 keeps the first reverse step from multiplying a small head's error by 300."""
     head = HeadSpec(channels=latent.token_dim, condition_dim=128, width=192, depth=3)
-    return MARSpec(name="demo", grid=(16, 16), dim=128, heads=4, encoder_depth=4, decoder_depth=4,
+    return MARSpec(name="demo", grid=(16, 16), dim=128, heads=4, encoder_depth=3, decoder_depth=3,
                    classes=len(CLASS_NAMES), buffer=8, head=head, latent=latent,
                    diffusion=DiffusionSpec(beta_cap=0.2), class_names=CLASS_NAMES)
 

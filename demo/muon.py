@@ -20,7 +20,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of hidden layers, all matrices; updates have the size of AdamW's (0.2 root mean square)."""
+    """For weights of hidden layers, matrices or convolutions; updates have the size of AdamW's (0.2 root mean square)."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -36,12 +36,12 @@ class Muon(torch.optim.Optimizer):
                 self._update(same, group["lr"], group["momentum"], group["weight_decay"])
 
     def _update(self, same: list[Tensor], lr: float, momentum: float, decay: float) -> None:
-        """One step for matrices of one shape, stacked."""
+        """One step for weights of one shape, stacked; a convolution is a matrix with a row per output channel."""
         for p in same:
             self.state[p].setdefault("momentum", torch.zeros_like(p)).lerp_(p.grad, 1 - momentum)
-        ahead = torch.stack([p.grad.lerp(self.state[p]["momentum"], momentum) for p in same])
+        ahead = torch.stack([p.grad.lerp(self.state[p]["momentum"], momentum).flatten(1) for p in same])
         tall = ahead.shape[1] > ahead.shape[2]
         update = orthogonalise(ahead.mT if tall else ahead)
         update = (update.mT if tall else update) * 0.2 * max(ahead.shape[1:]) ** 0.5
         for p, change in zip(same, update):
-            p.mul_(1 - lr * decay).sub_(change, alpha=lr)
+            p.mul_(1 - lr * decay).sub_(change.view(p.shape), alpha=lr)

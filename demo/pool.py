@@ -31,21 +31,21 @@ class Pool:
 
 
 @torch.no_grad()
-def make_pool(vae: KLVAE, size: int, spread: int, device: torch.device, seed: int = 3) -> Pool:
-    """Encode ``size`` fresh pictures with centres up to ``spread`` tokens from the middle."""
+def make_pool(vae: KLVAE, size: int, device: torch.device, seed: int = 3) -> Pool:
+    """Encode ``size`` fresh pictures."""
     rows = []
     for start in range(0, size, CHUNK):
-        images, labels = data.batch(min(CHUNK, size - start), runs.step_generator(seed, start), spread)
+        images, labels = data.batch(min(CHUNK, size - start), runs.step_generator(seed, start))
         mean, logvar = vae.moments(images.to(device))
         rows.append((mean.cpu().half(), logvar.cpu().half(), labels))
     return Pool(*(torch.cat(column) for column in zip(*rows)))
 
 
-def load_pool(path: Path, vae: KLVAE, size: int, spread: int, device: torch.device) -> Pool:
+def load_pool(path: Path, vae: KLVAE, size: int, device: torch.device) -> Pool:
     """The pool stored at ``path``, made first if it is missing."""
     state = runs.load(path)
     if state is None:
-        pool = make_pool(vae, size, spread, device)
+        pool = make_pool(vae, size, device)
         runs.save(path, vars(pool))
         return pool
     return Pool(**state)

@@ -25,7 +25,7 @@ from .train_mar import MARPlan, train_mar
 from .train_vae import train_vae
 
 FOLDER = Path(__file__).parent
-SHIFTED, CENTRED, FITTED = 10000, 5000, 256
+POOL, FITTED = 12000, 256
 
 
 def parse() -> argparse.Namespace:
@@ -49,7 +49,7 @@ def load_vae(folder: Path) -> KLVAE:
 def latent_spec(path: Path, vae: KLVAE, pool: Pool) -> LatentSpec:
     """The measured token scale, stored once: a resumed run must not change it."""
     if not path.exists():
-        images, _ = data.batch(FITTED, runs.step_generator(5, 0), spread=1)
+        images, _ = data.batch(FITTED, runs.step_generator(5, 0))
         spec = measure_latent(pool, images, torch.cat([vae.moments(part)[0] for part in images.split(32)]),
                               VAE_SPEC.stride)
         runs.replace_file(path, lambda temporary: temporary.write_text(json.dumps(asdict(spec))))
@@ -57,25 +57,19 @@ def latent_spec(path: Path, vae: KLVAE, pool: Pool) -> LatentSpec:
     return LatentSpec(**{**fields, "rgb": tuple(tuple(row) for row in fields["rgb"])})
 
 
-def load_pools(folder: Path, vae: KLVAE) -> tuple[Pool, Pool]:
-    """Shifted and centred pictures."""
-    device = torch.device("cpu")
-    return (load_pool(folder / "pool.pt", vae, SHIFTED, 1, device),
-            load_pool(folder / "pool_centred.pt", vae, CENTRED, 0, device))
-
-
 def run_mar(folder: Path, device: torch.device, steps: int) -> None:
     vae = load_vae(folder)
-    pools = load_pools(folder, vae)
-    spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, pools[0]))
-    train_mar(folder, spec, pools, device, replace(MARPlan(), steps=steps))
+    pool = load_pool(folder / "pool.pt", vae, POOL, torch.device("cpu"))
+    spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, pool))
+    train_mar(folder, spec, pool, device, replace(MARPlan(), steps=steps))
 
 
 def run_export(folder: Path, models: Path, judged: int) -> None:
     from .card import write_card
 
     vae = load_vae(folder)
-    spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, load_pools(folder, vae)[0]))
+    pool = load_pool(folder / "pool.pt", vae, POOL, torch.device("cpu"))
+    spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, pool))
     save_vae(models / "demo_vae.safetensors", vae)
     save_mar(models / "demo_mar.safetensors", runs.load(folder / "mar.pt")["ema"], spec)
     write_card(FOLDER, folder, models, train_judge(folder, torch.device("cpu")), judged)

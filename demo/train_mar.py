@@ -23,27 +23,20 @@ from .pool import Pool
 
 @dataclass(frozen=True)
 class MARPlan:
-    """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late.
+    """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late."""
 
-    From step ``muon_from`` on, the matrices of the blocks are trained with Muon, which needs fewer steps. From step
-    ``centred_from`` on, the pictures are centred: a curriculum backwards, the time did not suffice for more.
-    """
-
-    steps: int = 4000
-    decay: int = 1500
+    steps: int = 3600
+    decay: int = 1200
     warm_up: int = 100
-    batch: int = 16
-    targets: int = 64        # masked positions that get a loss, per picture
-    draws: int = 3           # noisy versions of each of them
-    full_context: float = 0.25  # share of steps in which the decoder sees every masked position
-    low_masks: float = 0.35  # share of steps with a mask ratio below 0.7
+    batch: int = 24
+    targets: int = 128       # masked positions that get a loss, per picture
+    draws: int = 2           # noisy versions of each of them
+    low_masks: float = 0.3   # share of steps with a mask ratio below 0.7
     all_masked: float = 0.05
-    high_noise: tuple[float, float] = (0.3, 0.1)  # share of draws in the last tenth, before and after the switch
+    high_noise: float = 0.1  # share of draws in the last tenth of the timesteps
     label_drop: float = 0.1
     rate: float = 1.5e-3
     muon_rate: float = 3e-3
-    muon_from: int = 1000
-    centred_from: int = 1750
     ema: float = 0.998
     clip: float = 1.0
     seed: int = 2
@@ -68,16 +61,12 @@ def mask_ratio(plan: MARPlan, generator: torch.Generator) -> float:
 def split_positions(n: int, tokens: int, plan: MARPlan, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Random known (n, K), target (n, T) and context (n, M) positions, the same counts for every picture.
 
-    In most steps the decoder sees no masked position besides the targets: it saves time, and prepares the model
-    for decoding in a smaller scope.
+    The decoder sees every masked position, as MAR's does: a model that knew other scopes could not judge them.
     """
     order = torch.rand(n, tokens, generator=generator).argsort(dim=1)
     masked = max(1, math.ceil(tokens * mask_ratio(plan, generator)))
     targets = min(plan.targets, masked)
-    full = float(torch.rand((), generator=generator)) < plan.full_context
-    context = masked - targets if full else 0
-    known = tokens - masked
-    return order[:, :known], order[:, known:known + targets], order[:, known + targets:known + targets + context]
+    return order.split([tokens - masked, targets, masked - targets], dim=1)
 
 
 def draw_timesteps(n: int, base_steps: int, high_noise: float, generator: torch.Generator) -> Tensor:
@@ -120,7 +109,7 @@ def rate_factor(step: int, plan: MARPlan) -> float:
     return min(1.0, (step + 1) / plan.warm_up, max(0.02, (plan.steps - step) / plan.decay))
 
 
-def mar_loss(model: MAR, process: Process, tokens: Tensor, labels: Tensor, step: int, plan: MARPlan,
+def mar_loss(model: MAR, process: Process, tokens: Tensor, labels: Tensor, plan: MARPlan,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Mean eps error and variational term of one batch: tokens (B, L, C), labels (B,)."""
     device, n = tokens.device, len(tokens)
@@ -132,25 +121,23 @@ def mar_loss(model: MAR, process: Process, tokens: Tensor, labels: Tensor, step:
         (z,) = model(tokens, known, targets, context, [model.embed_condition(labels, torch.float32)])
     x0 = tokens.gather(1, targets[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)
     x0, z = x0.repeat(plan.draws, 1), z.float().flatten(0, 1).repeat(plan.draws, 1)
-    t = draw_timesteps(len(x0), process.steps, plan.high_noise[step >= plan.muon_from], generator).to(device)
+    t = draw_timesteps(len(x0), process.steps, plan.high_noise, generator).to(device)
     eps = torch.randn(x0.shape, generator=generator).to(device)
     x = process.diffuse(x0, t, eps)
     error, bits = process.losses(model.head(x, t, z), x0, x, t, eps)
     return error.mean(), bits.mean()
 
 
-def optimizers_for(model: nn.Module, step: int, plan: MARPlan) -> list[torch.optim.Optimizer]:
-    """The optimizers of a step; ``set_rates`` gives them their rates. Tables and vectors are not decayed."""
+def optimizers_for(model: nn.Module, plan: MARPlan) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the rest; tables and vectors are not decayed."""
     named = dict(model.named_parameters())
-    muon = [name for name, p in named.items() if "blocks" in name and p.dim() == 2 and step >= plan.muon_from]
+    muon = [name for name, p in named.items() if "blocks" in name and p.dim() == 2]
     decayed = [name for name, p in named.items() if p.dim() > 1 and not is_table(name) and name not in muon]
     plain = [name for name in named if name not in muon and name not in decayed]
     groups = [{"params": [named[name] for name in names], "weight_decay": decay}
               for names, decay in ((decayed, 0.02), (plain, 0.0))]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95))]
-    if muon:
-        optimizers.append(Muon([named[name] for name in muon], lr=plan.muon_rate, weight_decay=0.02))
-    return optimizers
+    return [torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95)),
+            Muon([named[name] for name in muon], lr=plan.muon_rate, weight_decay=0.02)]
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], step: int, plan: MARPlan) -> None:
@@ -170,9 +157,9 @@ def average(ema: dict[str, Tensor], model: nn.Module, step: int, plan: MARPlan) 
     torch._foreach_lerp_(list(ema.values()), [p.detach() for p in model.parameters()], 1 - decay)
 
 
-def train_mar(folder: Path, spec: MARSpec, pools: tuple[Pool, Pool], device: torch.device, plan: MARPlan = MARPlan()
+def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, plan: MARPlan = MARPlan()
               ) -> None:
-    """Train (or go on training) the MAR on shifted, then on centred pictures; checkpoint and log live in ``folder``."""
+    """Train (or go on training) the MAR; checkpoint and log live in ``folder``."""
     path, log = folder / "mar.pt", folder / "mar.jsonl"
     model = new_mar(spec, runs.step_generator(plan.seed, -1)).to(device).train()
     process = Process(chain(spec.diffusion.base_steps, spec.diffusion), device)
@@ -183,18 +170,16 @@ def train_mar(folder: Path, spec: MARSpec, pools: tuple[Pool, Pool], device: tor
         ema = {name: value.to(device) for name, value in state["ema"].items()}
         first, seconds = state["step"], state["seconds"]
     runs.trim_log(log, first)
-    optimizers = optimizers_for(model, max(first - 1, 0), plan)
+    optimizers = optimizers_for(model, plan)
     for optimizer, saved in zip(optimizers, state["optimizers"] if state else ()):
         optimizer.load_state_dict(saved)
     means, started = runs.Means(), time.monotonic() - seconds
     for step in range(first, plan.steps):
-        if step == plan.muon_from:
-            optimizers = optimizers_for(model, step, plan)
         set_rates(optimizers, step, plan)
         generator = runs.step_generator(plan.seed, step)
-        mean, logvar, labels = (x.to(device) for x in pools[step >= plan.centred_from].take(plan.batch, generator))
+        mean, logvar, labels = (x.to(device) for x in pool.take(plan.batch, generator))
         tokens = latent_to_tokens(sample_posterior(mean.float(), logvar.float(), generator), spec.latent)
-        error, bits = mar_loss(model, process, tokens, labels, step, plan, generator)
+        error, bits = mar_loss(model, process, tokens, labels, plan, generator)
         model.zero_grad(set_to_none=True)
         (error + bits).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip)

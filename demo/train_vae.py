@@ -15,26 +15,29 @@ from gtr_core.vae import KLVAE
 
 from . import data, runs
 from .models import new_vae, sample_posterior
+from .muon import Muon
 
 
 @dataclass(frozen=True)
 class VAEPlan:
-    """First ``crop_steps`` on quarters of pictures (more, cheaper steps), the rest of ``steps`` on whole ones.
+    """Small crops first (textures are local: more, cheaper steps), then larger ones, then whole pictures.
 
     After ``warm_up`` steps the KL weight is steered so that the posterior width becomes ``sigma``.
     """
 
-    steps: int = 3300
-    crop_steps: int = 2500
-    crop_batch: int = 8
-    batch: int = 4
-    rate: float = 1.2e-3
-    warm_up: int = 400
-    kl: float = 1e-5
-    sigma: float = 0.15
+    phases: tuple[tuple[int, int, int], ...] = ((3000, 32, 8), (500, 64, 8), (200, 128, 4))  # steps, pixels, batch
+    rate: float = 1.5e-3
+    muon_rate: float = 3e-3
+    warm_up: int = 1600
+    kl: float = 1e-4
+    sigma: float = 0.2
     seed: int = 1
     log_every: int = 50
     save_every: int = 250
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for steps, _, _ in self.phases)
 
 
 def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,53 +65,66 @@ def psnr(out: Tensor, image: Tensor) -> float:
 
 
 def training_images(step: int, plan: VAEPlan, generator: torch.Generator) -> Tensor:
-    """The pictures of one step: 32 x 32 crops at token offsets (one corner per batch), later whole pictures."""
-    if step >= plan.crop_steps:
-        return data.batch(plan.batch, generator, spread=1)[0]
-    images = data.batch(plan.crop_batch, generator, spread=1)[0]
-    side = data.SIZE // 2
-    top, left = (data.TOKEN * torch.randint(side // data.TOKEN + 1, (2,), generator=generator)).tolist()
+    """The pictures of one step: crops at token offsets (one corner per batch), or whole pictures."""
+    for steps, side, count in plan.phases:
+        if step < steps:
+            break
+        step -= steps
+    images = data.batch(count, generator)[0]
+    top, left = (data.TOKEN * torch.randint((data.SIZE - side) // data.TOKEN + 1, (2,), generator=generator)).tolist()
     return images[..., top:top + side, left:left + side].contiguous()
 
 
-def learning_rate(step: int, plan: VAEPlan) -> float:
+def optimizers_for(vae: KLVAE, plan: VAEPlan) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions between hidden channels, AdamW for the rest."""
+    hidden = [p for p in vae.parameters() if p.dim() == 4 and min(p.shape[:2]) >= vae.spec.channels]
+    chosen = set(map(id, hidden))
+    rest = [p for p in vae.parameters() if id(p) not in chosen]
+    return [torch.optim.AdamW(rest, lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01), Muon(hidden, plan.muon_rate)]
+
+
+def rate_factor(step: int, plan: VAEPlan) -> float:
     """50 steps of warm-up, then a cosine down to 2 %."""
-    return plan.rate * min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
+    return min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
 
 
 def train_vae(folder: Path, device: torch.device, plan: VAEPlan = VAEPlan()) -> KLVAE:
     """Train (or go on training) the VAE; checkpoint and log live in ``folder``."""
     path, log = folder / "vae.pt", folder / "vae.jsonl"
     vae = new_vae(runs.step_generator(plan.seed, -1)).to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizers = optimizers_for(vae, plan)
     first, kl, seconds = 0, plan.kl, 0.0
     if state := runs.load(path):
         vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         first, kl, seconds = state["step"], state["kl"], state["seconds"]
     runs.trim_log(log, first)
     means, started = runs.Means(), time.monotonic() - seconds
     for step in range(first, plan.steps):
         generator = runs.step_generator(plan.seed, step)
         image = training_images(step, plan, generator).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, plan)
+        for optimizer, rate in zip(optimizers, (plan.rate, plan.muon_rate)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * rate_factor(step, plan)
         mean, logvar = vae.moments(image)
         out = vae.decode(sample_posterior(mean, logvar, generator))
         loss = reconstruction_loss(out, image)
-        optimizer.zero_grad(set_to_none=True)
+        vae.zero_grad(set_to_none=True)
         (loss + kl * kl_loss(mean, logvar)).backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         with torch.no_grad():
             width = posterior_width(mean, logvar)
             means.add(loss=float(loss), kl=float(kl_loss(mean, logvar)), width=width, psnr=psnr(out, image))
         if step >= plan.warm_up:
-            kl = min(1e-2, kl * (1.01 if width < plan.sigma else 0.99))
+            kl = min(1e-2, kl * (1.005 if width < plan.sigma else 0.99))
         seconds = time.monotonic() - started
         if (step + 1) % plan.log_every == 0:
             runs.append_log(log, step=step + 1, seconds=seconds, kl_weight=kl, **means.take())
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-            runs.save(path, {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
-                             "kl": kl, "seconds": seconds})
+            runs.save(path, {"model": vae.state_dict(), "step": step + 1, "kl": kl,
+                             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                             "seconds": seconds})
     return vae.eval()

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from .errors import GtRError, first_line
 from .files import replace_file
-from .infer import infer_vae_spec, is_lightgen, is_mar, is_vae
-from .metadata import WEIGHTS_KEY, read_spec, spec_metadata
+from .infer import is_lightgen, is_mar, is_vae
+from .metadata import WEIGHTS_KEY, read_spec, read_vae_spec, spec_metadata, vae_metadata
 from .models import build
 from .spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
 from .vae import KLVAE
@@ -89,7 +89,7 @@ def load_model(checkpoint: Checkpoint, *, heads: int | None = None) -> tuple[Mod
 
 def load_vae(checkpoint: Checkpoint) -> tuple[VAESpec, dict[str, Tensor]]:
     """The spec and the checked tensors of a KL VAE checkpoint. Raises GtRError."""
-    spec = _in_file(checkpoint, lambda: infer_vae_spec(checkpoint.shapes))
+    spec = _in_file(checkpoint, lambda: read_vae_spec(checkpoint.shapes, checkpoint.metadata))
     with torch.device("meta"):
         expected = KLVAE(spec).state_dict()
     check_tensors(checkpoint, expected, f"KL VAE (f{spec.stride})")
@@ -144,8 +144,7 @@ def convert(
     if target.exists() and (not overwrite or target.samefile(source)):
         raise GtRError(f"{target} exists: choose another name" + ("" if overwrite else " or give --overwrite"))
     if is_vae(checkpoint.tensors):
-        load_vae(checkpoint)
-        metadata = {"format": "pt"}
+        metadata = vae_metadata(load_vae(checkpoint)[0])
     else:
         spec, _ = load_model(checkpoint, heads=heads)
         metadata = spec_metadata(spec, checkpoint.weights)

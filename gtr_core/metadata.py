@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
 from .errors import GtRError
-from .infer import Shapes, block_depths, infer_lightgen_spec, infer_mar_spec, is_lightgen
-from .spec import DiffusionSpec, LatentSpec, ModelSpec
+from .infer import Shapes, block_depths, infer_lightgen_spec, infer_mar_spec, infer_vae_spec, is_lightgen, is_vae
+from .spec import DiffusionSpec, LatentSpec, ModelSpec, VAESpec
 
 SPEC_KEY = "gtr.spec"
 WEIGHTS_KEY = "gtr.weights"
@@ -32,8 +32,7 @@ def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, head
 
     Raises GtRError when the metadata is not what :func:`spec_metadata` writes or does not fit the shapes.
     """
-    stored = (metadata or {}).get(SPEC_KEY)
-    overrides = {} if stored is None else read_fields(stored, SPEC_KEY, _PARSERS, "convert the original file again")
+    overrides = _overrides(metadata)
     stored_heads = overrides.pop("heads", None)
     infer = infer_lightgen_spec if is_lightgen(shapes) else infer_mar_spec
     try:
@@ -42,6 +41,24 @@ def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, head
         raise GtRError(
             f"metadata '{SPEC_KEY}' does not fit the model ({error}): convert the original file again"
         ) from error
+
+
+def vae_metadata(spec: VAESpec) -> dict[str, str]:
+    """Metadata of a VAE file: the number of norm groups, which shapes do not give."""
+    return {"format": "pt", SPEC_KEY: json.dumps({"groups": spec.groups})}
+
+
+def read_vae_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> VAESpec:
+    """The spec of a KL VAE state dict: inferred from shapes, with the groups of its metadata. Raises GtRError."""
+    overrides = _overrides(metadata) if is_vae(shapes) else {}
+    if set(overrides) - {"groups"}:
+        raise GtRError(f"metadata '{SPEC_KEY}' does not fit a VAE: convert the original file again")
+    return infer_vae_spec(shapes, **overrides)
+
+
+def _overrides(metadata: Mapping[str, str] | None) -> dict:
+    text = (metadata or {}).get(SPEC_KEY)
+    return {} if text is None else read_fields(text, SPEC_KEY, _PARSERS, "convert the original file again")
 
 
 def read_fields(text: str, key: str, parsers: Mapping[str, Callable], remedy: str) -> dict:
@@ -119,4 +136,4 @@ def _grid(value) -> tuple[int, int]:
 
 _PARSERS = {"name": parse_name, "grid": _grid, "heads": parse_count, "latent": _latent, "diffusion": _diffusion,
             "norm_eps": _positive, "class_names": parse_names, "text_length": parse_count,
-            "depths": lambda depths: tuple(map(parse_count, depths))}
+            "groups": parse_count, "depths": lambda depths: tuple(map(parse_count, depths))}

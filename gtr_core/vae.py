@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .errors import GtRError
 from .spec import VAESpec
 
 
@@ -156,3 +161,29 @@ class KLVAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, C, h, w) -> images (B, 3, h * stride, w * stride), not clamped."""
         return self.decoder(self.post_quant_conv(latents) if self.spec.quant else latents)
+
+
+def regroup(spec: VAESpec, tensors: Mapping[str, Tensor], groups: int = 32) -> tuple[VAESpec, dict[str, Tensor]]:
+    """The same function with ``groups`` norm groups, a multiple of the spec's: the new channels are all zero.
+
+    A host that knows 32 groups only can then run a VAE of fewer. Groups keep their number of channels, so the old ones
+    see what they saw before and the new ones see zeros; attention divides by the root of the width, and the query
+    makes up for it. Raises GtRError when the spec's groups do not divide ``groups``.
+    """
+    if groups % spec.groups:
+        raise GtRError(f"a VAE with {spec.groups} norm groups cannot become one with {groups}: expected a divisor")
+    factor = groups // spec.groups
+    if factor == 1:
+        return spec, dict(tensors)
+    wide = replace(spec, channels=spec.channels * factor, groups=groups)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in KLVAE(wide).state_dict().items()}
+    weights = {}
+    for name, shape in shapes.items():
+        source = tensors[name]
+        fill = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        weights[name] = source.new_full(shape, fill)
+        weights[name][tuple(slice(size) for size in source.shape)] = (
+            source * math.sqrt(factor) if ".q." in name else source
+        )
+    return wide, weights

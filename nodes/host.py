@@ -30,6 +30,7 @@ from ..gtr_core.latent import preview_colours
 from ..gtr_core.models import Model, build
 from ..gtr_core.sampler import Progress
 from ..gtr_core.spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
+from ..gtr_core.vae import regroup
 
 logger = logging.getLogger("gtr_mar")
 
@@ -142,7 +143,7 @@ def load_handle(family: type[ModelSpec], name: str, weight_dtype: str, *, weight
 
 def load_mar_vae(name: str) -> comfy.sd.VAE:
     """A KL VAE in LDM layout as the host's own VAE object, with the sizes that the host would guess wrong."""
-    spec, tensors = load_vae(read_checkpoint(model_path("vae", name)))
+    spec, tensors = regroup(*load_vae(read_checkpoint(model_path("vae", name))))
     vae = comfy.sd.VAE(sd=tensors, config={"params": vae_config(spec)})
     vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = spec.embed_channels, spec.stride, spec.stride
     pixels = spec.stride**2
