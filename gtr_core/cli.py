@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
 import torch
 
-from . import verbs
+from . import verb_eval, verbs
 from .checkpoint import DTYPES
 from .engine import GUIDANCE_SCHEDULES
 from .errors import GtRError
@@ -20,7 +21,9 @@ from .spec import VARIANTS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 when it worked, 2 with one line on stderr when the input was wrong."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
+    options.command = shlex.join(["python", "-m", "gtr_core", *arguments])
     try:
         options.run(options)
     except GtRError as error:
@@ -100,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--cfg", type=float, default=3.0)
     sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     sub.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the transformer")
+    _fts_options(sub)
+
+    sub = verb("eval", verb_eval.evaluate_methods, "quality of methods over many pictures, resumable")
+    verb_eval.add_options(sub)
     _fts_options(sub)
     return parser
 

@@ -86,7 +86,7 @@ class Extractor(nn.Module):
 
 def save_extractor(path: str | os.PathLike, extractor: Extractor) -> None:
     """One safetensors file, with the spec in its metadata. Raises GtRError."""
-    write_tensors(path, extractor.state_dict(), {"format": "pt", EXTRACTOR_KEY: json.dumps(asdict(extractor.spec))})
+    write_tensors(path, extractor.state_dict(), {EXTRACTOR_KEY: json.dumps(asdict(extractor.spec))})
 
 
 def load_extractor(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> Extractor:

@@ -57,8 +57,8 @@ def read_vae_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> 
 
 
 def _overrides(metadata: Mapping[str, str] | None) -> dict:
-    stored = (metadata or {}).get(SPEC_KEY)
-    return {} if stored is None else read_fields(stored, SPEC_KEY, _PARSERS, "convert the original file again")
+    text = (metadata or {}).get(SPEC_KEY)
+    return {} if text is None else read_fields(text, SPEC_KEY, _PARSERS, "convert the original file again")
 
 
 def read_fields(text: str, key: str, parsers: Mapping[str, Callable], remedy: str) -> dict:
@@ -135,5 +135,5 @@ def _grid(value) -> tuple[int, int]:
 
 
 _PARSERS = {"name": parse_name, "grid": _grid, "heads": parse_count, "latent": _latent, "diffusion": _diffusion,
-            "norm_eps": _positive, "class_names": parse_names, "text_length": parse_count, "groups": parse_count,
-            "depths": lambda depths: tuple(map(parse_count, depths))}
+            "norm_eps": _positive, "class_names": parse_names, "text_length": parse_count,
+            "groups": parse_count, "depths": lambda depths: tuple(map(parse_count, depths))}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .fts import FTS
@@ -15,11 +17,11 @@ MAP, MARGIN, CHART, SCALE = 384, 16, 420, 2
 # A 3 x 5 font; every digit is a row of three bits.
 FONT = dict(
     zip(
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.:/%+=,()_",
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.:/%+=,()_±",
         (
             "25755 65656 34443 65556 74647 74644 34553 55755 72227 11152 55655 44447 57755 65555 25552 65644 25573 "
             "65655 34216 72222 55557 55552 55775 55255 55222 71247 75557 26227 61247 61216 55711 74616 34757 71222 "
-            "75757 75716 00700 00002 02020 11244 51245 02720 07070 00024 12221 42224 00007"
+            "75757 75716 00700 00002 02020 11244 51245 02720 07070 00024 12221 42224 00007 27207"
         ).split(),
     )
 )
@@ -43,17 +45,21 @@ def draw_plan(plan: Plan, fts: FTS | None = None, image: int = 0) -> np.ndarray:
     return canvas
 
 
-def draw_bars(rows: list[tuple[str, float, str]], title: str) -> np.ndarray:
-    """Horizontal bars for (name, value, label) as (H, W, 3) uint8."""
+def draw_bars(rows: list[tuple[str, float, str]], title: str, errors: Sequence[float] = ()) -> np.ndarray:
+    """Horizontal bars for (name, value, label) as (H, W, 3) uint8, with half widths of intervals if given."""
     line, left, width = 24, 190, 640
     canvas = np.full((2 * MARGIN + line * (len(rows) + 1), left + width + 260, 3), PAPER, np.uint8)
     draw_text(canvas, title, MARGIN, MARGIN)
-    top = max((value for _, value, _ in rows), default=1.0) or 1.0
-    for index, (name, value, label) in enumerate(rows, start=1):
+    errors = tuple(errors) or (0.0,) * len(rows)
+    top = max((value + error for (_, value, _), error in zip(rows, errors)), default=1.0) or 1.0
+    for index, ((name, value, label), error) in enumerate(zip(rows, errors), start=1):
         y, length = MARGIN + line * index, max(1, int(width * value / top))
         draw_text(canvas, name, y + 4, MARGIN)
         canvas[y:y + line - 6, left:left + length] = STAGE_COLOURS[0 if index == 1 else 1]
-        draw_text(canvas, label, y + 4, left + length + 8)
+        reach = int(width * error / top)
+        if reach:
+            canvas[y + 8:y + 10, max(left, left + length - reach):left + length + reach] = INK
+        draw_text(canvas, label, y + 4, left + length + reach + 8)
     return canvas
 
 

@@ -102,7 +102,7 @@ def save_measured(path: str | os.PathLike, measured: Measured, key: str, *, dtyp
     tensors = {field.name: getattr(measured, field.name) for field in fields(measured)}
     tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor.int() for name, tensor in
                tensors.items()}
-    write_tensors(path, tensors, {"format": "pt", REFERENCE_KEY: json.dumps({"key": key})})
+    write_tensors(path, tensors, {REFERENCE_KEY: json.dumps({"key": key})})
 
 
 def load_measured(path: str | os.PathLike, key: str, remedy: str) -> Measured:

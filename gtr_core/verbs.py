@@ -36,7 +36,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 def info(options: argparse.Namespace) -> None:
     """What a file holds, and what is wrong with it."""
     facts = describe(read_checkpoint(options.file, weights=options.weights))
-    _report(options, facts, "\n".join(f"{key:12} {value}" for key, value in facts.items() if key != "spec"))
+    print_report(options, facts, "\n".join(f"{key:12} {value}" for key, value in facts.items() if key != "spec"))
 
 
 def describe(checkpoint: Checkpoint) -> dict:
@@ -62,7 +62,7 @@ def convert_file(options: argparse.Namespace) -> None:
     result = convert(options.source, options.target, weights=options.weights, dtype=options.dtype,
                      heads=options.heads, overwrite=options.overwrite)
     facts = describe(result)
-    _report(
+    print_report(
         options,
         facts,
         f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
@@ -74,21 +74,21 @@ def schedule(options: argparse.Namespace) -> None:
     """The plan of a schedule on a grid, as text, JSON or picture."""
     plan = make_plan(_schedule(options), _grid(options.grid), image_seeds(options.seed, 1))
     if options.png:
-        write_png(options.png, draw_plan(plan, _fts(options)))
+        write_png(options.png, draw_plan(plan, fts_of(options)))
     lines = [f"{index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
              for index, step in enumerate(plan.steps)]
-    _report(options, plan.to_dict(), "\n".join(lines + ([options.png] if options.png else [])))
+    print_report(options, plan.to_dict(), "\n".join(lines + ([options.png] if options.png else [])))
 
 
 def count_flops(options: argparse.Namespace) -> None:
     """TFLOPs per image of a schedule and the ratio to the origin."""
     if options.all:
         table = paper.compare()
-        return _report(options, table, paper.markdown(table))
-    facts = flops.report(_schedule(options), _spec(options.model), guided=not options.no_cfg, fts=_fts(options),
+        return print_report(options, table, paper.markdown(table))
+    facts = flops.report(_schedule(options), _spec(options.model), guided=not options.no_cfg, fts=fts_of(options),
                          cache=_cache(options))
     parts = "  ".join(f"{part} {value:.3f}" for part, value in facts["tflops"].items())
-    _report(options, facts, f"{facts['model']} {facts['preset']}: {parts} TFLOPs per image (2 per multiply-add, "
+    print_report(options, facts, f"{facts['model']} {facts['preset']}: {parts} TFLOPs per image (2 per multiply-add, "
                             f"{'no ' if options.no_cfg else ''}guidance, no VAE); origin {facts['origin_total']:.3f}; "
                             f"{facts['speedup']:.3f}x")
 
@@ -103,8 +103,8 @@ def generate(options: argparse.Namespace) -> None:
         raise GtRError(f"output '{output.name}': expected a name that ends in .png")
     if not output.parent.is_dir():
         raise GtRError(f"no folder {output.parent}: make it, or choose another")
-    _check_device(options.device)
-    model = pipeline.build_model(_file(options.model), device=options.device, dtype=DTYPES[options.dtype])
+    check_device(options.device)
+    model = pipeline.build_model(model_file(options.model), device=options.device, dtype=DTYPES[options.dtype])
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     pipeline.check_pair(model, vae)
     condition, grid = _condition(options, model.spec)
@@ -118,13 +118,13 @@ def generate(options: argparse.Namespace) -> None:
         cache=_cache(options),
         grid=grid,
         temperature=options.temperature,
-        fts=_fts(options),
+        fts=fts_of(options),
         device=options.device,
         dtype=DTYPES[options.dtype],
         callback=_watch(marks, silent=options.json),
     )
     plan = make_plan(schedule, grid, image_seeds(options.seed, len(condition)))
-    text = run_report(plan, model.spec, guided=guidance.enabled, fts=_fts(options), cache=_cache(options),
+    text = run_report(plan, model.spec, guided=guidance.enabled, fts=fts_of(options), cache=_cache(options),
                       seconds=[after - before for before, after in zip(marks, marks[1:])])
     count = len(condition)
     paths = [output if count == 1 else output.with_stem(f"{output.stem}_{k:03}") for k in range(count)]
@@ -133,23 +133,23 @@ def generate(options: argparse.Namespace) -> None:
     facts = {"files": [str(path) for path in paths], "seconds": marks[-1] - marks[0], "report": text}
     if not isinstance(condition, torch.Tensor):
         facts["classes"] = list(condition)
-    _report(options, facts, "\n".join([text, *facts["files"]]))
+    print_report(options, facts, "\n".join([text, *facts["files"]]))
 
 
 def run_bench(options: argparse.Namespace) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
-    _check_device(options.device)
+    check_device(options.device)
     spec, dtype = _spec(options.model), DTYPES[options.dtype]
-    methods = [_method(name.strip(), spec) for name in options.presets.split(",") if name.strip()]
+    methods = [named_method(name.strip(), spec) for name in options.presets.split(",") if name.strip()]
     if not methods or options.rounds < 1 or options.batch < 1:
         raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1")
     grid = _size(options.size, spec) if options.size else None
-    setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), _fts(options))
+    setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), fts_of(options))
     known = {*VARIANTS.values(), LIGHTGEN.name}
     model = (
         bench.random_model(spec, setting)
         if options.model in known
-        else pipeline.build_model(_file(options.model), device=options.device, dtype=dtype)
+        else pipeline.build_model(model_file(options.model), device=options.device, dtype=dtype)
     )
     result = bench.bench(model, methods, setting, rounds=options.rounds, on_run=lambda name, index: print(
         f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr))
@@ -157,11 +157,11 @@ def run_bench(options: argparse.Namespace) -> None:
         write_png(options.png, draw_bars([(row["preset"], row["seconds"], f"{row['seconds']:.2f} s {row['ratio']:.2f}x")
                                           for row in result["rows"]], f"{result['model']} seconds per batch (median)"))
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    _report(options, result, f"{result['model']}, batch {result['batch']}, {result['dtype']}; {machine}\n\n"
+    print_report(options, result, f"{result['model']}, batch {result['batch']}, {result['dtype']}; {machine}\n\n"
                              + bench.markdown(result))
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     if device.partition(":")[0] not in DEVICES or (device.startswith("cuda") and not torch.cuda.is_available()):
         raise GtRError(f"device '{device}' cannot be used here: expected cpu or an available accelerator")
 
@@ -212,7 +212,7 @@ def _schedule(options: argparse.Namespace) -> Schedule:
     if options.steps or options.rates:
         return Schedule("custom", "gtr", steps=_numbers(options.steps, int), rates=_numbers(options.rates, float),
                         **{"decoder_scope": "stage"} | changes)
-    chosen, _ = _method(options.preset)
+    chosen, _ = named_method(options.preset)
     return replace(chosen, name=f"{chosen.name} (changed)", **changes) if changes else chosen
 
 
@@ -230,7 +230,7 @@ def _grid(text: str) -> tuple[int, int]:
     return numbers
 
 
-def _file(model: str) -> str | Path:
+def model_file(model: str) -> str | Path:
     """The file behind --model."""
     return DEMO_MAR if model == "demo" else model
 
@@ -240,16 +240,16 @@ def _spec(model: str) -> ModelSpec:
         return mar_spec(model)
     if model == LIGHTGEN.name:
         return LIGHTGEN
-    return load_model(read_checkpoint(_file(model)))[0]
+    return load_model(read_checkpoint(model_file(model)))[0]
 
 
-def _fts(options: argparse.Namespace) -> FTS | None:
+def fts_of(options: argparse.Namespace) -> FTS | None:
     if options.fts == "off":
         return None
     return FTS(options.fts_fraction, options.fts_steps, options.fts)
 
 
-def _method(name: str, spec: ModelSpec | None = None) -> bench.Method:
+def named_method(name: str, spec: ModelSpec | None = None) -> bench.Method:
     """A preset by name; ``lazymar`` is the origin with LazyMAR's caches, ``reference`` the model's origin as upstream
     runs it."""
     if name == REFERENCE and spec is not None:
@@ -258,7 +258,7 @@ def _method(name: str, spec: ModelSpec | None = None) -> bench.Method:
 
 
 def _cache(options: argparse.Namespace) -> LazyMAR | None:
-    return LazyMAR() if options.cache == LAZYMAR else _method(options.preset)[1]
+    return LazyMAR() if options.cache == LAZYMAR else named_method(options.preset)[1]
 
 
 def _watch(marks: list[float], *, silent: bool) -> Callback:
@@ -282,5 +282,5 @@ def _progress_bar(progress: Progress) -> None:
         print(file=sys.stderr)
 
 
-def _report(options: argparse.Namespace, facts: dict, text: str) -> None:
+def print_report(options: argparse.Namespace, facts: dict, text: str) -> None:
     print(json.dumps(facts) if options.json else text)

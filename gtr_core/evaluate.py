@@ -1,0 +1,194 @@
+"""Evaluating methods: many pictures per method and seed, measured in small pieces that a killed run leaves behind.
+
+Picture k of seed s has the same label and the same noise whatever the method, the batch and the number of pictures:
+methods are compared in pairs, and a longer evaluation goes on from a shorter one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .engine import Cache, Guidance
+from .errors import GtRError
+from .extractor import digest
+from .fts import FTS
+from .models import Model
+from .pipeline import check_pair, decode_pictures, generate_latents
+from .png import write_png
+from .reference import Judge, Measured, joined, load_measured, save_measured
+from .schedule import Schedule
+from .spec import MARSpec
+from .vae import KLVAE
+
+VERSION, CHUNK, MOST_IMAGES = 1, 64, 2**31
+
+
+class PictureJudge(Protocol):
+    """What looks at pictures; ``identity`` changes with everything that changes what it sees."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def measure(self, images: Tensor, labels: Tensor) -> Measured: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compared, named by its schedule."""
+
+    schedule: Schedule
+    guidance: Guidance = Guidance()
+    fts: FTS | None = None
+    cache: Cache | None = None
+    temperature: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return self.schedule.name
+
+    def settings(self) -> dict:
+        """Everything that the pictures depend on, as plain data."""
+        schedule = {key: value for key, value in asdict(self.schedule).items() if key not in ("name", "note")}
+        return {"schedule": schedule, "guidance": asdict(self.guidance), "temperature": self.temperature,
+                "fts": None if self.fts is None else asdict(self.fts),
+                "cache": None if self.cache is None else [type(self.cache).__name__, asdict(self.cache)]}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures ``start`` to ``start + count - 1`` of one seed by one method. Plain data, to be sent anywhere."""
+
+    method: Method
+    seed: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Studio:
+    """What makes and measures pictures: one per process. ``device`` and ``dtype`` are the transformer's."""
+
+    model: Model
+    vae: KLVAE
+    judge: PictureJudge
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model.spec, MARSpec):
+            raise GtRError(f"{self.model.spec.name} draws from text: expected a class-conditional model to evaluate")
+        check_pair(self.model, self.vae)
+        spec = self.model.spec
+        if isinstance(self.judge, Judge):
+            own, made = self.judge.extractor.spec, spec.latent.size(spec.grid)
+            if self.judge.classes != spec.classes or (own.size, own.size) != made:
+                raise GtRError(f"the extractor knows {self.judge.classes} classes at {own.size} x {own.size} pixels, "
+                               f"{spec.name} draws {spec.classes} at {spec.latent.pixels(spec.grid)}: use the "
+                               "model's own extractor")
+
+    @cached_property
+    def identity(self) -> str:
+        """Of model, VAE and judge with all their weights, of dtype and kind of device."""
+        parts = [digest(part.state_dict(), part.spec) for part in (self.model, self.vae)]
+        return " ".join([*parts, self.judge.identity, str(self.dtype), torch.device(self.device).type])
+
+    def key(self, task: Task) -> str:
+        """A SHA-256 over everything that the task's result depends on (rounding aside: not the batch)."""
+        facts = [VERSION, self.identity, task.method.settings(), task.seed, task.start, task.count]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+OnShard = Callable[[Task, int, int], None]
+
+
+def tasks(methods: Sequence[Method], seeds: Iterable[int], images: int, chunk: int = CHUNK) -> list[Task]:
+    """All tasks, seed by seed, so that a stopped evaluation has whole seeds. Raises GtRError."""
+    seeds, names = list(seeds), [method.name for method in methods]
+    if not methods or len(set(names)) != len(names):
+        raise GtRError(f"methods {', '.join(names)}: expected at least one, all of different names")
+    if not 4 <= images < MOST_IMAGES or not seeds or chunk < 1 or not all(0 <= seed < 2**31 for seed in seeds):
+        raise GtRError(f"{images} images of {len(seeds)} seeds: expected at least 4 images and 1 seed from 0 to 2^31")
+    return [Task(method, seed, start, min(chunk, images - start)) for seed in seeds for method in methods
+            for start in range(0, images, chunk)]
+
+
+def evaluate_shard(studio: Studio, task: Task, batch: int, pictures: Path | None = None) -> Measured:
+    """Make and measure the pictures of a task, ``batch`` at a time; written to the folder ``pictures`` if given."""
+    parts, spec, method = [], studio.model.spec, task.method
+    for start in range(task.start, task.start + task.count, batch):
+        indices = range(start, min(start + batch, task.start + task.count))
+        labels = [index % spec.classes for index in indices]
+        latents = generate_latents(
+            studio.model, method.schedule, labels, (task.seed << 32) + start, guidance=method.guidance,
+            temperature=method.temperature, cache=method.cache, fts=method.fts, device=studio.device,
+            dtype=studio.dtype)
+        images = decode_pictures(studio.vae, latents)
+        for index, image in zip(indices, images if pictures else ()):
+            write_png(picture_path(pictures, task, index), image)
+        parts.append(studio.judge.measure(as_images(images, studio.device), torch.tensor(labels)))
+    return joined(parts)
+
+
+def shard(studio: Studio, task: Task, work: Path, batch: int, pictures: Path | None = None) -> tuple[Measured, bool]:
+    """The result of a task from the folder ``work``, computed and stored first if it is not there; whether it was.
+
+    A shard that is damaged or of another key is made again. Processes may share the folder.
+    """
+    key = studio.key(task)
+    path = work / f"{key[:32]}.safetensors"
+    wanted = [picture_path(pictures, task, task.start + k) for k in range(task.count)] if pictures else []
+    if path.is_file() and all(picture.is_file() for picture in wanted):
+        try:
+            return load_measured(path, key, "delete the file"), True
+        except GtRError:
+            pass  # computed again below, and replaced
+    for folder in {work, *(picture.parent for picture in wanted)}:
+        make_folder(folder)
+    measured = evaluate_shard(studio, task, batch, pictures)
+    save_measured(path, measured, key, dtype=torch.float32)
+    return measured, False
+
+
+def evaluate(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], images: int, work: Path, *,
+             batch: int = 16, pictures: Path | None = None, on_shard: OnShard | None = None
+             ) -> dict[str, list[Measured]]:
+    """Per method the measured pictures of every seed. ``on_shard(task, done, total)`` is called when one was made."""
+    if batch < 1:
+        raise GtRError(f"a batch of {batch}: expected at least 1")
+    todo = tasks(methods, seeds, images, max(CHUNK, batch))
+    found: dict[tuple[str, int], list[Measured]] = {}
+    for done, task in enumerate(todo, start=1):
+        measured, stored = shard(studio, task, work, batch, pictures)
+        found.setdefault((task.method.name, task.seed), []).append(measured)
+        if on_shard is not None and not stored:
+            on_shard(task, done, len(todo))
+    return {method.name: [joined(found[method.name, seed]) for seed in seeds] for method in methods}
+
+
+def as_images(pictures: np.ndarray, device: torch.device | str) -> Tensor:
+    """(n, H, W, 3) uint8 -> (n, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def picture_path(folder: Path, task: Task, index: int) -> Path:
+    """Where picture ``index`` of a task goes: one folder per method and seed."""
+    name = "".join(c if c.isalnum() or c in "-._" else "_" for c in task.method.name)
+    return folder / name / f"seed-{task.seed}" / f"{index:06}.png"
+
+
+def make_folder(folder: Path) -> None:
+    """Raises GtRError when that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GtRError(f"cannot make the folder {folder} ({error.strerror}): choose another") from error

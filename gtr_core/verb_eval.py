@@ -1,0 +1,151 @@
+"""The ``eval`` verb: quality of methods, with intervals over seeds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from . import fidelity, flops, pipeline, quality
+from .bench import describe_machine
+from .checkpoint import DTYPES
+from .demo import DEMO_JUDGE, DEMO_REFERENCE, DEMO_VAE
+from .engine import GUIDANCE_SCHEDULES, Guidance
+from .errors import GtRError
+from .evaluate import Method, OnShard, PictureJudge, Studio, Task, evaluate
+from .extractor import load_extractor
+from .lazymar import LazyMAR
+from .metrics import Interval
+from .picture import draw_bars
+from .png import write_png
+from .reference import Judge, Measured, load_reference
+from .verbs import check_device, fts_of, model_file, named_method, print_report
+
+DEFAULT, FIDELITY = "default", ("fid", "is")
+Measure = Callable[[Measured, int], quality.Figures]
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    """The verb's own options; those of FTS are common to all verbs."""
+    sub.add_argument("--model", default="demo", help="a MAR file, or demo")
+    sub.add_argument("--vae", help="the model's VAE file (not needed for demo)")
+    sub.add_argument("--presets", default="origin,step-16,gtr-full", help="the others are compared with the first")
+    sub.add_argument("--images", type=int, default=300, help="per seed; classes take turns")
+    sub.add_argument("--seeds", type=int, default=3, help="how many; intervals are over them")
+    sub.add_argument("--first-seed", type=int, default=0)
+    sub.add_argument("--batch", type=int, default=16)
+    sub.add_argument("--cfg", type=float, default=3.0)
+    sub.add_argument("--cfg-schedule", choices=GUIDANCE_SCHEDULES, default="linear")
+    sub.add_argument("--temperature", type=float, default=1.0)
+    sub.add_argument("--metrics", default=DEFAULT, help="default, or fid,is for real checkpoints (torch-fidelity)")
+    sub.add_argument("--extractor", metavar="FILE", help="the classifier that judges (fid,is: Inception's weights)")
+    sub.add_argument("--reference", metavar="FILE", help="real pictures, measured (fid: an .npz with mu and sigma)")
+    sub.add_argument("--work", metavar="DIR", default="eval_work", help="intermediate results; a rerun goes on there")
+    sub.add_argument("--pictures", metavar="DIR", help="keep every picture as PNG")
+    sub.add_argument("--png", metavar="FILE", help="draw the first figure of every method")
+    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    sub.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the transformer")
+
+
+def evaluate_methods(options: argparse.Namespace) -> None:
+    """Make and measure pictures by every preset, and report figures and differences with their intervals."""
+    check_device(options.device)
+    if options.png and not Path(options.png).parent.is_dir():
+        raise GtRError(f"no folder {Path(options.png).parent}: make it, or choose another")
+    judge, measure, floor = _fidelity(options) if options.metrics != DEFAULT else _default(options)
+    studio = _studio(options, judge)
+    methods = [_method(name.strip(), options, studio) for name in options.presets.split(",") if name.strip()]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    measured = evaluate(studio, methods, seeds, options.images, Path(options.work), batch=options.batch,
+                        pictures=Path(options.pictures) if options.pictures else None, on_shard=_progress())
+    rows = quality.rows(measured, seeds, measure, {method.name: _cost(method, studio) for method in methods})
+    result = {"command": options.command, "model": studio.model.spec.name, "metrics": options.metrics,
+              "images": options.images, "seeds": list(seeds), "interval": "95 % Student t over the seeds",
+              "settings": {method.name: method.settings() for method in methods},
+              "dtype": options.dtype, "machine": describe_machine(options.device), "rows": rows} | floor(seeds)
+    if options.png:
+        write_png(options.png, _draw(result))
+    note = f"\n\nno row of real pictures: {result['floor_missing']}" if "floor_missing" in result else ""
+    print_report(options, result, f"{quality.markdown(result)}{note}\n\n{result['model']}, mean ± half of the 95 % "
+                                  f"interval over {options.seeds} seeds of {options.images} pictures; speed-up in "
+                                  "FLOPs against the origin")
+
+
+def _default(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Callable]:
+    """The judge with the project's own figures, and the row of real pictures."""
+    demo = options.model == "demo"
+    paths = options.extractor or (DEMO_JUDGE if demo else None), options.reference or (DEMO_REFERENCE if demo else None)
+    if None in paths:
+        raise GtRError("nothing to judge with: give a classifier of the model's pictures with --extractor and real "
+                       "pictures measured by it with --reference, or use --metrics fid,is")
+    judge = Judge(load_extractor(paths[0], device=options.device))
+    real = load_reference(paths[1], judge)
+
+    def measure(made: Measured, seed: int) -> quality.Figures:
+        return quality.figures(made, real, seed)
+
+    def floor(seeds: range) -> dict:
+        try:
+            pairs = list(quality.floor_sets(real, options.images, seeds))
+        except GtRError as error:
+            return {"floor_missing": str(error)}
+        values = [quality.figures(made, others, seed) for (made, others), seed in zip(pairs, seeds)]
+        return {"floor": quality.row(quality.FLOOR, options.images, values)}
+
+    real.balanced(options.images, 0)  # refuses more images than the reference can be compared with
+    return judge, measure, floor
+
+
+def _fidelity(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Callable]:
+    """The judge with FID and Inception Score."""
+    wanted = tuple(name.strip() for name in options.metrics.split(","))
+    if not set(wanted) <= set(FIDELITY):
+        raise GtRError(f"metrics '{options.metrics}': expected default, fid, is or fid,is")
+    if "fid" in wanted and not options.reference:
+        raise GtRError("fid needs the statistics of the real pictures: give an .npz with mu and sigma (such as "
+                       "adm_in256_stats.npz) with --reference")
+    judge = fidelity.inception_judge(options.extractor, device=options.device)
+    statistics = fidelity.read_statistics(options.reference) if "fid" in wanted else {}
+    return judge, lambda made, _: fidelity.fid_figures(made, statistics, wanted), lambda _: {}
+
+
+def _studio(options: argparse.Namespace, judge: PictureJudge) -> Studio:
+    if options.model != "demo" and not options.vae:
+        raise GtRError("no VAE: give the model's VAE file with --vae (kl16 for the published MAR models)")
+    model = pipeline.build_model(model_file(options.model), device=options.device, dtype=DTYPES[options.dtype])
+    vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
+    return Studio(model, vae, judge, options.device, DTYPES[options.dtype])
+
+
+def _method(name: str, options: argparse.Namespace, studio: Studio) -> Method:
+    schedule, cache = named_method(name, studio.model.spec)
+    return Method(schedule, Guidance(options.cfg, options.cfg_schedule), fts_of(options), cache, options.temperature)
+
+
+def _cost(method: Method, studio: Studio) -> dict:
+    report = flops.report(method.schedule, studio.model.spec, guided=method.guidance.enabled, fts=method.fts,
+                          cache=method.cache if isinstance(method.cache, LazyMAR) else None)
+    return {"tflops": report["tflops"]["total"], "speedup": report["speedup"]}
+
+
+def _progress() -> OnShard:
+    started = time.perf_counter()
+
+    def show(task: Task, done: int, total: int) -> None:
+        print(f"{done} of {total}: {task.method.name}, seed {task.seed}, pictures {task.start} to "
+              f"{task.start + task.count - 1} ({time.perf_counter() - started:.0f} s)", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _draw(result: dict):
+    rows = [*result["rows"], *([result["floor"]] if "floor" in result else [])]
+    key = next(iter(rows[0]["figures"]))
+    found = [Interval(**row["figures"][key]) for row in rows]
+    return draw_bars([(row["method"], interval.mean, str(interval)) for row, interval in zip(rows, found)],
+                     f"{result['model']}: {quality.FIGURES[key][0]}, {len(result['seeds'])} x {result['images']} "
+                     "pictures", [interval.half or 0.0 for interval in found])
