@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import verb_eval, verbs
+from . import verb_eval, verb_search, verbs
 from .checkpoint import DTYPES
 from .engine import GUIDANCE_SCHEDULES
 from .errors import GtRError
@@ -108,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("eval", verb_eval.evaluate_methods, "quality of methods over many pictures, resumable")
     verb_eval.add_options(sub)
     _fts_options(sub)
+
+    sub = verb("search", verb_search.search_schedule, "the best schedule at a cost, by quality")
+    verb_search.add_options(sub)
     return parser
 
 

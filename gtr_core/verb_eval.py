@@ -31,22 +31,27 @@ Measure = Callable[[Measured, int], quality.Figures]
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     """The verb's own options; those of FTS are common to all verbs."""
-    sub.add_argument("--model", default="demo", help="a MAR file, or demo")
-    sub.add_argument("--vae", help="the model's VAE file (not needed for demo)")
+    add_judge_options(sub)
     sub.add_argument("--presets", default="origin,step-16,gtr-full", help="the others are compared with the first")
     sub.add_argument("--images", type=int, default=300, help="per seed; classes take turns")
     sub.add_argument("--seeds", type=int, default=3, help="how many; intervals are over them")
     sub.add_argument("--first-seed", type=int, default=0)
-    sub.add_argument("--batch", type=int, default=16)
     sub.add_argument("--cfg", type=float, default=3.0)
     sub.add_argument("--cfg-schedule", choices=GUIDANCE_SCHEDULES, default="linear")
     sub.add_argument("--temperature", type=float, default=1.0)
     sub.add_argument("--metrics", default=DEFAULT, help="default, or fid,is for real checkpoints (torch-fidelity)")
+    sub.add_argument("--pictures", metavar="DIR", help="keep every picture as PNG")
+    sub.add_argument("--png", metavar="FILE", help="draw the first figure of every method")
+
+
+def add_judge_options(sub: argparse.ArgumentParser) -> None:
+    """What is judged, by what, and where intermediate results go."""
+    sub.add_argument("--model", default="demo", help="a MAR file, or demo")
+    sub.add_argument("--vae", help="the model's VAE file (not needed for demo)")
+    sub.add_argument("--batch", type=int, default=16)
     sub.add_argument("--extractor", metavar="FILE", help="the classifier that judges (fid,is: Inception's weights)")
     sub.add_argument("--reference", metavar="FILE", help="real pictures, measured (fid: an .npz with mu and sigma)")
     sub.add_argument("--work", metavar="DIR", default="eval_work", help="intermediate results; a rerun goes on there")
-    sub.add_argument("--pictures", metavar="DIR", help="keep every picture as PNG")
-    sub.add_argument("--png", metavar="FILE", help="draw the first figure of every method")
     sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     sub.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the transformer")
 
@@ -56,12 +61,12 @@ def evaluate_methods(options: argparse.Namespace) -> None:
     check_device(options.device)
     if options.png and not Path(options.png).parent.is_dir():
         raise GtRError(f"no folder {Path(options.png).parent}: make it, or choose another")
-    judge, measure, floor = _fidelity(options) if options.metrics != DEFAULT else _default(options)
-    studio = _studio(options, judge)
+    judge, measure, floor = _fidelity(options) if options.metrics != DEFAULT else default_judge(options)
+    studio = make_studio(options, judge)
     methods = [_method(name.strip(), options, studio) for name in options.presets.split(",") if name.strip()]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     measured = evaluate(studio, methods, seeds, options.images, Path(options.work), batch=options.batch,
-                        pictures=Path(options.pictures) if options.pictures else None, on_shard=_progress())
+                        pictures=Path(options.pictures) if options.pictures else None, on_shard=progress())
     rows = quality.rows(measured, seeds, measure, {method.name: _cost(method, studio) for method in methods})
     result = {"command": options.command, "model": studio.model.spec.name, "metrics": options.metrics,
               "images": options.images, "seeds": list(seeds), "interval": "95 % Student t over the seeds",
@@ -75,7 +80,7 @@ def evaluate_methods(options: argparse.Namespace) -> None:
                                   "FLOPs against the origin")
 
 
-def _default(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Callable]:
+def default_judge(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Callable]:
     """The judge with the project's own figures, and the row of real pictures."""
     demo = options.model == "demo"
     paths = options.extractor or (DEMO_JUDGE if demo else None), options.reference or (DEMO_REFERENCE if demo else None)
@@ -113,7 +118,7 @@ def _fidelity(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Calla
     return judge, lambda made, _: fidelity.fid_figures(made, statistics, wanted), lambda _: {}
 
 
-def _studio(options: argparse.Namespace, judge: PictureJudge) -> Studio:
+def make_studio(options: argparse.Namespace, judge: PictureJudge) -> Studio:
     if options.model != "demo" and not options.vae:
         raise GtRError("no VAE: give the model's VAE file with --vae (kl16 for the published MAR models)")
     model = pipeline.build_model(model_file(options.model), device=options.device, dtype=DTYPES[options.dtype])
@@ -132,7 +137,7 @@ def _cost(method: Method, studio: Studio) -> dict:
     return {"tflops": report["tflops"]["total"], "speedup": report["speedup"]}
 
 
-def _progress() -> OnShard:
+def progress() -> OnShard:
     started = time.perf_counter()
 
     def show(task: Task, done: int, total: int) -> None:

@@ -85,7 +85,7 @@ def count_flops(options: argparse.Namespace) -> None:
     if options.all:
         table = paper.compare()
         return print_report(options, table, paper.markdown(table))
-    facts = flops.report(_schedule(options), _spec(options.model), guided=not options.no_cfg, fts=fts_of(options),
+    facts = flops.report(_schedule(options), model_spec(options.model), guided=not options.no_cfg, fts=fts_of(options),
                          cache=_cache(options))
     parts = "  ".join(f"{part} {value:.3f}" for part, value in facts["tflops"].items())
     print_report(options, facts, f"{facts['model']} {facts['preset']}: {parts} TFLOPs per image (2 per multiply-add, "
@@ -139,7 +139,7 @@ def generate(options: argparse.Namespace) -> None:
 def run_bench(options: argparse.Namespace) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     check_device(options.device)
-    spec, dtype = _spec(options.model), DTYPES[options.dtype]
+    spec, dtype = model_spec(options.model), DTYPES[options.dtype]
     methods = [named_method(name.strip(), spec) for name in options.presets.split(",") if name.strip()]
     if not methods or options.rounds < 1 or options.batch < 1:
         raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1")
@@ -235,7 +235,7 @@ def model_file(model: str) -> str | Path:
     return DEMO_MAR if model == "demo" else model
 
 
-def _spec(model: str) -> ModelSpec:
+def model_spec(model: str) -> ModelSpec:
     if model in VARIANTS.values():
         return mar_spec(model)
     if model == LIGHTGEN.name:

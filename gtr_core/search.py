@@ -1,0 +1,102 @@
+"""Search for the best schedule at a given cost: random candidates, halved in rounds, checked on seeds never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import flops, quality
+from .engine import Guidance
+from .errors import GtRError
+from .evaluate import Method, OnShard, Studio, evaluate
+from .fts import FTS
+from .partition import PARTITIONS
+from .reference import Measured
+from .schedule import SCOPES, Schedule
+from .spec import ModelSpec
+
+FIGURE, KEPT = "frechet", 3
+MOST_DRAWS = 20_000
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is drawn from: AR steps of up to three stages, diffusion steps, decoder scope, partition, guidance, FTS."""
+
+    first: Sequence[int] = (5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
+    middle: Sequence[int] = (0, 1, 2, 3, 4, 6, 8)   # 0: two stages
+    last: Sequence[int] = (1, 2, 3, 4)
+    start: Sequence[int] = (25, 35, 50, 75, 100)
+    end: Sequence[int] = (15, 20, 25, 35, 50)
+    reconstruction: Sequence[int] = (10, 15, 20, 25, 35)
+    scopes: Sequence[str] = SCOPES
+    partitions: Sequence[str] = PARTITIONS
+    guidance: Sequence[Guidance] = (Guidance(1.0),)
+    fts: Sequence[FTS | None] = (None, FTS(0.1, 50), FTS(0.25, 50))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """FLOPs: ``target`` times fewer than the origin of ``spec``, at most ``slack`` (a share) more than that."""
+
+    spec: ModelSpec
+    target: float
+    slack: float = 0.06
+
+    def fits(self, method: Method) -> bool:
+        return self.target <= self.speedup(method) <= self.target * (1 + self.slack)
+
+    def speedup(self, method: Method) -> float:
+        report = flops.report(method.schedule, self.spec, guided=method.guidance.enabled, fts=method.fts)
+        return report["speedup"]
+
+
+def candidates(space: Space, budget: Budget, count: int, seed: int) -> list[Method]:
+    """``count`` different random methods of the budget. Raises GtRError when there are hardly any."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for _ in range(MOST_DRAWS):
+        method = _draw(space, generator)
+        if method is not None and method.name not in found and budget.fits(method):
+            found[method.name] = method
+            if len(found) == count:
+                return list(found.values())
+    raise GtRError(f"{len(found)} of {count} candidates found at {budget.target:g} x: choose a target that the space "
+                   "can reach, or ask for fewer candidates")
+
+
+def search(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], images: int, work: Path,
+           measure: Callable[[Measured, int], quality.Figures], *, batch: int = 16, on_shard: OnShard | None = None
+           ) -> Iterator[list[dict]]:
+    """Rounds of :func:`quality.rows`, best first: all methods, then a third of them with twice the pictures, and so on
+    until at most ``KEPT`` are left, which are measured once more."""
+    left, last = list(methods), False
+    while not last:
+        last = len(left) <= KEPT
+        measured = evaluate(studio, left, seeds, images, work, batch=batch, on_shard=on_shard)
+        rows = quality.rows(measured, seeds, measure, {})
+        rows.sort(key=lambda row: row["figures"][FIGURE]["mean"])
+        yield rows
+        by_name = {method.name: method for method in left}
+        left = [by_name[row["method"]] for row in rows[:max(KEPT, -(-len(rows) // 3))]]
+        images *= 2
+
+
+def _draw(space: Space, generator: torch.Generator) -> Method | None:
+    """A random method; None for a combination that makes no sense."""
+    def pick(options: Sequence):
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    first, middle, last = pick(space.first), pick(space.middle), pick(space.last)
+    start, end, reconstruction = pick(space.start), pick(space.end), pick(space.reconstruction)
+    scope, partition, guidance, fts = (pick(o) for o in (space.scopes, space.partitions, space.guidance, space.fts))
+    if end > start or middle > first or last > (middle or first) or (fts and fts.detail_steps <= reconstruction):
+        return None
+    steps = (first, middle, last) if middle else (first, last)
+    detail = f" fts {fts.fraction:g}" if fts else ""
+    guided = f" cfg {guidance.scale:g} {guidance.schedule}" if guidance.enabled else ""
+    name = (f"{','.join(map(str, steps))} {start},{end},{reconstruction} {partition} {scope}{detail}{guided}")
+    return Method(Schedule(name, "gtr", steps, diffusion=(start, end, reconstruction), partition=partition,
+                           decoder_scope=scope), guidance, fts)

@@ -1,0 +1,53 @@
+"""The ``search`` verb: the best schedule at a cost, chosen on some seeds and verified on others."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from . import quality
+from .engine import Guidance
+from .evaluate import Method, evaluate
+from .search import Budget, Space, candidates, search
+from .verb_eval import add_judge_options, default_judge, make_studio, progress
+from .verbs import check_device, model_spec, named_method, print_report
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    add_judge_options(sub)
+    sub.add_argument("--target", type=float, default=4.0, help="how many times fewer FLOPs than the origin")
+    sub.add_argument("--cost", default="mar-h", help="the model whose FLOPs count: mar-b, mar-l, mar-h, demo or a file")
+    sub.add_argument("--against", default="gtr-paper", help="presets that the winner is compared with")
+    sub.add_argument("--candidates", type=int, default=18)
+    sub.add_argument("--guidance", default="1", help="guidance scales to choose from, such as 1,2,3")
+    sub.add_argument("--images", type=int, default=128, help="per seed in the first round; later rounds have more")
+    sub.add_argument("--seeds", type=int, default=2, help="how many; the verification has as many others")
+    sub.add_argument("--space-seed", type=int, default=0, help="of the candidates")
+
+
+def search_schedule(options: argparse.Namespace) -> None:
+    """Search on the first seeds, then compare the winner with ``--against`` on as many others."""
+    check_device(options.device)
+    judge, measure, _ = default_judge(options)
+    studio = make_studio(options, judge)
+    scales = [float(scale) for scale in options.guidance.split(",")]
+    space = Space(guidance=[Guidance(scale) for scale in scales])
+    budget = Budget(model_spec(options.cost), options.target)
+    work, seeds = Path(options.work), range(options.seeds)
+    pool = candidates(space, budget, options.candidates, options.space_seed)
+    rounds = list(search(studio, pool, seeds, options.images, work, measure, batch=options.batch,
+                         on_shard=progress()))
+    winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
+    rivals = [Method(named_method(name.strip(), studio.model.spec)[0], winner.guidance)
+              for name in options.against.split(",") if name.strip()]
+    others = range(options.seeds, 2 * options.seeds)
+    compared = [winner, *rivals]
+    measured = evaluate(studio, compared, others, rounds[-1][0]["images"], work, batch=options.batch,
+                        on_shard=progress())
+    rows = quality.rows(measured, others, measure, {m.name: {"speedup": budget.speedup(m)} for m in compared})
+    result = {"command": options.command, "target": options.target, "cost": options.cost, "space": asdict(space),
+              "winner": winner.settings(), "rounds": rounds, "search_seeds": list(seeds),
+              "verification_seeds": list(others), "rows": rows}
+    print_report(options, result, f"winner of {len(pool)}: {winner.name}\n\non seeds that the search has not seen:\n\n"
+                                  f"{quality.markdown(result)}")

@@ -1,0 +1,57 @@
+"""The search for a schedule: its candidates keep to the budget, its rounds keep the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gtr_pack.gtr_core import flops, quality
+from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.errors import GtRError
+from gtr_pack.gtr_core.evaluate import Method, Studio, evaluate
+from gtr_pack.gtr_core.extractor import Extractor, ExtractorSpec
+from gtr_pack.gtr_core.pipeline import build_vae
+from gtr_pack.gtr_core.reference import Judge, Measured
+from gtr_pack.gtr_core.schedule import Schedule
+from gtr_pack.gtr_core.search import KEPT, Budget, Space, candidates, search
+from gtr_pack.gtr_core.spec import mar_spec
+from gtr_tests.stand_ins import randomised
+
+VAE = Path(__file__).resolve().parents[1] / "golden" / "vae_tiny_fp16.safetensors"
+
+
+def test_candidates_keep_to_the_budget():
+    spec, space = mar_spec("mar-b"), Space(guidance=(Guidance(1.0), Guidance(3.0)))
+    found = candidates(space, Budget(spec, 4.0), 12, seed=1)
+    assert len({method.name for method in found}) == 12
+    assert {method.guidance.scale for method in found} == {1.0, 3.0}
+    for method in found:
+        own = flops.count_schedule(method.schedule, spec, guided=method.guidance.enabled, fts=method.fts).total
+        origin = flops.count_schedule(flops.origin_of(spec), spec, guided=method.guidance.enabled).total
+        assert 4.0 <= origin / own <= 4.0 * 1.06
+    assert found == candidates(space, Budget(spec, 4.0), 12, seed=1) != candidates(space, Budget(spec, 4.0), 12, seed=2)
+
+
+def test_a_cost_out_of_reach_is_refused():
+    with pytest.raises(GtRError, match="0 of 3 candidates found at 500 x: choose a target"):
+        candidates(Space(), Budget(mar_spec("mar-b"), 500.0), 3, seed=0)
+
+
+def test_rounds_keep_the_best(tiny_mar, tmp_path):
+    names = tuple(f"class {label}" for label in range(10))
+    extractor = randomised(Extractor(ExtractorSpec(128, (8, 8, 16, 16), names, (), 6)), 1).eval()
+    studio = Studio(tiny_mar, build_vae(VAE), Judge(extractor))
+    methods = [Method(Schedule(f"{count} steps", "random", (count,), diffusion=(2, 2, 2))) for count in (1, 2, 3, 4, 5)]
+
+    def measure(made: Measured, seed: int) -> quality.Figures:
+        return {"frechet": float(made.features.sum())}
+
+    first, last = search(studio, methods, (0, 1), 4, tmp_path, measure, batch=4)
+    assert [len(first), len(last)] == [5, KEPT] and [first[0]["images"], last[0]["images"]] == [4, 8]
+    for rows in (first, last):
+        means = [row["figures"]["frechet"]["mean"] for row in rows]
+        assert means == sorted(means)
+    assert {row["method"] for row in last} == {row["method"] for row in first[:KEPT]}
+    alone = evaluate(studio, [method for method in methods if method.name == last[0]["method"]], (0, 1), 8,
+                     tmp_path / "again", batch=4)[last[0]["method"]]
+    assert last[0]["values"]["frechet"] == pytest.approx([measure(made, 0)["frechet"] for made in alone])
