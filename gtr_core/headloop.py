@@ -19,7 +19,7 @@ from .head import DiffusionHead
 from .noise import upload
 
 # Rows of the matrix product that makes the modulations: few enough to stay in a processor's cache.
-CHUNK_ROWS = 128
+CHUNK_ROWS = 256
 
 
 class Coefficients(NamedTuple):
