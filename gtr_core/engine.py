@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .diffusion import Chains, Evaluate, OnStep, denoise_in_turn, guided
 from .errors import GtRError
+from .graphs import StepGraphs
 from .headloop import HeadLoop
 from .lightgen import LightGen
 from .models import Model
@@ -66,11 +67,11 @@ class Cache(Protocol):
 
 @dataclass(eq=False)
 class Direct:
-    """What a run uses without a cache: every number that counts is computed, and nothing twice (docs/performance.md).
-    """
+    """What a run uses without a cache: all that counts is computed, and nothing twice (docs/performance.md)."""
 
     model: Model
     plan: Plan
+    graphs: StepGraphs | None = None
 
     def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
                      conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -100,7 +101,7 @@ class Direct:
 
     def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
                 on_step: OnStep) -> Tensor:
-        return HeadLoop(self.model.head, z, chains, scale, temperature).run(on_step)
+        return HeadLoop(self.model.head, z, chains, scale, temperature).run(on_step, self.graphs)
 
 
 @dataclass(eq=False)
@@ -129,9 +130,10 @@ class DirectLightGen(Direct):
                                self.plan.grid).chunk(halves)
 
 
-def direct(model: Model, plan: Plan) -> Direct:
-    """The engine of a run without a cache."""
-    return DirectLightGen(model, plan) if isinstance(model, LightGen) else Direct(model, plan)
+def direct(model: Model, plan: Plan, *, graphs: bool = False) -> Direct:
+    """The engine of a run without a cache; with CUDA graphs where asked for."""
+    kind = DirectLightGen if isinstance(model, LightGen) else Direct
+    return kind(model, plan, StepGraphs(model.head) if graphs else None)
 
 
 def once(condition: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 Rows are tokens, ordered by the length of their chains, the longest first: those still running are always the first
 ones. Guidance evaluates every row twice, side by side. What does not depend on x is computed before the steps that use
-it, for many steps in one matrix product: the weights that make it are read once, not once per step (docs/performance.md).
+it, for many steps in one matrix product: its weights are read once, not once per step (docs/performance.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 from .diffusion import Chain, Chains, OnStep
 from .head import DiffusionHead
 from .noise import upload
+
+if TYPE_CHECKING:
+    from .graphs import StepGraph, StepGraphs
 
 # Rows of the matrix product that makes the modulations: few enough to stay in a processor's cache.
 CHUNK_ROWS = 256
@@ -76,23 +79,44 @@ class HeadLoop:
         self.table = Coefficients(*table.split(1, dim=-1))
         self.x = chains.init.float().clone()
 
-    def run(self, on_step: OnStep) -> Tensor:
+    def run(self, on_step: OnStep, graphs: StepGraphs | None = None) -> Tensor:
         """All steps; ``on_step(j, steps)`` is called when j steps are done. Tokens (n, C)."""
-        total = len(self.noise)
         for start, end, rows in phases(self.groups):
-            size = max(1, CHUNK_ROWS // (rows * self.halves))
-            for first in range(start, end, size):
-                for j, modulations in enumerate(self.modulations(first, min(first + size, end), rows), start=first):
-                    advance(self.head, self.x[:rows], modulations, Coefficients(*(t[j, :rows] for t in self.table)),
-                            self.noise[j, :rows], self.halves, self.scale)
-                    on_step(j + 1, total)
+            graph = graphs.find(rows, self.halves, self.x) if graphs is not None else None
+            if graph is None:
+                self._phase(start, end, rows, on_step)
+            else:
+                self._replay(graph, start, end, rows, on_step)
         return self.x
 
-    def modulations(self, first: int, end: int, rows: int) -> Iterable[Iterable[Tensor]]:
-        """The layers' modulations, step by step; those of a single step are made layer by layer when asked for."""
+    def _phase(self, start: int, end: int, rows: int, on_step: OnStep) -> None:
+        size = max(1, CHUNK_ROWS // (rows * self.halves))
+        for first in range(start, end, size):
+            for j, modulations in enumerate(self._by_step(first, min(first + size, end), rows), start=first):
+                advance(self.head, self.x[:rows], modulations, Coefficients(*(t[j, :rows] for t in self.table)),
+                        self.noise[j, :rows], self.halves, self.scale)
+                on_step(j + 1, len(self.noise))
+
+    def _replay(self, graph: StepGraph, start: int, end: int, rows: int, on_step: OnStep) -> None:
+        graph.x[:rows].copy_(self.x[:rows])
+        for first in range(start, end, graph.steps):
+            steps = slice(first, min(first + graph.steps, end))
+            graph.load(self.head.modulations(self._embedding(steps.start, steps.stop, rows)),
+                       Coefficients(*(t[steps, :rows] for t in self.table)), self.noise[steps, :rows], self.scale)
+            for j in range(steps.start, steps.stop):
+                graph.replay()
+                on_step(j + 1, len(self.noise))
+        self.x[:rows].copy_(graph.x[:rows])
+
+    def _embedding(self, first: int, end: int, rows: int) -> Tensor:
+        """Of timestep and condition together, for a stretch of steps: (end - first, rows * halves, width)."""
         times = torch.cat([times[first:end, None].expand(-1, count * self.halves, -1)
                            for times, (count, _) in zip(self.times, self.groups) if len(times) >= end], dim=1)
-        y = times + self.condition[:rows * self.halves]
+        return times + self.condition[:rows * self.halves]
+
+    def _by_step(self, first: int, end: int, rows: int) -> Iterable[Iterable[Tensor]]:
+        """The layers' modulations, step by step; those of a single step are made layer by layer when asked for."""
+        y = self._embedding(first, end, rows)
         if end - first == 1:
             return [self.head.modulations(y[0])]
         return zip(*(modulation.unbind(0) for modulation in self.head.modulations(y)))
@@ -101,7 +125,7 @@ class HeadLoop:
 def advance(head: DiffusionHead, x: Tensor, modulations: Iterable[Tensor], step: Coefficients, noise: Tensor,
             halves: int, scale: float | Tensor) -> None:
     """One reverse step of the rows x (n, C), in place."""
-    out = head(x.repeat_interleave(halves, 0), modulations=modulations).view(len(x), halves, 2, -1)
+    out = head(x[:, None].expand(-1, halves, -1).flatten(0, 1), modulations=modulations).view(len(x), halves, 2, -1)
     eps = out[:, 0, 0] if halves == 1 else torch.lerp(out[:, 1, 0], out[:, 0, 0], scale)
     x.mul_(step.a).addcmul_(step.b, eps)
     x.addcmul_(torch.addcmul(step.d, step.c, out[:, 0, 1]).exp_(), noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from gtr_pack.gtr_core import headloop
 from gtr_pack.gtr_core.diffusion import Chains, chain
 from gtr_pack.gtr_core.engine import Direct, Guidance, Reference, ReferenceMAR, common_canvas
 from gtr_pack.gtr_core.fts import FTS
-from gtr_pack.gtr_core.headloop import phases
+from gtr_pack.gtr_core.graphs import StepGraphs
+from gtr_pack.gtr_core.hardware import best_dtype
+from gtr_pack.gtr_core.headloop import HeadLoop, phases
 from gtr_pack.gtr_core.infer import infer_lightgen_spec
 from gtr_pack.gtr_core.lightgen import LightGen
 from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
@@ -151,3 +154,70 @@ def test_lightgen_reads_its_text_once_per_run(lightgen, golden):
     assert len(evaluations(lightgen.encoder_blocks[0], lambda: run(lightgen, RANDOM, text))) == 4
     first = evaluations(lightgen.decoder_blocks[0], lambda: run(lightgen, RANDOM, text))[0]
     assert first[0] == 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_step_that_a_graph_records(scale, tiny_mar):
+    """On buffers filled up to a bucket, with a counter for the step; here without recording."""
+    generator, halves = torch.Generator().manual_seed(2), 2 if scale != 1 else 1
+    z = tuple(torch.randn(140, 64, generator=generator) for _ in range(halves))
+    chains = Chains(((3, chain(60)), (12, chain(40)), (125, chain(7))), torch.randn(140, 16, generator=generator),
+                    torch.randn(60, 140, 16, generator=generator))
+    graphs, seen = StepGraphs(tiny_mar.head, capture=False), []
+    loop = HeadLoop(tiny_mar.head, z, chains, scale, 0.9)
+    ours = loop.run(lambda j, total: seen.append(j), graphs)
+    assert error(ours, ReferenceMAR(tiny_mar, None).diffuse(z, chains, scale, 0.9, lambda j, total: None)) < 5e-5
+    assert seen == list(range(1, 61))
+    assert set(graphs.graphs) == {(8, halves), (16, halves)}  # and none for 140 tokens
+
+
+def test_a_failure_to_record_is_one_line_and_no_more(tiny_mar, caplog):
+    """The run goes on without graphs. (On a machine with CUDA the recording of a step on the CPU fails as well.)"""
+    generator = torch.Generator().manual_seed(2)
+    z = (torch.randn(4, 64, generator=generator),)
+    chains = Chains(((4, chain(5)),), torch.randn(4, 16, generator=generator),
+                    torch.randn(5, 4, 16, generator=generator))
+    graphs = StepGraphs(tiny_mar.head)
+    for _ in range(2):
+        ours = HeadLoop(tiny_mar.head, z, chains, 1.0, 1.0).run(lambda j, total: None, graphs)
+    plain = HeadLoop(tiny_mar.head, z, chains, 1.0, 1.0).run(lambda j, total: None)
+    assert torch.equal(ours, plain) and not graphs.usable
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0]
+    assert caplog.records[0].getMessage().startswith("CUDA graphs are off for this run: ")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.parametrize("labels", [[3], [3, 4, 5]])
+def test_cuda_graphs(labels, tiny_mar, caplog):
+    """Recorded and replayed, against the same run without them and the reference, on the device."""
+    model = copy.deepcopy(tiny_mar).cuda()
+    settings = dict(fts=FTS(0.2, 11), device="cuda")
+    with_graphs = run(model, STAGES, torch.tensor(labels), graphs=True, **settings)
+    assert not caplog.records
+    assert torch.equal(run(model, STAGES, torch.tensor(labels), graphs=True, **settings), with_graphs)
+    assert error(with_graphs, run(model, STAGES, torch.tensor(labels), **settings)) < 1e-3
+    assert error(with_graphs, run(model, STAGES, torch.tensor(labels), cache=Reference(), **settings)) < 1e-3
+
+
+@pytest.mark.parametrize("device, dtype", [("mps", torch.float32), ("xpu", torch.float32), ("meta", torch.float32)])
+def test_float32_where_nothing_faster_is_known(device, dtype):
+    assert best_dtype(device) == dtype
+
+
+@pytest.mark.parametrize("capabilities, dtype", [({"avx2": True}, torch.float32), ({}, torch.float32),
+                                                 ({"avx512_bf16": True}, torch.bfloat16),
+                                                 ({"avx512_bf16": False, "amx_tile": True}, torch.bfloat16)])
+def test_bfloat16_on_processors_with_units_for_it(capabilities, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert best_dtype("cpu") == dtype
+
+
+def test_bfloat16_in_the_transformer_stays_close(tiny_mar):
+    """The effect on conditioning vectors: rounding of bfloat16, while head and chain are float32."""
+    labels, plan = torch.tensor([3, 4]), make_plan(STAGES, (8, 8), (1, 2))
+    tables = [torch.from_numpy(t) for t in (plan.steps[3].known, plan.steps[3].positions, plan.steps[3].context)]
+    tokens = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(1))
+    rounded = copy.deepcopy(tiny_mar).to(torch.bfloat16)
+    z, z_rounded = (model(tokens.to(dtype), *tables, [model.embed_condition(labels, dtype)])[0].float()
+                    for model, dtype in ((tiny_mar, torch.float32), (rounded, torch.bfloat16)))
+    assert 0 < error(z_rounded, z) < 0.1
