@@ -42,7 +42,7 @@ class StepGraph:
         self.replay = self._capture() if capture else self._step
 
     def load(self, modulations: Iterable[Tensor], table: Coefficients, noise: Tensor, scale: float) -> None:
-        """The next k steps, ``self.steps`` at most: modulations (k, rows, ...) per layer, table and noise (k, n, ...)."""
+        """The next k <= ``self.steps`` steps: modulations (k, rows, ...) per layer, table and noise (k, n, ...)."""
         for slot, values in zip(self.modulations.split(self.widths, dim=-1), modulations):
             slot[:len(values), :values.shape[1]].copy_(values)
         self.table[:len(noise), :noise.shape[1]].copy_(torch.cat(table, dim=-1))
