@@ -80,7 +80,7 @@ def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch):
 def test_what_fits():
     spec = SPECS["mar-b"]
     plan = make_plan(SCHEDULES[0], spec.grid, image_seeds(0, 10))
-    settings = dict(guided=True, itemsize=2, fts=None)
+    settings = dict(guided=True, itemsize=4, fts=None)
     parts = [activation_bytes(replace(plan, batch=batch), spec, **settings) for batch in range(1, 11)]
     slopes = {after - before for before, after in zip(parts, parts[1:])}
     assert len(slopes) == 1 and min(slopes) > 0
