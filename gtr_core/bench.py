@@ -30,7 +30,8 @@ Method = tuple[Schedule, LazyMAR | Reference | None]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: ``batch`` images of ``grid`` tokens, guided or not, on ``device`` in ``dtype``."""
+    """What is measured: ``batch`` images of ``grid`` tokens, guided or not, on ``device`` in ``dtype``, on CUDA with
+    ``graphs`` or without."""
 
     batch: int = 1
     grid: tuple[int, int] | None = None
@@ -38,6 +39,7 @@ class Setting:
     dtype: torch.dtype = torch.float32
     guidance: Guidance = Guidance(3.0)
     fts: FTS | None = FTS()
+    graphs: bool = True
 
 
 def random_model(spec: ModelSpec, setting: Setting, seed: int = 0) -> Model:
@@ -61,14 +63,14 @@ def bench(model: Model, methods: Sequence[Method], setting: Setting, *, rounds: 
           on_run: Callable[[str, int], None] | None = None) -> dict:
     """Run every method once per round, in turn, and report medians; the first one is the reference.
 
-    The result is plain data: what ran where, and per schedule seconds (median, least, most), AR steps, head
-    evaluations per image, TFLOPs per image, the time ratio and peak bytes (measured on CUDA; elsewhere the plan's
-    estimate of activations). ``on_run(name, round)`` is called before every run.
+    The result is plain data: what ran where, and per schedule seconds (median, least, most), processor seconds of all
+    threads, AR steps, head evaluations per image, TFLOPs per image, the ratios of both times and peak bytes (measured
+    on CUDA; elsewhere the plan's estimate of activations). ``on_run(name, round)`` is called before every run.
     """
     grid = setting.grid or model.spec.grid
     seeds = image_seeds(0, setting.batch)
     plans = {schedule.name: (make_plan(schedule, grid, seeds), cache) for schedule, cache in methods}
-    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in plans}
     peaks: dict[str, int] = {}
     for index in range(rounds):
         for name, (plan, cache) in plans.items():
@@ -76,7 +78,7 @@ def bench(model: Model, methods: Sequence[Method], setting: Setting, *, rounds: 
                 on_run(name, index)
             elapsed, peaks[name] = _run(model, plan, cache, setting)
             seconds[name].append(elapsed)
-    reference = median(next(iter(seconds.values())))
+    reference = medians(next(iter(seconds.values())))
     rows = [_row(model.spec, *plans[name], setting, times, peaks[name], reference) for name, times in seconds.items()]
     return {
         "model": model.spec.name,
@@ -88,6 +90,12 @@ def bench(model: Model, methods: Sequence[Method], setting: Setting, *, rounds: 
         "machine": describe_machine(setting.device),
         "rows": rows,
     }
+
+
+def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of seconds and of processor seconds."""
+    elapsed, processor = zip(*times)
+    return median(elapsed), median(processor)
 
 
 def describe_machine(device: str) -> dict:
@@ -118,29 +126,32 @@ def process_peak_bytes() -> int | None:
 
 def markdown(result: dict) -> str:
     """The rows as a table."""
-    lines = ["| preset | AR steps | head evaluations | TFLOPs | seconds (median, range) | ratio | peak MiB |",
-             "|---|---|---|---|---|---|---|"]
+    lines = ["| preset | AR steps | head evaluations | TFLOPs | seconds (median, range) | ratio | processor seconds | "
+             "ratio | peak MiB |", "|---|---|---|---|---|---|---|---|---|"]
     for row in result["rows"]:
         low, high = row["seconds_range"]
         lines.append(f"| {row['preset']} | {row['ar_steps']} | {row['head_evaluations']} | {row['tflops']:.2f} | "
                      f"{row['seconds']:.3f} ({low:.3f} to {high:.3f}) | {row['ratio']:.2f} x | "
+                     f"{row['processor_seconds']:.2f} | {row['processor_ratio']:.2f} x | "
                      f"{row['peak_bytes'] / 2**20:.0f}{'' if row['peak_measured'] else ' (estimate)'} |")
     return "\n".join(lines)
 
 
-def _run(model: Model, plan: Plan, cache: LazyMAR | Reference | None, setting: Setting) -> tuple[float, int]:
+def _run(model: Model, plan: Plan, cache: LazyMAR | Reference | None,
+         setting: Setting) -> tuple[tuple[float, float], int]:
+    """(seconds, processor seconds) and peak bytes of one run."""
     cuda = setting.device.startswith("cuda")
     condition = random_condition(model.spec, setting.batch)
     noise = SeededNoise(image_seeds(0, setting.batch), model.spec.head.channels)
     if cuda:
         torch.cuda.reset_peak_memory_stats(setting.device)
         torch.cuda.synchronize(setting.device)
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     sample(model, plan, condition, noise, guidance=setting.guidance, fts=setting.fts, cache=cache,
-           device=setting.device, dtype=setting.dtype)
+           graphs=setting.graphs, device=setting.device, dtype=setting.dtype)
     if cuda:
         torch.cuda.synchronize(setting.device)
-    elapsed = time.perf_counter() - started
+    elapsed = time.perf_counter() - started, time.process_time() - processor
     peak = torch.cuda.max_memory_allocated(setting.device) if cuda else activation_bytes(
         plan, model.spec, guided=setting.guidance.enabled, itemsize=setting.dtype.itemsize, fts=setting.fts)
     return elapsed, peak
@@ -151,14 +162,17 @@ def _row(
     plan: Plan,
     cache: LazyMAR | Reference | None,
     setting: Setting,
-    times: list[float],
+    times: list[tuple[float, float]],
     peak: int,
-    reference: float,
+    reference: tuple[float, float],
 ) -> dict:
+    (seconds, processor), wall = medians(times), [elapsed for elapsed, _ in times]
     process = respaced(plan.schedule, spec.diffusion)
     evaluations = sum(count_evaluations(step, process, setting.fts) for step in plan.steps)
     flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts,
                        cache=cache if isinstance(cache, LazyMAR) else None)
     return {"preset": plan.schedule.name, "ar_steps": len(plan.steps), "head_evaluations": evaluations,
-            "tflops": flops.total / 1e12, "seconds": median(times), "seconds_range": [min(times), max(times)],
-            "ratio": reference / median(times), "peak_bytes": peak, "peak_measured": setting.device.startswith("cuda")}
+            "tflops": flops.total / 1e12, "seconds": seconds, "seconds_range": [min(wall), max(wall)],
+            "ratio": reference[0] / seconds, "processor_seconds": processor,
+            "processor_ratio": reference[1] / processor, "peak_bytes": peak,
+            "peak_measured": setting.device.startswith("cuda")}

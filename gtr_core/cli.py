@@ -85,8 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--cfg", type=float, default=3.0)
     sub.add_argument("--cfg-schedule", choices=GUIDANCE_SCHEDULES, default="linear")
     sub.add_argument("--temperature", type=float, default=1.0)
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    sub.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the transformer")
+    _device_options(sub)
     sub.add_argument("-o", "--output", default="gtr.png")
 
     sub = verb("bench", verbs.run_bench, "measured latency and memory of presets, all in one run")
@@ -101,8 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=int, default=1)
     sub.add_argument("--size", help="LightGen: width x height in pixels")
     sub.add_argument("--cfg", type=float, default=3.0)
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    sub.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the transformer")
+    _device_options(sub)
     _fts_options(sub)
 
     sub = verb("eval", verb_eval.evaluate_methods, "quality of methods over many pictures, resumable")
@@ -126,6 +124,14 @@ def _schedule_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--partition", choices=PARTITIONS)
     sub.add_argument("--scope", choices=SCOPES, help="mask tokens that the decoder sees (custom schedules: stage)")
     _fts_options(sub)
+
+
+def _device_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    sub.add_argument("--dtype", choices=(*DTYPES, verbs.AUTO), default="float32",
+                     help="of the transformer; auto: the fastest that the device has units for")
+    sub.add_argument("--acceleration", choices=(verbs.AUTO, "off"), default=verbs.AUTO,
+                     help="CUDA graphs of the diffusion head; without effect on other devices")
 
 
 def _fts_options(sub: argparse.ArgumentParser) -> None:

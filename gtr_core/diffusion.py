@@ -17,6 +17,7 @@ from .spec import DiffusionSpec
 
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
 Evaluate = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+OnStep = Callable[[int, int], None]
 
 
 def cosine_betas(spec: DiffusionSpec) -> np.ndarray:
@@ -78,6 +79,16 @@ def chain(steps: int, spec: DiffusionSpec = DiffusionSpec()) -> Chain:
                  log_posterior_variance=np.log(clipped), log_betas=np.log(betas))
 
 
+@dataclass(frozen=True, eq=False)
+class Chains:
+    """The chains of one AR step. ``groups`` are (rows, table), the longest table first, and lie in this order in
+    ``init`` (n, C) and ``noise`` (S, n, C), float32; ``noise[j]`` belongs to every row's j-th executed step."""
+
+    groups: tuple[tuple[int, Chain], ...]
+    init: Tensor
+    noise: Tensor
+
+
 def guided(head: Head, x: Tensor, t: Tensor, z: Tensor, z_uncond: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """eps and v (n, C) of one head evaluation; with ``z_uncond`` eps is guided, v is the conditional rows' own.
 
@@ -113,3 +124,17 @@ def denoise(evaluate: Evaluate, table: Chain, init: Tensor, noise: Tensor, *, te
         if on_step is not None:
             on_step(j + 1)
     return x
+
+
+def denoise_in_turn(evaluator: Callable[[tuple[Tensor, ...], int], Evaluate], z: tuple[Tensor, ...], chains: Chains,
+                    temperature: float, on_step: OnStep) -> Tensor:
+    """One chain after the other: z (n, D) per condition -> tokens (n, C). ``evaluator(z, steps)`` serves one chain."""
+    parts, start, done = [], 0, 0
+    total = sum(len(table) for _, table in chains.groups)
+    for count, table in chains.groups:
+        rows = slice(start, start + count)
+        evaluate = evaluator(tuple(half[rows] for half in z), len(table))
+        parts.append(denoise(evaluate, table, chains.init[rows], chains.noise[:len(table), rows],
+                             temperature=temperature, on_step=lambda j, done=done: on_step(done + j, total)))
+        start, done = start + count, done + len(table)
+    return torch.cat(parts)

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .diffusion import Evaluate, guided
+from .diffusion import Chains, Evaluate, OnStep, denoise_in_turn, guided
 from .errors import GtRError
+from .graphs import StepGraphs
+from .headloop import HeadLoop
 from .lightgen import LightGen
 from .models import Model
+from .noise import upload
 from .plan import Plan
 
 GUIDANCE_SCHEDULES = ("linear", "constant")
@@ -48,8 +51,12 @@ class Engine(Protocol):
                      conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """z of AR step ``index``, one per condition; ``tables`` are its known, target and context positions."""
 
-    def evaluator(self, z: tuple[Tensor, ...], scale: float, steps: int) -> Evaluate:
-        """The head's evaluations for one chain of ``steps`` steps; z (n, D), conditional and maybe unconditional."""
+    def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
+                on_step: OnStep) -> Tensor:
+        """The diffusion of one AR step: z (n, D), conditional and maybe unconditional -> tokens (n, C).
+
+        ``on_step(j, total)`` is called when j of ``total`` steps are done.
+        """
 
 
 class Cache(Protocol):
@@ -58,35 +65,138 @@ class Cache(Protocol):
     def start(self, model: Model, plan: Plan, guidance: Guidance) -> Engine: ...
 
 
+@dataclass(eq=False)
+class Direct:
+    """What a run uses without a cache: all that counts is computed, and nothing twice (docs/performance.md)."""
+
+    model: Model
+    plan: Plan
+    graphs: StepGraphs | None = None
+
+    def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
+                     conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        shared = common_canvas(self.plan) if index == 0 else None
+        if shared is None:
+            return self.evaluate(tokens, tables, conditions)
+        masked, places = (upload(torch.from_numpy(array), tokens.device) for array in shared)
+        return self.evaluate_canvas(tokens, masked, places, tables, conditions)
+
+    def evaluate(self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
+                 conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """z of the targets (B, T, D), one per condition."""
+        return self.model(tokens, *tables, conditions, self.plan.grid)
+
+    def evaluate_canvas(self, tokens: Tensor, masked: Tensor, places: Tensor, tables: tuple[Tensor, Tensor, Tensor],
+                        conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The same before anything is known: every different condition once, at all positions ``masked`` (1, M);
+        ``places`` (B, T) are the targets' among them."""
+        rows = [once(condition) for condition in conditions]
+        batch = sum(map(len, rows))
+        if batch == len(rows) * len(tokens):
+            return self.evaluate(tokens, tables, conditions)
+        empty = masked[:, :0].expand(batch, -1)
+        (z,) = self.model(tokens[:1].expand(batch, -1, -1), empty, masked.expand(batch, -1), empty, [torch.cat(rows)],
+                          self.plan.grid)
+        return tuple(pick(half, places) for half in z.split([len(part) for part in rows]))
+
+    def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
+                on_step: OnStep) -> Tensor:
+        return HeadLoop(self.model.head, z, chains, scale, temperature).run(on_step, self.graphs)
+
+
+@dataclass(eq=False)
+class DirectLightGen(Direct):
+    """The same; what the cross-attention reads of the text is computed once per run."""
+
+    text: list[tuple[Tensor, Tensor]] | None = None
+
+    def evaluate(self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
+                 conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        known, targets, context = tables
+        return self._read(self.model.decode_targets(tokens, known, targets, context, self.plan.grid), targets,
+                          conditions)
+
+    def evaluate_canvas(self, tokens: Tensor, masked: Tensor, places: Tensor, tables: tuple[Tensor, Tensor, Tensor],
+                        conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        empty = masked[:, :0]
+        decoded = self.model.decode_targets(tokens[:1], empty, masked, empty, self.plan.grid)
+        return self._read(pick(decoded, places), tables[1], conditions)
+
+    def _read(self, decoded: Tensor, targets: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if self.text is None:
+            self.text = self.model.remember(torch.cat(list(conditions)))
+        halves = len(conditions)
+        return self.model.read(decoded.repeat(halves, 1, 1), targets.repeat(halves, 1), self.text,
+                               self.plan.grid).chunk(halves)
+
+
+def direct(model: Model, plan: Plan, *, graphs: bool = False) -> Direct:
+    """The engine of a run without a cache; with CUDA graphs where asked for."""
+    kind = DirectLightGen if isinstance(model, LightGen) else Direct
+    return kind(model, plan, StepGraphs(model.head) if graphs else None)
+
+
+def once(condition: Tensor) -> Tensor:
+    """The rows (B, ...) of a condition, or the one of which all are views."""
+    return condition[:1] if condition.stride(0) == 0 else condition
+
+
+def pick(values: Tensor, places: Tensor) -> Tensor:
+    """Rows ``places`` (B, T) of values (B or 1, M, D): (B, T, D)."""
+    return values.expand(len(places), -1, -1).gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def common_canvas(plan: Plan) -> tuple[np.ndarray, np.ndarray] | None:
+    """Positions (1, M) that all images of a batch have masked while nothing is known, ascending, and the places (B, T)
+    of the first step's targets among them. None where a token is known, or for a single image."""
+    step = plan.steps[0]
+    if plan.batch == 1 or step.known.shape[1]:
+        return None
+    masked = np.sort(np.concatenate([step.positions, step.context], axis=1), axis=1)
+    if (masked != masked[:1]).any():
+        return None
+    return masked[:1], np.searchsorted(masked[0], step.positions)
+
+
 @dataclass(frozen=True)
-class Plain:
-    """Every evaluation in full."""
+class Reference:
+    """The plainest faithful way to run a model, as upstream does: the yardstick of ``bench`` and of the tests.
+
+    Every block at every position, every diffusion step's embeddings and modulations anew, one chain after the other;
+    LightGen's guidance halves go through everything separately.
+    """
+
+    def start(self, model: Model, plan: Plan, guidance: Guidance) -> Engine:
+        return ReferenceLightGen(model, plan) if isinstance(model, LightGen) else ReferenceMAR(model, plan)
+
+
+@dataclass(frozen=True)
+class ReferenceMAR:
+    """See :class:`Reference`."""
 
     model: Model
     plan: Plan
 
     def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
                      conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return self.model(tokens, *tables, conditions, self.plan.grid)
+        known, targets, context = (t.repeat(len(conditions), 1) for t in tables)
+        encoded = self.model.encode(tokens.repeat(len(conditions), 1, 1), known, torch.cat(list(conditions)))
+        decoded = self.model.decode(encoded, known, torch.cat([targets, context], dim=1))
+        start = self.model.spec.buffer + known.shape[1]
+        z = decoded[:, start:] + self.model.diffusion_pos_embed_learned[0].to(decoded)[
+            torch.cat([targets, context], dim=1)]
+        return z[:, :targets.shape[1]].chunk(len(conditions))
 
-    def evaluator(self, z: tuple[Tensor, ...], scale: float, steps: int) -> Evaluate:
-        uncond = z[1] if len(z) > 1 else None
-        return lambda i, x, t: guided(self.model.head, x, t, z[0], uncond, scale)
+    def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
+                on_step: OnStep) -> Tensor:
+        def evaluator(rows: tuple[Tensor, ...], steps: int) -> Evaluate:
+            uncond = rows[1] if len(rows) > 1 else None
+            return lambda i, x, t: guided(self.model.head, x, t, rows[0], uncond, scale)
 
-
-@dataclass(frozen=True)
-class Reference:
-    """The plainest faithful way to run a model, as upstream does: the yardstick of ``bench``.
-
-    LightGen's guidance halves go through everything separately, and the text is read at every position. MAR is run
-    plainly anyway.
-    """
-
-    def start(self, model: Model, plan: Plan, guidance: Guidance) -> Engine:
-        return ReferenceLightGen(model, plan) if isinstance(model, LightGen) else Plain(model, plan)
+        return denoise_in_turn(evaluator, z, chains, temperature, on_step)
 
 
-class ReferenceLightGen(Plain):
+class ReferenceLightGen(ReferenceMAR):
     """See :class:`Reference`."""
 
     def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],

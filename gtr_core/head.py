@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,11 @@ def timestep_features(t: Tensor, dim: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000.0) / half))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """h (1 + scale) + shift."""
+    return torch.addcmul(h + shift, h, scale)
 
 
 class TimestepEmbedding(nn.Module):
@@ -45,11 +51,15 @@ class ResidualBlock(nn.Module):
     def branch(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The gate and what it lets through."""
         shift, scale, gate = self.modulation(y)
-        return gate, self.mlp(self.in_ln(h) * (1 + scale) + shift)
+        return gate, self.mlp(modulate(self.in_ln(h), shift, scale))
+
+    def modulated(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """The block with its ``modulation`` (n, 3 width) computed beforehand."""
+        shift, scale, gate = modulation.chunk(3, dim=-1)
+        return torch.addcmul(h, gate, self.mlp(modulate(self.in_ln(h), shift, scale)))
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
-        gate, output = self.branch(h, y)
-        return h + gate * output
+        return self.modulated(h, self.adaLN_modulation(y))
 
 
 class FinalLayer(nn.Module):
@@ -58,9 +68,12 @@ class FinalLayer(nn.Module):
         self.linear = operations.Linear(width, out, **factory)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(width, 2 * width, **factory))
 
+    def modulated(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """The layer with its ``modulation`` (n, 2 width) computed beforehand."""
+        return self.linear(modulate(F.layer_norm(h, h.shape[-1:], eps=1e-6), *modulation.chunk(2, dim=-1)))
+
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
-        return self.linear(F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+        return self.modulated(h, self.adaLN_modulation(y))
 
 
 class DiffusionHead(nn.Module):
@@ -78,9 +91,19 @@ class DiffusionHead(nn.Module):
             ResidualBlock(spec.width, operations=operations, **factory) for _ in range(spec.depth))
         self.final_layer = FinalLayer(spec.width, 2 * spec.channels, operations=operations, **factory)
 
-    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        y = self.time_embed(t, x.dtype) + self.cond_embed(z)
+    def modulations(self, y: Tensor) -> Iterator[Tensor]:
+        """What the layers make of the embedding y (..., width), one layer after another: (..., 3 width) of every
+        residual block, then (..., 2 width) of the final layer. It does not depend on x."""
+        y = F.silu(y)
+        for layer in (*self.res_blocks, self.final_layer):
+            yield layer.adaLN_modulation[1](y)
+
+    def forward(self, x: Tensor, t: Tensor | None = None, z: Tensor | None = None, *,
+                modulations: Iterable[Tensor] | None = None) -> Tensor:
+        """As above; ``modulations`` of every layer, if they are at hand, stand for ``t`` and ``z``."""
+        if modulations is None:
+            modulations = self.modulations(self.time_embed(t, x.dtype) + self.cond_embed(z))
         h = self.input_proj(x)
-        for block in self.res_blocks:
-            h = block(h, y)
-        return self.final_layer(h, y)
+        for layer, modulation in zip((*self.res_blocks, self.final_layer), modulations):
+            h = layer.modulated(h, modulation)
+        return h

@@ -36,9 +36,10 @@ class SelfAttention(nn.Module):
         self.qkv = operations.Linear(dim, 3 * dim, **factory)
         self.proj = operations.Linear(dim, dim, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """x (B, n, D) -> (B, n, D), or what the queries at ``rows`` get."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.proj(rearrange(self.attention(q, k, v), "b h n d -> b n (h d)"))
+        return self.proj(rearrange(self.attention(q[:, :, rows], k, v), "b h n d -> b n (h d)"))
 
 
 class Mlp(nn.Module):
@@ -63,6 +64,7 @@ class Block(nn.Module):
         self.norm2 = operations.LayerNorm(dim, eps=eps, **factory)
         self.mlp = Mlp(dim, mlp_ratio * dim, operations=operations, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """x (B, n, D) -> (B, n, D), or the output at ``rows`` only: enough where nothing reads the others."""
+        x = x[:, rows] + self.attn(self.norm1(x), rows)
         return x + self.mlp(self.norm2(x))

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from .diffusion import Evaluate
+from .diffusion import Chains, OnStep, denoise_in_turn
 from .engine import Guidance
 from .errors import GtRError
 from .head import DiffusionHead
@@ -98,8 +98,11 @@ class LazyEngine:
         self.previous = targets
         return tuple(self._read(half, targets) for half in (out, out + self.difference))
 
-    def evaluator(self, z: tuple[Tensor, ...], scale: float, steps: int) -> Evaluate:
-        return LazyHead(self.model.head, z, scale, steps, self.settings.head_period)
+    def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
+                on_step: OnStep) -> Tensor:
+        period = self.settings.head_period
+        return denoise_in_turn(lambda rows, steps: LazyHead(self.model.head, rows, scale, steps, period), z, chains,
+                               temperature, on_step)
 
     def _read(self, out: Tensor, targets: Tensor) -> Tensor:
         """Last norm and diffusion positions for the targets: (B, T, D)."""

@@ -24,9 +24,13 @@ class CrossAttention(nn.Module):
         self.kv = operations.Linear(dim, 2 * dim, **factory)
         self.proj = operations.Linear(dim, dim, **factory)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        q = rearrange(self.query_linear(x), "b n (h d) -> b h n d", h=self.heads)
+    def remember(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, T, d) of the text (B, T, D)."""
         k, v = rearrange(self.kv(text), "b n (two h d) -> two b h n d", two=2, h=self.heads)
+        return k, v
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = rearrange(self.query_linear(x), "b n (h d) -> b h n d", h=self.heads)
         return self.proj(rearrange(self.attention(q, k, v), "b h n d -> b n (h d)"))
 
 
@@ -41,9 +45,13 @@ class CrossBlock(nn.Module):
         self.norm2 = operations.LayerNorm(dim, eps=eps, **factory)
         self.mlp = Mlp(dim, mlp_ratio * dim, operations=operations, **factory)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def remember(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """What the block reads of the text."""
+        return self.attn.remember(self.normkv(text))
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         x = self.normq(x)
-        x = x + self.attn(x, self.normkv(text))
+        x = x + self.attn(x, k, v)
         return x + self.mlp(self.norm2(x))
 
 
@@ -146,22 +154,39 @@ class LightGen(nn.Module):
             x = block(x)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
-        """encoded (B, K, D), masked (B, M) positions -> (B, K + M, D) after the last norm, in that order."""
+    def decode(self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int],
+               rows: slice = slice(None)) -> Tensor:
+        """encoded (B, K, D), masked (B, M) positions -> (B, K + M, D) after the last norm, in that order; the last
+        block computes ``rows`` of it only."""
         x = self.decoder_embed(encoded)
         x = torch.cat([x, self.mask_token.to(x).expand(x.shape[0], masked.shape[1], -1)], dim=1)
         x = x + self.positions(self.decoder_pos_embed_learned, grid, x)[torch.cat([known, masked], dim=1)]
-        for block in self.decoder_blocks:
+        for block in self.decoder_blocks[:-1]:
             x = block(x)
-        return self.decoder_norm(x)
+        return self.decoder_norm(self.decoder_blocks[-1](x, rows))
+
+    def decode_targets(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor,
+                       grid: tuple[int, int]) -> Tensor:
+        """Everything before the text: (B, T, D) at the masked positions ``targets``."""
+        rows = slice(known.shape[1], known.shape[1] + targets.shape[1])
+        return self.decode(self.encode(tokens, known, grid), known, torch.cat([targets, context], dim=1), grid, rows)
+
+    def remember(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What the cross-attention blocks read of the text (B, T, D); it is the same in every AR step."""
+        return [block.remember(text) for block in self.cross_attn_blocks]
+
+    def read(self, decoded: Tensor, positions: Tensor, remembered: Sequence[tuple[Tensor, Tensor]],
+             grid: tuple[int, int]) -> Tensor:
+        """decoded (B, n, D) at ``positions`` (B, n), a remembered text -> z (B, n, D)."""
+        x = self.last_embed(decoded)
+        x = x + self.positions(self.last_pos_embed_learned, grid, x)[positions]
+        for block, (k, v) in zip(self.cross_attn_blocks, remembered):
+            x = block(x, k, v)
+        return self.cross_norm(x)
 
     def read_text(self, decoded: Tensor, positions: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor:
         """decoded (B, n, D) at ``positions`` (B, n), text (B, T, D) -> z (B, n, D)."""
-        x = self.last_embed(decoded)
-        x = x + self.positions(self.last_pos_embed_learned, grid, x)[positions]
-        for block in self.cross_attn_blocks:
-            x = block(x, text)
-        return self.cross_norm(x)
+        return self.read(decoded, positions, self.remember(text), grid)
 
     def forward(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, conditions: Sequence[Tensor],
                 grid: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -169,9 +194,6 @@ class LightGen(nn.Module):
 
         As :meth:`gtr_core.mar.MAR.forward`, for a grid of any size; conditions are (B, text_length, D).
         """
-        encoded = self.encode(tokens, known, grid)
-        decoded = self.decode(encoded, known, torch.cat([targets, context], dim=1), grid)
-        start, halves = known.shape[1], len(conditions)
-        z = self.read_text(decoded[:, start:start + targets.shape[1]].repeat(halves, 1, 1), targets.repeat(halves, 1),
-                           torch.cat(list(conditions)), grid)
+        decoded, halves = self.decode_targets(tokens, known, targets, context, grid), len(conditions)
+        z = self.read_text(decoded.repeat(halves, 1, 1), targets.repeat(halves, 1), torch.cat(list(conditions)), grid)
         return z.chunk(halves)

@@ -78,17 +78,18 @@ class MAR(nn.Module):
             x = block(x)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, known: Tensor, masked: Tensor) -> Tensor:
+    def decode(self, encoded: Tensor, known: Tensor, masked: Tensor, rows: slice = slice(None)) -> Tensor:
         """encoded (B, buffer + K, D), masked (B, M) positions -> (B, buffer + K + M, D) after the last norm.
 
-        Attention does not depend on the order of its rows, so the sequence is simply [buffer, known, masked].
+        Attention does not depend on the order of its rows, so the sequence is simply [buffer, known, masked]. The
+        last block computes ``rows`` of it only.
         """
         x = self.decoder_embed(encoded)
         x = torch.cat([x, self.mask_token.to(x).expand(x.shape[0], masked.shape[1], -1)], dim=1)
         x = x + self._positions(self.decoder_pos_embed_learned, torch.cat([known, masked], dim=1), x)
-        for block in self.decoder_blocks:
+        for block in self.decoder_blocks[:-1]:
             x = block(x)
-        return self.decoder_norm(x)
+        return self.decoder_norm(self.decoder_blocks[-1](x, rows))
 
     def forward(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, conditions: Sequence[Tensor],
                 grid: tuple[int, int] | None = None) -> tuple[Tensor, ...]:
@@ -103,9 +104,8 @@ class MAR(nn.Module):
         tokens, known, targets, context = (t.repeat(halves, *[1] * (t.ndim - 1)) for t in
                                            (tokens, known, targets, context))
         encoded = self.encode(tokens, known, torch.cat(list(conditions)))
-        decoded = self.decode(encoded, known, torch.cat([targets, context], dim=1))
         start = self.spec.buffer + known.shape[1]
-        z = decoded[:, start:start + targets.shape[1]]
+        z = self.decode(encoded, known, torch.cat([targets, context], dim=1), slice(start, start + targets.shape[1]))
         return (z + self.diffusion_pos_embed_learned[0].to(z)[targets]).chunk(halves)
 
     def _positions(self, table: Tensor, positions: Tensor, like: Tensor) -> Tensor:

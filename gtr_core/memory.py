@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from dataclasses import replace
+
 from .fts import FTS
+from .graphs import BUCKETS, BUFFER_ROWS
+from .headloop import CHUNK_ROWS
 from .plan import Plan
-from .spec import ModelSpec
+from .spec import LightGenSpec, ModelSpec
 
 # Tensors of (rows, dim) that live at once in a block: residual, norm, q, k, v, output; and the MLP's two.
 BLOCK_TENSORS = 6
-HEAD_TENSORS = 8
+HEAD_TENSORS = 10
 
 
-def activation_bytes(plan: Plan, spec: ModelSpec, *, guided: bool, itemsize: int, fts: FTS | None = None) -> int:
-    """An upper estimate in bytes for ``plan``; ``itemsize`` is the transformer's, the head works in float32."""
+def activation_bytes(plan: Plan, spec: ModelSpec, *, guided: bool, itemsize: int, fts: FTS | None = None,
+                     graphs: bool = False) -> int:
+    """An upper estimate in bytes for ``plan``; ``itemsize`` is the transformer's, the head works in float32.
+
+    It grows linearly with the batch, except for a constant part of the head's chunks of modulations and ``graphs``.
+    """
     rows, peak = plan.batch * (2 if guided else 1), 0
+    layers = (3 * spec.head.depth + 3) * spec.head.width * 4
     for step in plan.steps:
         sequence = spec.buffer + step.known.shape[1] + step.tokens + step.context.shape[1]
         block = rows * sequence * spec.dim * (BLOCK_TENSORS + 2 * spec.mlp_ratio) * itemsize
         scores = rows * spec.heads * sequence**2 * itemsize
         steps = max(step.diffusion_steps, fts.detail_steps if fts and step.reconstruction else 0)
-        head = rows * step.tokens * spec.head.width * HEAD_TENSORS * 4
-        noise = plan.batch * step.tokens * spec.head.channels * (steps + 1) * 4
+        head = rows * step.tokens * spec.head.width * HEAD_TENSORS * 4 + CHUNK_ROWS * layers
+        noise = plan.batch * step.tokens * (3 * spec.head.channels + 4) * (steps + 1) * 4
         peak = max(peak, block + scores, head + noise)
-    return peak
+    text = 2 * spec.text_length * spec.dim * (spec.cross_depth + 1) * itemsize if isinstance(spec, LightGenSpec) else 0
+    return peak + rows * text + (graphs_bytes(spec) if graphs else 0)
+
+
+def graphs_bytes(spec: ModelSpec) -> int:
+    """What CUDA graphs keep: the common buffer, and every graph's own activations."""
+    return (BUFFER_ROWS * (3 * spec.head.depth + 2) + 2 * sum(BUCKETS) * HEAD_TENSORS) * spec.head.width * 4
+
+
+def images_that_fit(budget: int, plan: Plan, spec: ModelSpec, **settings) -> int:
+    """The largest part of the plan's batch of which :func:`activation_bytes` stays within ``budget``; at least 1."""
+    def needed(batch: int) -> int:
+        return activation_bytes(replace(plan, batch=batch), spec, **settings)
+
+    return max(1, bisect_right(range(1, plan.batch + 1), budget, key=needed))

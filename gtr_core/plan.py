@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,12 @@ class Plan:
     @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    def part(self, images: slice) -> Plan:
+        """The plan of some of its images."""
+        steps = tuple(replace(step, known=step.known[images], positions=step.positions[images],
+                              context=step.context[images]) for step in self.steps)
+        return replace(self, batch=len(range(self.batch)[images]), steps=steps)
 
     def to_dict(self, image: int = 0) -> dict:
         """The plan of one image as plain data (the ``schedule`` verb's JSON)."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .diffusion import chain, denoise
-from .engine import Cache, Engine, Guidance, Plain
+from .diffusion import Chains, OnStep, chain
+from .engine import Cache, Engine, Guidance, direct
 from .errors import GtRError
 from .fts import FTS, select
 from .models import Model
@@ -55,6 +55,7 @@ def sample(
     guidance: Guidance = Guidance(),
     temperature: float = 1.0,
     fts: FTS | None = None,
+    graphs: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     callback: Callback | None = None,
@@ -65,6 +66,7 @@ def sample(
     LightGen: text states (B, T, caption_dim)). Guidance leads away from ``negative``, by default from what the model
     learned for no condition. ``cache`` (LazyMAR) replaces full evaluations by cheaper ones; its state is this call's.
     ``tokens`` (B, L, C) gives the values of positions that the plan leaves alone; they come back unchanged.
+    ``graphs`` records CUDA graphs of the head, for weights that stay where they are; elsewhere it does nothing.
     ``dtype`` is the transformer's compute dtype; the diffusion chain and the head are float32. ``callback`` is
     called before every AR step, every 8 diffusion steps and at the end; an exception that it raises cancels the
     run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
@@ -72,15 +74,16 @@ def sample(
     _check(model, plan, condition, negative, tokens, temperature, fts)
     tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
     tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
-    conditions = [model.embed_condition(condition.to(device), dtype)]
+    conditions = [_embed(model, condition, device, dtype)]
     if guidance.enabled:
         conditions.append(model.null_condition(conditions[0]) if negative is None
-                          else model.embed_condition(negative.to(device), dtype))
+                          else _embed(model, negative, device, dtype))
     tables, process = upload_tables(plan, device), respaced(plan.schedule, model.spec.diffusion)
-    engine = Plain(model, plan) if cache is None else cache.start(model, plan, guidance)
+    graphs = graphs and torch.device(device).type == "cuda"
+    engine = direct(model, plan, graphs=graphs) if cache is None else cache.start(model, plan, guidance)
     for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
-        tick = _ticker(callback, plan, index, tokens, known, fts)
-        tick(0)
+        tick = _ticker(callback, plan, index, tokens, known)
+        tick(0, step.diffusion_steps)
         z = engine.conditioning(index, tokens.to(dtype), (known, targets, context), conditions)
         z = tuple(half.float() for half in z)
         values = _denoise_step(
@@ -114,7 +117,7 @@ def _denoise_step(
     scale: float,
     temperature: float,
     fts: FTS | None,
-    tick: Callable[[int], None],
+    tick: OnStep,
 ) -> Tensor:
     """Diffusion of one AR step: z, conditional and maybe unconditional, each (B, n, D) -> values (B, n, C)."""
     batch, count = z[0].shape[:2]
@@ -124,16 +127,20 @@ def _denoise_step(
         detail, rest = select(fts, z[0], shuffled)
         groups = [(rows, steps) for rows, steps in ((detail, fts.detail_steps), (rest, step.diffusion_steps))
                   if rows.shape[1]]
-    init, steps_noise = (upload(t, z[0].device) for t in noise.draw(index, count, max(steps for _, steps in groups)))
-    values, done = torch.empty_like(init), 0
-    for rows, steps in groups:
-        table = chain(steps, process)
-        evaluate = engine.evaluator(tuple(_pick(half, rows).flatten(0, 1) for half in z), scale, len(table))
-        flat = denoise(evaluate, table, _pick(init, rows).flatten(0, 1),
-                       _pick(steps_noise[:len(table)], rows).flatten(1, 2), temperature=temperature,
-                       on_step=lambda j, done=done: tick(done + j))
-        done += len(table)
-        part = flat.unflatten(0, (batch, -1))
+        groups.sort(key=lambda group: -group[1])
+    init, steps_noise = (upload(t, z[0].device) for t in noise.draw(index, count, groups[0][1]))
+    sizes = [batch * (count if rows is None else rows.shape[1]) for rows, _ in groups]
+    tables = [chain(steps, process) for _, steps in groups]
+
+    def rows_of(t: Tensor) -> Tensor:
+        """t (..., B, n, C) -> (..., B n, C), group after group."""
+        return torch.cat([_pick(t, rows).flatten(-3, -2) for rows, _ in groups], dim=-2)
+
+    chains = Chains(tuple(zip(sizes, tables)), rows_of(init), rows_of(steps_noise[:len(tables[0])]))
+    flat = engine.diffuse(tuple(rows_of(half) for half in z), chains, scale, temperature, tick)
+    values = torch.empty_like(init)
+    for (rows, _), part in zip(groups, flat.split(sizes)):
+        part = part.unflatten(0, (batch, -1))
         values = part if rows is None else values.scatter(1, rows[..., None].expand_as(part), part)
     return values
 
@@ -146,13 +153,18 @@ def _pick(t: Tensor, rows: Tensor | None) -> Tensor:
     return t.gather(-2, index)
 
 
-def _ticker(callback: Callback | None, plan: Plan, index: int, tokens: Tensor, known: Tensor,
-            fts: FTS | None) -> Callable[[int], None]:
-    """Reports diffusion step j of AR step ``index``, every few steps."""
-    step = plan.steps[index]
-    total = step.diffusion_steps + (fts.detail_steps if fts is not None and step.reconstruction else 0)
+def _embed(model: Model, condition: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """The embedded condition (B, ...); one label for the whole batch is embedded once and expanded."""
+    same = not condition.is_meta and condition.ndim == 1 and bool((condition == condition[0]).all())
+    embedded = model.embed_condition((condition[:1] if same else condition).to(device), dtype)
+    return embedded.expand(len(condition), *embedded.shape[1:])
 
-    def tick(j: int) -> None:
+
+def _ticker(callback: Callback | None, plan: Plan, index: int, tokens: Tensor, known: Tensor) -> OnStep:
+    """Reports diffusion step j of ``total`` of AR step ``index``, every few steps."""
+    step = plan.steps[index]
+
+    def tick(j: int, total: int) -> None:
         if callback is not None and j % TICK == 0:
             callback(Progress(index, len(plan.steps), step.stage, plan.schedule.stages, j, total, tokens,
                               known))

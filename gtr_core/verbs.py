@@ -18,6 +18,7 @@ from .demo import DEMO_MAR, DEMO_VAE
 from .engine import Guidance, Reference
 from .errors import GtRError
 from .fts import FTS
+from .hardware import best_dtype
 from .infer import is_vae
 from .lazymar import LazyMAR
 from .noise import image_seeds
@@ -29,7 +30,7 @@ from .sampler import Callback, Progress
 from .schedule import Schedule, preset
 from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
 
-LAZYMAR, REFERENCE = "lazymar", "reference"
+LAZYMAR, REFERENCE, AUTO = "lazymar", "reference", "auto"
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -104,7 +105,7 @@ def generate(options: argparse.Namespace) -> None:
     if not output.parent.is_dir():
         raise GtRError(f"no folder {output.parent}: make it, or choose another")
     check_device(options.device)
-    model = pipeline.build_model(model_file(options.model), device=options.device, dtype=DTYPES[options.dtype])
+    model = pipeline.build_model(model_file(options.model), device=options.device, dtype=dtype_of(options))
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     pipeline.check_pair(model, vae)
     condition, grid = _condition(options, model.spec)
@@ -115,12 +116,13 @@ def generate(options: argparse.Namespace) -> None:
         condition,
         options.seed,
         guidance=guidance,
+        graphs=options.acceleration == AUTO,
         cache=_cache(options),
         grid=grid,
         temperature=options.temperature,
         fts=fts_of(options),
         device=options.device,
-        dtype=DTYPES[options.dtype],
+        dtype=dtype_of(options),
         callback=_watch(marks, silent=options.json),
     )
     plan = make_plan(schedule, grid, image_seeds(options.seed, len(condition)))
@@ -139,12 +141,13 @@ def generate(options: argparse.Namespace) -> None:
 def run_bench(options: argparse.Namespace) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     check_device(options.device)
-    spec, dtype = model_spec(options.model), DTYPES[options.dtype]
+    spec, dtype = model_spec(options.model), dtype_of(options)
     methods = [named_method(name.strip(), spec) for name in options.presets.split(",") if name.strip()]
     if not methods or options.rounds < 1 or options.batch < 1:
         raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1")
     grid = _size(options.size, spec) if options.size else None
-    setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), fts_of(options))
+    setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), fts_of(options),
+                            options.acceleration == AUTO)
     known = {*VARIANTS.values(), LIGHTGEN.name}
     model = (
         bench.random_model(spec, setting)
@@ -180,6 +183,11 @@ def _condition(options: argparse.Namespace, spec: ModelSpec) -> tuple[torch.Tens
             f"{spec.text_length}, {spec.caption_dim}), found {None if states is None else tuple(states.shape)}"
         )
     return states.float(), grid
+
+
+def dtype_of(options: argparse.Namespace) -> torch.dtype:
+    """The transformer's."""
+    return best_dtype(options.device) if options.dtype == AUTO else DTYPES[options.dtype]
 
 
 def _size(text: str, spec: ModelSpec) -> tuple[int, int]:

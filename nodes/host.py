@@ -241,6 +241,16 @@ class RunMonitor:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
+def activation_budget(patcher) -> int:
+    """Bytes of the model's device that are left beside its weights, once the host has moved everything else away."""
+    return int(mm.get_total_memory(patcher.load_device) - mm.minimum_inference_memory() - patcher.model_size())
+
+
+def stays_resident(patcher) -> bool:
+    """Whether all weights lie on the device and stay at their addresses, after the model was loaded."""
+    return not patcher.is_dynamic() and patcher.loaded_size() >= patcher.model_size()
+
+
 def reset_peak(patcher) -> None:
     """Start measuring peak memory, where the device can."""
     if patcher.load_device.type == "cuda":

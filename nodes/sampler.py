@@ -10,7 +10,7 @@ from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
 from ..gtr_core.fts import FTS
 from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
 from ..gtr_core.lazymar import LazyMAR
-from ..gtr_core.memory import activation_bytes
+from ..gtr_core.memory import activation_bytes, images_that_fit
 from ..gtr_core.noise import SeededNoise, image_seeds
 from ..gtr_core.plan import Plan, make_plan
 from ..gtr_core.report import run_report
@@ -21,6 +21,8 @@ from ._api import GtrCache, GtrFts, GtrSchedule, MarModel, io, ui
 from .conditioning import labels_for_batch
 from .latent import batch_images, latent_samples, token_grid, unknown_tokens
 from .text import texts_for_batch
+
+ACCELERATIONS = ("auto", "off")
 
 
 class Sampler(io.ComfyNode):
@@ -65,6 +67,15 @@ class Sampler(io.ComfyNode):
                     "condition, as upstream.",
                 ),
                 GtrCache.Input("cache", optional=True, tooltip="LazyMAR Cache: MAR models, with guidance."),
+                io.Combo.Input(
+                    "acceleration",
+                    options=list(ACCELERATIONS),
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="auto: CUDA graphs of the diffusion head, where the whole model is on a CUDA device. off: "
+                    "never. Pictures are the same up to rounding.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
         )
@@ -72,7 +83,7 @@ class Sampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, schedule, latent_image, seed: int, cfg: float, cfg_schedule: str,
                 temperature: float, fts: FTS | None = None, negative=None,
-                cache: LazyMAR | None = None) -> io.NodeOutput:
+                cache: LazyMAR | None = None, acceleration: str = "auto") -> io.NodeOutput:
         spec = model.spec
         samples = latent_samples(latent_image, model.patcher, spec)
         batch, grid = samples.shape[0], token_grid(samples, spec)
@@ -84,17 +95,24 @@ class Sampler(io.ComfyNode):
         plans = [(rows, make_plan(schedule, grid, [seeds[k] for k in rows], unknown=unknown[rows[0]].numpy()))
                  for rows in same_masks(unknown)]
 
-        compute = load_model(model, plans, guided=guidance.enabled, fts=fts)
+        graphs = acceleration == "auto" and cache is None and model.patcher.load_device.type == "cuda"
+        batches = [in_parts(model, plan, guided=guidance.enabled, fts=fts, graphs=graphs) for _, plan in plans]
+        load_model(model, sum(batches, []), guided=guidance.enabled, fts=fts, graphs=graphs)
         host.reset_peak(model.patcher)
-        monitor = host.RunMonitor(model, grid, sum(len(plan.steps) for _, plan in plans))
+        monitor = host.RunMonitor(model, grid, sum(len(part.steps) for parts in batches for part in parts))
         tokens = latent_to_tokens(samples, spec.latent).cpu()
         decoded, reports = torch.empty_like(tokens), list(model.notes)
-        for rows, plan in plans:
-            decoded[rows] = sample(
-                model.patcher.model.diffusion_model, plan, condition[rows],
-                SeededNoise(tuple(seeds[k] for k in rows), spec.head.channels), tokens=tokens[rows],
-                negative=None if against is None else against[rows], guidance=guidance, temperature=temperature,
-                fts=fts, cache=cache, device=model.patcher.load_device, dtype=compute, callback=monitor).cpu()
+        for (rows, plan), parts in zip(plans, batches):
+            seconds, start = [0.0] * len(plan.steps), 0
+            for part in parts:
+                images, start = rows[start:start + part.batch], start + part.batch
+                decoded[images] = sample(
+                    model.patcher.model.diffusion_model, part, condition[images],
+                    SeededNoise(tuple(seeds[k] for k in images), spec.head.channels), tokens=tokens[images],
+                    negative=None if against is None else against[images], guidance=guidance, temperature=temperature,
+                    fts=fts, cache=cache, graphs=graphs and host.stays_resident(model.patcher),
+                    device=model.patcher.load_device, dtype=model.patcher.model.compute_dtype, callback=monitor).cpu()
+                seconds = [before + more for before, more in zip(seconds, monitor.take_seconds())]
             reports.append(
                 run_report(
                     plan,
@@ -103,10 +121,12 @@ class Sampler(io.ComfyNode):
                     fts=fts,
                     cache=cache,
                     unknown=unknown[rows[0]].numpy(),
-                    seconds=monitor.take_seconds(),
+                    seconds=seconds,
                     peak_bytes=host.peak_bytes(model.patcher),
                 )
             )
+            if len(parts) > 1:
+                reports.append(f"the batch ran in {len(parts)} parts of at most {parts[0].batch} images to fit memory")
         report = "\n".join(reports)
         result = tokens_to_latent(decoded, grid, spec.latent)
         return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report,
@@ -119,15 +139,18 @@ def condition_for_batch(conditioning, images: list[int], spec: ModelSpec, what: 
     return read(conditioning, images, spec, what)
 
 
-def load_model(model: host.ModelHandle, plans: list[tuple[list[int], Plan]], *, guided: bool,
-               fts: FTS | None) -> torch.dtype:
-    """Have the host bring the model to its device with room for every plan; returns the compute dtype."""
-    dtype = model.patcher.model.compute_dtype
-    memory = max(
-        activation_bytes(plan, model.spec, guided=guided, fts=fts, itemsize=dtype.itemsize) for _, plan in plans
-    )
+def in_parts(model: host.ModelHandle, plan: Plan, **settings) -> list[Plan]:
+    """The plan in as few parts as fit the device beside the weights; an image does not depend on its part."""
+    itemsize = model.patcher.model.compute_dtype.itemsize
+    size = images_that_fit(host.activation_budget(model.patcher), plan, model.spec, itemsize=itemsize, **settings)
+    return [plan.part(slice(start, start + size)) for start in range(0, plan.batch, size)]
+
+
+def load_model(model: host.ModelHandle, plans: list[Plan], **settings) -> None:
+    """Have the host bring the model to its device with room for every plan."""
+    itemsize = model.patcher.model.compute_dtype.itemsize
+    memory = max(activation_bytes(plan, model.spec, itemsize=itemsize, **settings) for plan in plans)
     mm.load_models_gpu([model.patcher], memory_required=memory)
-    return dtype
 
 
 def same_masks(unknown: Tensor) -> list[list[int]]:

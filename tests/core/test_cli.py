@@ -132,12 +132,17 @@ def test_bench(capsys, tmp_path):
         "step-8,gtr-extreme,reference",
         "--rounds",
         1,
+        "--dtype",
+        "auto",
+        "--acceleration",
+        "off",
     )
     first, second, _ = facts["rows"]
     assert first["preset"] == "step-8" and first["ratio"] == 1 and second["ar_steps"] == 13
     assert all(row["seconds_range"][0] <= row["seconds"] <= row["seconds_range"][1] for row in facts["rows"])
     assert read_png(tmp_path / "b.png").std() > 10
     assert second["head_evaluations"] < first["head_evaluations"] and first["peak_bytes"] > 0
+    assert first["processor_ratio"] == 1 and first["processor_seconds"] > 0
 
 
 def test_generate_repeats_classes_up_to_the_batch(capsys, tmp_path):

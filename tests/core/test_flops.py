@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gtr_pack.gtr_core.cli import main
-from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.engine import Guidance, Reference
 from gtr_pack.gtr_core.flops import count_plan
 from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.lazymar import LazyMAR
@@ -88,5 +88,5 @@ def test_agreement_with_torchs_counter(schedule, guided, fts):
     model = MAR(spec, device="meta").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         sample(model, plan, torch.zeros(1, dtype=torch.int64), MetaNoise((0,), 16), device="meta", fts=fts,
-               guidance=Guidance(3.0 if guided else 1.0))
+               guidance=Guidance(3.0 if guided else 1.0), cache=Reference())
     assert counter.get_total_flops() == pytest.approx(count_plan(plan, spec, guided=guided, fts=fts).total, rel=1e-3)

@@ -72,6 +72,25 @@ def test_the_model_in_the_host_equals_the_plain_one(graph: Graph) -> None:
     assert "demo: 2 images, 6 AR steps" in report
 
 
+def test_a_batch_that_does_not_fit_runs_in_parts(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same pictures as in one go; the sampler asks the host for a part's memory, and says so in its report."""
+    import comfy.model_management as mm
+
+    asked: list[int] = []
+    load = mm.load_models_gpu
+    monkeypatch.setattr(mm, "load_models_gpu", lambda models, memory_required=0, **rest: (
+        asked.append(memory_required), load(models, memory_required=memory_required, **rest)))
+    inputs = {"latent_image": graph.latent(5), "positive": graph.condition("0, 1, 2, 3, 4"), "acceleration": "off"}
+    whole, report = graph.sample(**inputs)
+    assert "parts" not in report
+    budget = asked[0] // 2
+    monkeypatch.setattr(graph.pack.module("nodes.host"), "activation_budget", lambda patcher: budget)
+    parts, report = graph.sample(**inputs)
+    torch.testing.assert_close(parts["samples"], whole["samples"], rtol=1e-3, atol=1e-3)
+    assert "parts of at most" in report and asked[1] <= budget
+    assert "5 images" in report
+
+
 def test_the_host_manages_the_model(graph: Graph) -> None:
     import comfy.model_management as mm
 

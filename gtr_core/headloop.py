@@ -1,0 +1,131 @@
+"""The chains of one AR step in one loop: the same numbers as one evaluation after another, in fewer operations.
+
+Rows are tokens, ordered by the length of their chains, the longest first: those still running are always the first
+ones. Guidance evaluates every row twice, side by side. What does not depend on x is computed before the steps that use
+it, for many steps in one matrix product: its weights are read once, not once per step (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .diffusion import Chain, Chains, OnStep
+from .head import DiffusionHead
+from .noise import upload
+
+if TYPE_CHECKING:
+    from .graphs import StepGraph, StepGraphs
+
+# Rows of the matrix product that makes the modulations: few enough to stay in a processor's cache.
+CHUNK_ROWS = 256
+
+
+class Coefficients(NamedTuple):
+    """Of one reverse step, x <- a x + b eps + exp(c v + d) noise, each (..., 1)."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    d: Tensor
+
+
+def coefficients(table: Chain, device: torch.device) -> Tensor:
+    """The four :class:`Coefficients` of a chain in order of execution, (S, 4) float32.
+
+    The last step has c = d = 0; its noise must be 0.
+    """
+    c = (table.log_betas - table.log_posterior_variance) / 4
+    d = (table.log_betas + table.log_posterior_variance) / 4
+    c[0] = d[0] = 0.0
+    columns = (table.mean_x + table.mean_x0 * table.sqrt_recip, -table.mean_x0 * table.sqrt_recipm1, c, d)
+    return upload(torch.from_numpy(np.stack(columns, axis=1)[::-1].astype(np.float32)), device)
+
+
+def phases(groups: Iterable[tuple[int, Chain]]) -> Iterator[tuple[int, int, int]]:
+    """(first step, end, rows): stretches of steps that the same rows run."""
+    rows, start, counts = 0, 0, []
+    for count, table in groups:
+        rows += count
+        counts.append((len(table), rows))
+    for length, rows in reversed(counts):
+        if length > start:
+            yield start, length, rows
+            start = length
+
+
+class HeadLoop:
+    """The diffusion of one AR step: ``z`` (n, D) float32 per condition, one or two of them, and its chains."""
+
+    def __init__(self, head: DiffusionHead, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float):
+        self.head, self.groups, self.halves, self.scale = head, chains.groups, len(z), scale
+        device = z[0].device
+        self.condition = head.cond_embed(torch.stack(z, dim=1).flatten(0, 1))
+        self.times = [head.time_embed(upload(torch.tensor(table.timesteps[::-1]), device), torch.float32)
+                      for _, table in self.groups]
+        steps, n = len(self.groups[0][1]), len(chains.init)
+        table = torch.zeros(steps, n, 4, device=device)
+        self.noise = chains.noise[:steps] * temperature
+        start = 0
+        for count, chain in self.groups:
+            rows = slice(start, start + count)
+            table[:len(chain), rows] = coefficients(chain, device)[:, None]
+            self.noise[len(chain) - 1:, rows] = 0
+            start += count
+        self.table = Coefficients(*table.split(1, dim=-1))
+        self.x = chains.init.float().clone()
+
+    def run(self, on_step: OnStep, graphs: StepGraphs | None = None) -> Tensor:
+        """All steps; ``on_step(j, steps)`` is called when j steps are done. Tokens (n, C)."""
+        for start, end, rows in phases(self.groups):
+            graph = graphs.find(rows, self.halves, self.x) if graphs is not None else None
+            if graph is None:
+                self._phase(start, end, rows, on_step)
+            else:
+                self._replay(graph, start, end, rows, on_step)
+        return self.x
+
+    def _phase(self, start: int, end: int, rows: int, on_step: OnStep) -> None:
+        size = max(1, CHUNK_ROWS // (rows * self.halves))
+        for first in range(start, end, size):
+            for j, modulations in enumerate(self._by_step(first, min(first + size, end), rows), start=first):
+                advance(self.head, self.x[:rows], modulations, Coefficients(*(t[j, :rows] for t in self.table)),
+                        self.noise[j, :rows], self.halves, self.scale)
+                on_step(j + 1, len(self.noise))
+
+    def _replay(self, graph: StepGraph, start: int, end: int, rows: int, on_step: OnStep) -> None:
+        graph.x[:rows].copy_(self.x[:rows])
+        for first in range(start, end, graph.steps):
+            steps = slice(first, min(first + graph.steps, end))
+            graph.load(self.head.modulations(self._embedding(steps.start, steps.stop, rows)),
+                       Coefficients(*(t[steps, :rows] for t in self.table)), self.noise[steps, :rows], self.scale)
+            for j in range(steps.start, steps.stop):
+                graph.replay()
+                on_step(j + 1, len(self.noise))
+        self.x[:rows].copy_(graph.x[:rows])
+
+    def _embedding(self, first: int, end: int, rows: int) -> Tensor:
+        """Of timestep and condition together, for a stretch of steps: (end - first, rows * halves, width)."""
+        times = torch.cat([times[first:end, None].expand(-1, count * self.halves, -1)
+                           for times, (count, _) in zip(self.times, self.groups) if len(times) >= end], dim=1)
+        return times + self.condition[:rows * self.halves]
+
+    def _by_step(self, first: int, end: int, rows: int) -> Iterable[Iterable[Tensor]]:
+        """The layers' modulations, step by step; those of a single step are made layer by layer when asked for."""
+        y = self._embedding(first, end, rows)
+        if end - first == 1:
+            return [self.head.modulations(y[0])]
+        return zip(*(modulation.unbind(0) for modulation in self.head.modulations(y)))
+
+
+def advance(head: DiffusionHead, x: Tensor, modulations: Iterable[Tensor], step: Coefficients, noise: Tensor,
+            halves: int, scale: float | Tensor) -> None:
+    """One reverse step of the rows x (n, C), in place."""
+    out = head(x[:, None].expand(-1, halves, -1).flatten(0, 1), modulations=modulations).view(len(x), halves, 2, -1)
+    eps = out[:, 0, 0] if halves == 1 else torch.lerp(out[:, 1, 0], out[:, 0, 0], scale)
+    x.mul_(step.a).addcmul_(step.b, eps)
+    x.addcmul_(torch.addcmul(step.d, step.c, out[:, 0, 1]).exp_(), noise)

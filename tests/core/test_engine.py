@@ -1,0 +1,223 @@
+"""The engine of a run against the plainest way to run the model, at the same noise."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gtr_pack.gtr_core import headloop
+from gtr_pack.gtr_core.diffusion import Chains, chain
+from gtr_pack.gtr_core.engine import Direct, Guidance, Reference, ReferenceMAR, common_canvas
+from gtr_pack.gtr_core.fts import FTS
+from gtr_pack.gtr_core.graphs import StepGraphs
+from gtr_pack.gtr_core.hardware import best_dtype
+from gtr_pack.gtr_core.headloop import HeadLoop, phases
+from gtr_pack.gtr_core.infer import infer_lightgen_spec
+from gtr_pack.gtr_core.lightgen import LightGen
+from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
+from gtr_pack.gtr_core.plan import make_plan, plan_from_sequences
+from gtr_pack.gtr_core.sampler import sample
+from gtr_pack.gtr_core.schedule import Schedule
+from gtr_tests.recorded import error
+
+STAGES = Schedule("stages", "gtr", (3, 2, 2), diffusion=(9, 5, 5), decoder_scope="stage")
+FULL = Schedule("full", "gtr", (2, 1, 1), diffusion=(6, 4, 4))
+RANDOM = Schedule("random", "random", (5,), diffusion=(6, 6, 6))
+CLIPPED = Schedule("clipped", "random", (3,), diffusion=(30, 5, 5), profile="disa-linear", max_timestep=950)
+
+
+def run(model, schedule, condition, *, unknown=None, tokens=None, **settings):
+    seeds = image_seeds(3, len(condition))
+    plan = make_plan(schedule, (8, 8), seeds, unknown=unknown)
+    return sample(model, plan, condition, SeededNoise(seeds, model.spec.head.channels), tokens=tokens,
+                  **{"guidance": Guidance(2.5)} | settings)
+
+
+@pytest.mark.parametrize("schedule", [STAGES, FULL, RANDOM, CLIPPED], ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("labels, scale", [([4], 2.5), ([1, 7, 1], 2.5), ([2, 2], 2.5), ([2, 2], 1.0), ([5, 6], 1.0),
+                                           ([-1, -1], 3.0)])
+def test_mar(schedule, labels, scale, tiny_mar):
+    settings = dict(guidance=Guidance(scale), fts=FTS(0.2, 11))
+    ours = run(tiny_mar, schedule, torch.tensor(labels), **settings)
+    assert error(ours, run(tiny_mar, schedule, torch.tensor(labels), cache=Reference(), **settings)) < 1e-3
+
+
+@pytest.mark.parametrize("fts", [FTS(0.3, 12, "all"), FTS(0.5, 3), FTS(0.3, 5, "random"), FTS(1.0, 8)],
+                         ids=["all", "fewer steps", "as many steps", "no others"])
+def test_reconstruction(fts, tiny_mar):
+    labels = torch.tensor([3, 8])
+    ours = run(tiny_mar, STAGES, labels, fts=fts)
+    assert error(ours, run(tiny_mar, STAGES, labels, fts=fts, cache=Reference())) < 1e-3
+
+
+def test_known_tokens_and_a_negative(tiny_mar):
+    unknown = np.zeros((8, 8), bool)
+    unknown[1:6, 2:7] = True
+    tokens = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(1))
+    settings = dict(unknown=unknown, tokens=tokens, negative=torch.tensor([2, 2]), temperature=0.9)
+    ours = run(tiny_mar, STAGES, torch.tensor([3, 8]), **settings)
+    assert error(ours, run(tiny_mar, STAGES, torch.tensor([3, 8]), cache=Reference(), **settings)) < 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("rows", [1, 7, 10_000])
+def test_chains_of_different_lengths(rows, scale, tiny_mar, monkeypatch):
+    """Teacher-forced: one AR step's chains together and in turn, whatever the size of a chunk."""
+    monkeypatch.setattr(headloop, "CHUNK_ROWS", rows)
+    generator, halves = torch.Generator().manual_seed(2), 2 if scale != 1 else 1
+    z = tuple(torch.randn(9, 64, generator=generator) for _ in range(halves))
+    chains = Chains(((2, chain(50)), (4, chain(20)), (3, chain(1))), torch.randn(9, 16, generator=generator),
+                    torch.randn(50, 9, 16, generator=generator))
+    seen = []
+    ours = Direct(tiny_mar, None).diffuse(z, chains, scale, 0.9, lambda j, total: seen.append((j, total)))
+    plain = ReferenceMAR(tiny_mar, None).diffuse(z, chains, scale, 0.9, lambda j, total: None)
+    assert error(ours, plain) < 5e-5
+    assert seen == [(j, 50) for j in range(1, 51)]
+
+
+def test_the_rows_that_still_run_are_the_first_ones():
+    assert list(phases([(7, chain(50)), (57, chain(20))])) == [(0, 20, 64), (20, 50, 7)]
+    assert list(phases([(3, chain(5)), (4, chain(5))])) == [(0, 5, 7)]
+
+
+def evaluations(module, action) -> list[torch.Size]:
+    """Shapes of what goes into a module."""
+    shapes = []
+    handle = module.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape))
+    action()
+    handle.remove()
+    return shapes
+
+
+def test_fewer_evaluations(tiny_mar):
+    """The modulations of a chain come from few products, and only the head's small layers run per step."""
+    head, labels = tiny_mar.head, torch.tensor([3])
+    layer = head.res_blocks[0].adaLN_modulation[1]
+
+    def both(module):
+        return [len(evaluations(module, lambda: run(tiny_mar, RANDOM, labels, cache=cache)))
+                for cache in (None, Reference())]
+
+    few, many = both(layer)
+    assert many == 5 * 6 and few < many
+    assert both(head.time_embed) == [5, 5 * 6] and both(head) == [5 * 6, 5 * 6]
+
+
+@pytest.mark.parametrize("labels, rows", [([3, 4, 5], 4), ([3, 3, 3], 2), ([3], 2)])
+def test_the_empty_canvas_is_shared(labels, rows, tiny_mar):
+    """In the first AR step the unconditional half and every class that all images share are evaluated once."""
+    shapes = evaluations(tiny_mar.encoder_blocks[0], lambda: run(tiny_mar, RANDOM, torch.tensor(labels)))
+    assert [shape[0] for shape in shapes] == [rows] + [2 * len(labels)] * 4
+
+
+def test_the_last_block_runs_at_the_targets_only(tiny_mar):
+    plan = make_plan(RANDOM, (8, 8), (3,))
+    shapes = evaluations(tiny_mar.decoder_blocks[-1].mlp, lambda: run(tiny_mar, RANDOM, torch.tensor([3])))
+    assert [shape[1] for shape in shapes] == [step.tokens for step in plan.steps]
+
+
+def test_a_canvas_is_shared_only_where_it_is_one():
+    sequences = [np.array([[0, 1, 2, 3], [3, 2, 1, 0]]), np.array([[4, 5], [4, 5]])]
+    schedule = replace(STAGES, steps=(2, 1))
+    masked, places = common_canvas(plan_from_sequences(schedule, (2, 3), sequences, [[2, 2], [2]]))
+    assert masked.tolist() == [[0, 1, 2, 3]] and places.tolist() == [[0, 1], [2, 3]]
+    sequences[0][1] = [5, 2, 1, 0]
+    sequences[1][1] = [3, 4]
+    assert common_canvas(plan_from_sequences(schedule, (2, 3), sequences, [[2, 2], [2]])) is None
+
+
+@pytest.fixture(scope="module")
+def lightgen(golden_weights) -> LightGen:
+    weights = golden_weights("lightgen_tiny_fp16")
+    spec = infer_lightgen_spec({name: tuple(t.shape) for name, t in weights.items()}, heads=3)
+    model = LightGen(replace(spec, text_length=7))
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("batch, scale", [(1, 2.0), (2, 2.0), (2, 1.0)])
+def test_lightgen(batch, scale, lightgen, golden):
+    text = golden("lightgen_tiny_backbone")["text_in"][:batch]
+    settings = dict(guidance=Guidance(scale), fts=FTS(0.3, 6))
+    for schedule in (STAGES, RANDOM):
+        ours = run(lightgen, schedule, text, **settings)
+        assert error(ours, run(lightgen, schedule, text, cache=Reference(), **settings)) < 1e-3
+
+
+def test_lightgen_reads_its_text_once_per_run(lightgen, golden):
+    text = golden("lightgen_tiny_backbone")["text_in"]
+    layer = lightgen.cross_attn_blocks[0].attn.kv
+    assert len(evaluations(layer, lambda: run(lightgen, RANDOM, text))) == 1
+    assert len(evaluations(lightgen.encoder_blocks[0], lambda: run(lightgen, RANDOM, text))) == 4
+    first = evaluations(lightgen.decoder_blocks[0], lambda: run(lightgen, RANDOM, text))[0]
+    assert first[0] == 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_step_that_a_graph_records(scale, tiny_mar):
+    """On buffers filled up to a bucket, with a counter for the step; here without recording."""
+    generator, halves = torch.Generator().manual_seed(2), 2 if scale != 1 else 1
+    z = tuple(torch.randn(140, 64, generator=generator) for _ in range(halves))
+    chains = Chains(((3, chain(60)), (12, chain(40)), (125, chain(7))), torch.randn(140, 16, generator=generator),
+                    torch.randn(60, 140, 16, generator=generator))
+    graphs, seen = StepGraphs(tiny_mar.head, capture=False), []
+    loop = HeadLoop(tiny_mar.head, z, chains, scale, 0.9)
+    ours = loop.run(lambda j, total: seen.append(j), graphs)
+    assert error(ours, ReferenceMAR(tiny_mar, None).diffuse(z, chains, scale, 0.9, lambda j, total: None)) < 5e-5
+    assert seen == list(range(1, 61))
+    assert set(graphs.graphs) == {(8, halves), (16, halves)}  # and none for 140 tokens
+
+
+def test_a_failure_to_record_is_one_line_and_no_more(tiny_mar, caplog):
+    """The run goes on without graphs. (On a machine with CUDA the recording of a step on the CPU fails as well.)"""
+    generator = torch.Generator().manual_seed(2)
+    z = (torch.randn(4, 64, generator=generator),)
+    chains = Chains(((4, chain(5)),), torch.randn(4, 16, generator=generator),
+                    torch.randn(5, 4, 16, generator=generator))
+    graphs = StepGraphs(tiny_mar.head)
+    for _ in range(2):
+        ours = HeadLoop(tiny_mar.head, z, chains, 1.0, 1.0).run(lambda j, total: None, graphs)
+    plain = HeadLoop(tiny_mar.head, z, chains, 1.0, 1.0).run(lambda j, total: None)
+    assert torch.equal(ours, plain) and not graphs.usable
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0]
+    assert caplog.records[0].getMessage().startswith("CUDA graphs are off for this run: ")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.parametrize("labels", [[3], [3, 4, 5]])
+def test_cuda_graphs(labels, tiny_mar, caplog):
+    """Recorded and replayed, against the same run without them and the reference, on the device."""
+    model = copy.deepcopy(tiny_mar).cuda()
+    settings = dict(fts=FTS(0.2, 11), device="cuda")
+    with_graphs = run(model, STAGES, torch.tensor(labels), graphs=True, **settings)
+    assert not caplog.records
+    assert torch.equal(run(model, STAGES, torch.tensor(labels), graphs=True, **settings), with_graphs)
+    assert error(with_graphs, run(model, STAGES, torch.tensor(labels), **settings)) < 1e-3
+    assert error(with_graphs, run(model, STAGES, torch.tensor(labels), cache=Reference(), **settings)) < 1e-3
+
+
+@pytest.mark.parametrize("device, dtype", [("mps", torch.float32), ("xpu", torch.float32), ("meta", torch.float32)])
+def test_float32_where_nothing_faster_is_known(device, dtype):
+    assert best_dtype(device) == dtype
+
+
+@pytest.mark.parametrize("capabilities, dtype", [({"avx2": True}, torch.float32), ({}, torch.float32),
+                                                 ({"avx512_bf16": True}, torch.bfloat16),
+                                                 ({"avx512_bf16": False, "amx_tile": True}, torch.bfloat16)])
+def test_bfloat16_on_processors_with_units_for_it(capabilities, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert best_dtype("cpu") == dtype
+
+
+def test_bfloat16_in_the_transformer_stays_close(tiny_mar):
+    """The effect on conditioning vectors: rounding of bfloat16, while head and chain are float32."""
+    labels, plan = torch.tensor([3, 4]), make_plan(STAGES, (8, 8), (1, 2))
+    tables = [torch.from_numpy(t) for t in (plan.steps[3].known, plan.steps[3].positions, plan.steps[3].context)]
+    tokens = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(1))
+    rounded = copy.deepcopy(tiny_mar).to(torch.bfloat16)
+    z, z_rounded = (model(tokens.to(dtype), *tables, [model.embed_condition(labels, dtype)])[0].float()
+                    for model, dtype in ((tiny_mar, torch.float32), (rounded, torch.bfloat16)))
+    assert 0 < error(z_rounded, z) < 0.1
