@@ -2,7 +2,7 @@
 
 Global structure and fine detail can both fail visibly. Every picture draws a few things once that tokens far apart must
 agree on: hue, second hue, background, size, the phase of the texture and the side that the light comes from. Textures
-have the class's own period, from one token to two tokens (a token of the VAE is 8 x 8 pixels) and positions and
+have the class's own period, from one token to two tokens (a token is 8 x 8 pixels) and positions and
 sizes are whole tokens, so that a small model can learn them.
 """
 
@@ -85,10 +85,9 @@ def dots(x: Tensor, y: Tensor, period: int, radius: float, phase: Tensor) -> Ten
 
 
 def speckle(x: Tensor, y: Tensor, phase: Tensor) -> Tensor:
-    """A fixed random pattern of 2 x 2 pixel grains that repeats every 16 pixels."""
-    grains = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
-    column = ((x.long() + 8 * phase) // 2) % 8
-    return grains[(y.long() // 2) % 8, column]
+    """A fixed random pattern of 4 x 4 pixel grains that repeats every 16 pixels."""
+    grains = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    return grains[(y.long() // 4) % 4, ((x.long() + 8 * phase) // 4) % 4]
 
 
 def striped_disk(d: Draw, x: Tensor, y: Tensor) -> list[Part]:

@@ -1,71 +1,92 @@
-"""A small classifier of the demo's pictures: it judges samples, it is not shipped."""
+"""The classifier of the demo's pictures whose features measure quality, and what it sees in real pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from gtr_core.extractor import CLASS, Extractor, ExtractorSpec, load_extractor, save_extractor
+from gtr_core.reference import Judge, make_reference, rounded, save_measured
 
 from . import data, runs
 
-STEPS, BATCH, RATE, SEED = 300, 64, 2e-3, 4
+
+@dataclass(frozen=True)
+class JudgePlan:
+    steps: int = 700
+    batch: int = 64
+    rate: float = 2e-3
+    noise: float = 0.2     # largest standard deviation of the noise that training pictures get
+    held_out: int = 2000
+    reference: int = 4000
+    seed: int = 4
 
 
-class Judge(nn.Module):
-    """Pictures (n, 3, 64, 64) in [-1, 1] -> class scores (n, 10)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = (3, 16, 32, 64, 64)
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
-        self.norms = nn.ModuleList(nn.GroupNorm(4, width) for width in widths[1:])
-        self.out = nn.Linear(2 * widths[-1], len(data.CLASS_NAMES))
-
-    def features(self, images: Tensor) -> Tensor:
-        """(n, 128): mean and maximum over positions."""
-        h = images
-        for conv, norm in zip(self.convs, self.norms):
-            h = F.silu(norm(conv(h)))
-        return torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.out(self.features(images))
+SPEC = ExtractorSpec(size=data.SIZE, widths=(16, 32, 48, 64, 64), classes=data.CLASS_NAMES,
+                     factors=tuple(data.FACTORS.items()))
 
 
-def train_judge(folder: Path, device: torch.device) -> Judge:
-    """The classifier of ``folder``, trained first if it is missing; noise in its pictures keeps it from being picky."""
-    path = folder / "judge.pt"
-    torch.manual_seed(SEED)
-    judge = Judge().to(device)
-    if state := runs.load(path):
-        judge.load_state_dict(state)
-        return judge.eval()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=RATE)
-    for step in range(STEPS):
-        generator = runs.step_generator(SEED, step)
-        images, labels = data.batch(BATCH, generator, spread=1)
-        images = images + 0.2 * torch.rand(BATCH, 1, 1, 1, generator=generator) * torch.randn(
-            images.shape, generator=generator)
-        loss = F.cross_entropy(judge(images.to(device)), labels.to(device))
+def disturbed(images: Tensor, plan: JudgePlan, generator: torch.Generator) -> Tensor:
+    """Noise of random strength, and a blur of half of the pictures: what a VAE does to a picture should not count."""
+    n = len(images)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    share = torch.rand(n, 1, 1, 1, generator=generator) * (torch.rand(n, 1, 1, 1, generator=generator) < 0.5)
+    noise = plan.noise * torch.rand(n, 1, 1, 1, generator=generator)
+    return images.lerp(blurred, 0.5 * share) + noise * torch.randn(images.shape, generator=generator)
+
+
+def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan()) -> Extractor:
+    """The extractor of ``folder``, trained first if it is missing."""
+    path = folder / "judge.safetensors"
+    if path.exists():
+        return load_extractor(path, device=device)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(plan.seed)
+    extractor = Extractor(SPEC).to(device)
+    optimizer = torch.optim.AdamW(extractor.parameters(), lr=plan.rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.rate, total_steps=plan.steps)
+    for step in range(plan.steps):
+        generator = runs.step_generator(plan.seed, step)
+        labels = torch.randint(len(SPEC.classes), (plan.batch,), generator=generator)
+        images, factors = data.pictures(labels, generator)
+        scores = extractor(disturbed(images, plan, generator).to(device))
+        targets = {CLASS: labels} | factors
+        loss = sum(F.cross_entropy(scores[name], targets[name].to(device)) for name in scores)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    runs.save(path, judge.state_dict())
-    return judge.eval()
+        schedule.step()
+    extractor.eval().requires_grad_(False)
+    extractor.spec = replace(SPEC, accuracy=held_out_accuracy(extractor, plan))
+    save_extractor(path, extractor)
+    return extractor
 
 
 @torch.no_grad()
-def accuracy(judge: Judge, images: Tensor, labels: Tensor) -> float:
-    """Share of ``images`` (n, 3, H, W) that the judge gives their ``labels`` (n,)."""
-    return float((judge(images).argmax(1) == labels).float().mean())
+def held_out_accuracy(extractor: Extractor, plan: JudgePlan) -> dict[str, float]:
+    """Share of fresh pictures that each head gets right."""
+    device = next(extractor.parameters()).device
+    hits = {name: 0 for name in extractor.spec.heads}
+    for images, labels, factors in fresh(plan.held_out, 9):
+        for name, scores in extractor(rounded(images).to(device)).items():
+            hits[name] += int((scores.argmax(1).cpu() == (labels if name == CLASS else factors[name])).sum())
+    return {name: count / plan.held_out for name, count in hits.items()}
 
 
-@torch.no_grad()
-def frechet(judge: Judge, images: Tensor, real: Tensor) -> float:
-    """Frechet distance between the judge's features of two sets of pictures."""
-    a, b = (judge.features(x).double() for x in (images, real))
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    cross = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+def fresh(count: int, seed: int) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """``count`` pictures with balanced labels, in batches."""
+    for index, labels in enumerate((torch.arange(count) % len(data.CLASS_NAMES)).split(100)):
+        images, factors = data.pictures(labels, runs.step_generator(seed, index))
+        yield images, labels, factors
+
+
+def write_reference(path: Path, extractor: Extractor, plan: JudgePlan = JudgePlan()) -> None:
+    """What the extractor sees in fresh pictures: the real ones that generated ones are compared with."""
+    judge = Judge(extractor)
+    batches = ((images, labels) for images, labels, _ in fresh(plan.reference, 8))
+    save_measured(path, make_reference(judge, batches), judge.identity)

@@ -12,7 +12,7 @@ from gtr_core.vae import KLVAE
 from .data import CLASS_NAMES
 
 # 8 groups of 4 channels: with one channel a group (32 groups, as LDM has) the norms erase absolute colour.
-VAE_SPEC = VAESpec(channels=32, multipliers=(1, 1, 2, 2), blocks=1, latent_channels=8, embed_channels=8, groups=8)
+VAE_SPEC = VAESpec(channels=32, multipliers=(1, 1, 1), blocks=1, latent_channels=4, embed_channels=4, groups=8)
 INITIAL_LOGVAR = -6.0
 
 

@@ -13,19 +13,21 @@ from pathlib import Path
 
 import torch
 
+from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
+from gtr_core.extractor import save_extractor
 from gtr_core.spec import LatentSpec
 from gtr_core.vae import KLVAE
 
 from . import data, runs
 from .export import save_mar, save_vae
-from .judge import train_judge
+from .judge import train_judge, write_reference
 from .models import VAE_SPEC, demo_mar_spec
 from .pool import Pool, load_pool, measure_latent
 from .train_mar import MARPlan, train_mar
 from .train_vae import train_vae
 
 FOLDER = Path(__file__).parent
-POOL, FITTED = 12000, 256
+POOL, FITTED = 8000, 128
 
 
 def parse() -> argparse.Namespace:
@@ -33,10 +35,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("what", choices=("vae", "mar", "all", "export"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=Path, default=FOLDER / "runs", help="checkpoints and logs; a run is resumed")
-    parser.add_argument("--models", type=Path, default=FOLDER / "models", help="where export writes")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--steps", type=int, default=MARPlan.steps, help="last step of the MAR's training")
-    parser.add_argument("--judged", type=int, default=0, help="samples per schedule to judge at export (slow)")
     return parser.parse_args()
 
 
@@ -50,7 +50,7 @@ def latent_spec(path: Path, vae: KLVAE, pool: Pool) -> LatentSpec:
     """The measured token scale, stored once: a resumed run must not change it."""
     if not path.exists():
         images, _ = data.batch(FITTED, runs.step_generator(5, 0))
-        spec = measure_latent(pool, images, torch.cat([vae.moments(part)[0] for part in images.split(32)]),
+        spec = measure_latent(pool, images, torch.cat([vae.moments(part)[0] for part in images.split(4)]),
                               VAE_SPEC.stride)
         runs.replace_file(path, lambda temporary: temporary.write_text(json.dumps(asdict(spec))))
     fields = json.loads(path.read_text())
@@ -64,15 +64,17 @@ def run_mar(folder: Path, device: torch.device, steps: int) -> None:
     train_mar(folder, spec, pool, device, replace(MARPlan(), steps=steps))
 
 
-def run_export(folder: Path, models: Path, judged: int) -> None:
+def run_export(folder: Path) -> None:
     from .card import write_card
 
     vae = load_vae(folder)
     pool = load_pool(folder / "pool.pt", vae, POOL, torch.device("cpu"))
-    spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, pool))
-    save_vae(models / "demo_vae.safetensors", vae)
-    save_mar(models / "demo_mar.safetensors", runs.load(folder / "mar.pt")["ema"], spec)
-    write_card(FOLDER, folder, models, train_judge(folder, torch.device("cpu")), judged)
+    judge = train_judge(folder, torch.device("cpu"))
+    save_vae(DEMO_VAE, vae)
+    save_mar(DEMO_MAR, runs.load(folder / "mar.pt")["ema"], demo_mar_spec(latent_spec(folder / "latent.json", vae, pool)))
+    save_extractor(DEMO_JUDGE, judge)
+    write_reference(DEMO_REFERENCE, judge)
+    write_card(FOLDER, folder)
 
 
 def main() -> None:
@@ -84,7 +86,7 @@ def main() -> None:
     if options.what in ("mar", "all"):
         run_mar(options.runs, device, options.steps)
     if options.what in ("export", "all"):
-        run_export(options.runs, options.models, options.judged)
+        run_export(options.runs)
 
 
 if __name__ == "__main__":

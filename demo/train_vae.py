@@ -25,10 +25,10 @@ class VAEPlan:
     After ``warm_up`` steps the KL weight is steered so that the posterior width becomes ``sigma``.
     """
 
-    phases: tuple[tuple[int, int, int], ...] = ((3000, 32, 8), (500, 64, 8), (200, 128, 4))  # steps, pixels, batch
+    phases: tuple[tuple[int, int, int], ...] = ((1500, 32, 8), (300, 64, 8), (150, 128, 4))  # steps, pixels, batch
     rate: float = 1.5e-3
     muon_rate: float = 3e-3
-    warm_up: int = 1600
+    warm_up: int = 600
     kl: float = 1e-4
     sigma: float = 0.2
     seed: int = 1
@@ -119,7 +119,7 @@ def train_vae(folder: Path, device: torch.device, plan: VAEPlan = VAEPlan()) -> 
             width = posterior_width(mean, logvar)
             means.add(loss=float(loss), kl=float(kl_loss(mean, logvar)), width=width, psnr=psnr(out, image))
         if step >= plan.warm_up:
-            kl = min(1e-2, kl * (1.005 if width < plan.sigma else 0.99))
+            kl = min(1e-2, kl * (1.01 if width < plan.sigma else 0.99))
         seconds = time.monotonic() - started
         if (step + 1) % plan.log_every == 0:
             runs.append_log(log, step=step + 1, seconds=seconds, kl_weight=kl, **means.take())

@@ -1,0 +1,192 @@
+"""The experiments behind docs/quality.md: ``python -m demo.experiments NAME``.
+
+Every experiment is a list of methods, evaluated on the demo model with the same labels and noise. A stopped run goes on
+where it was. The result goes to ``docs/quality/NAME.json`` and a plot beside it; ``page`` writes docs/quality.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from gtr_core import flops, quality
+from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
+from gtr_core.engine import Guidance
+from gtr_core.evaluate import Method, Studio, Task, evaluate
+from gtr_core.extractor import load_extractor
+from gtr_core.fts import FTS
+from gtr_core.metrics import interval
+from gtr_core.partition import PARTITIONS
+from gtr_core.pipeline import build_model, build_vae
+from gtr_core.reference import Judge, load_reference
+from gtr_core.schedule import SCOPES, Schedule, preset
+
+from . import observations, pictures, runs
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT, WORK = ROOT / "docs" / "quality", ROOT / "demo" / "runs" / "quality"
+GUIDANCE = Guidance(1.0)
+PAPER_CLAIM = 3.72
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Methods to compare with the first, and the groups that share a line in the plot: (name, methods)."""
+
+    methods: tuple[Method, ...]
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def method(schedule: Schedule, fts: FTS | None = None) -> Method:
+    return Method(schedule, GUIDANCE, fts)
+
+
+def steps_of_origin(count: int) -> Schedule:
+    return Schedule(f"random-{count}", "random", (count,), diffusion=(100, 100, 100))
+
+
+def gate() -> Experiment:
+    """Can the model tell 64 steps from 18 and 8? Without that it cannot judge a method."""
+    return Experiment(tuple(method(s) for s in (preset("origin"), steps_of_origin(18), steps_of_origin(8))))
+
+
+def orders() -> Experiment:
+    """18 AR steps of 50 diffusion steps each, and nothing but the order different."""
+    even = {"diffusion": (50, 50, 50)}
+    single = [Schedule(order, order, (18,), **even) for order in ("random", "raster", "subsample", "halton")]
+    staged = [Schedule(f"gtr {partition}", "gtr", (10, 6, 2), partition=partition, **even) for partition in PARTITIONS]
+    return Experiment(tuple(map(method, single + staged)))
+
+
+def budgets() -> Experiment:
+    """Quality against FLOPs: one line per family of methods."""
+    families = {
+        "fewer AR steps": [preset("origin"), *(steps_of_origin(count) for count in (32, 16, 8))],
+        "Halton": [preset("halton-16"), preset("halton-8")],
+        "DiSA": [preset("disa-24"), preset("disa-16")],
+    }
+    for scope in SCOPES:
+        families[f"GtR, {scope} scope"] = [
+            Schedule(f"gtr {','.join(map(str, steps))} {scope}", "gtr", steps, decoder_scope=scope)
+            for steps in ((24, 6, 2), (10, 6, 2), (8, 3, 2), (5, 2, 1))]
+    return Experiment(tuple(method(s) for family in families.values() for s in family),
+                      tuple((name, tuple(s.name for s in family)) for name, family in families.items()))
+
+
+def fts() -> Experiment:
+    """FTS on a schedule whose reconstruction is short enough to need it: 8 diffusion steps."""
+    base = Schedule("off", "gtr", (10, 6, 2), diffusion=(50, 20, 8))
+    chosen = [FTS(0.1, 50, selection) for selection in ("high", "low", "random", "all")]
+    chosen += [FTS(fraction, steps) for fraction, steps in ((0.25, 50), (0.5, 50), (0.1, 100))]
+    named = [(replace(base, name=f"{f.selection} {f.fraction:g}, {f.detail_steps} steps"), f) for f in chosen]
+    return Experiment((method(base), *(method(*pair) for pair in named)))
+
+
+EXPERIMENTS = {"gate": gate, "orders": orders, "budgets": budgets, "fts": fts}
+
+
+def demo_studio() -> Studio:
+    return Studio(build_model(DEMO_MAR), build_vae(DEMO_VAE), Judge(load_extractor(DEMO_JUDGE)))
+
+
+def speedup(own: Method, studio: Studio) -> float:
+    """FLOPs of the origin over those of a method, both without guidance."""
+    report = flops.report(own.schedule, studio.model.spec, guided=own.guidance.enabled, fts=own.fts)
+    return report["speedup"]
+
+
+def run(name: str, images: int, seeds: Sequence[int], batch: int) -> dict:
+    """Evaluate an experiment's methods; the rows of :mod:`gtr_core.quality` as plain data."""
+    experiment, studio = EXPERIMENTS[name](), demo_studio()
+    reference = load_reference(DEMO_REFERENCE, studio.judge)
+    measured = evaluate(studio, experiment.methods, seeds, images, WORK, batch=batch, on_shard=_tell)
+    facts = {own.name: {"speedup": speedup(own, studio)} for own in experiment.methods}
+    rows = quality.rows(measured, seeds, lambda made, seed: quality.figures(made, reference, seed), facts)
+    floor = [quality.figures(made, others, seed) for seed, (made, others)
+             in zip(seeds, quality.floor_sets(reference, images, seeds))]
+    return {"experiment": name, "command": command(name, images, seeds), "images": images, "seeds": list(seeds),
+            "rows": rows, "floor": quality.row(quality.FLOOR, images, floor),
+            "groups": {group: list(names) for group, names in experiment.groups}}
+
+
+def command(name: str, images: int, seeds: Sequence[int]) -> str:
+    return f"python -m demo.experiments {name} --images {images} --seeds {len(seeds)}"
+
+
+def plot(result: dict) -> None:
+    """Frechet distance with intervals, against the speed-up."""
+    rows = {row["method"]: row for row in result["rows"]}
+    groups = result["groups"] or {name: [name] for name in rows}
+    points = {group: [point(rows[name], name if result["groups"] else "") for name in names]
+              for group, names in groups.items()}
+    sheet = pictures.error_bars(points, x_label="FLOPs of the origin / FLOPs",
+                                y_label="Frechet distance, mean and 95 % interval",
+                                marks={"paper: 3.72x": PAPER_CLAIM})
+    runs.replace_file(OUTPUT / f"{result['experiment']}.png", lambda part: sheet.save(part, "PNG", optimize=True))
+
+
+def point(row: dict, label: str) -> pictures.Point:
+    figure = row["figures"]["frechet"]
+    half = figure["half"] or 0.0
+    return pictures.Point(row["speedup"], figure["mean"], figure["mean"] - half, figure["mean"] + half,
+                          label.removeprefix("gtr ").removesuffix(" full").removesuffix(" stage"))
+
+
+def observe(count: int, redraws: int) -> dict:
+    """The two observations: change by distance from a decoded token, and spread of redrawn halves."""
+    studio = demo_studio()
+    real = observations.real_tokens(studio.model, studio.vae, count, 11)
+    result = {"experiment": "observations", "pictures": count, "redraws": redraws, "change": {}, "spread": {},
+              "command": f"python -m demo.experiments observations --images {count}"}
+    for known in (32, 96):
+        found = observations.neighbour_change(studio.model, real, known, 12)
+        result["change"][known] = {distance: vars(interval(values)) for distance, values in sorted(found.items())
+                                   if len(values) > 1}
+    sheets, spreads = [], {}
+    for shape in ("checkerboard", "upper half"):
+        spreads[shape], drawn = observations.spread_of_seeds(studio.model, studio.vae, real, shape, redraws, 13,
+                                                             GUIDANCE)
+        result["spread"][shape] = vars(interval(spreads[shape]))
+        sheets.append(drawn[:4].transpose(0, 1)[:7].flatten(0, 1))
+    ratio = [upper / max(board, 1e-6) for board, upper in zip(*spreads.values())]
+    result["ratio"] = vars(interval(ratio))
+    sheet = pictures.grid(torch.cat([s.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1) for s in sheets]),
+                          min(7, redraws))
+    runs.replace_file(OUTPUT / "observations.png", lambda part: sheet.quantize(256).save(part, "PNG", optimize=True))
+    return result
+
+
+def _tell(task: Task, done: int, total: int) -> None:
+    print(f"{done} of {total}: {task.method.name}, seed {task.seed}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=(*EXPERIMENTS, "observations", "page"))
+    parser.add_argument("--images", type=int, default=300, help="pictures per method and seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--redraws", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.what == "page":
+        from .quality_page import write_page
+        return write_page(OUTPUT, ROOT / "docs" / "quality.md")
+    if options.what == "observations":
+        result = observe(options.images, options.redraws)
+    else:
+        result = run(options.what, options.images, range(options.seeds), options.batch)
+        plot(result)
+        print(quality.markdown(result))
+    runs.replace_file(OUTPUT / f"{options.what}.json", lambda part: part.write_text(json.dumps(result, indent=1)))
+
+
+if __name__ == "__main__":
+    main()
