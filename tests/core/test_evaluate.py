@@ -322,7 +322,7 @@ def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
     assert {tuple(shard["features"].shape) for shard in shards} == {(5, fidelity.DIM)}
     judge = fidelity.inception_judge(inception)
     files_of_seed = sorted((pictures / "seed-1").iterdir())
-    images = torch.stack([module.as_images(np.asarray(Image.open(f))[None], "cpu")[0] for f in files_of_seed])
+    images = torch.stack([module.as_images(np.array(Image.open(f))[None], "cpu")[0] for f in files_of_seed])
     features = judge.measure(images, torch.arange(5)).features.double().numpy()
     np.savez(statistics, mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     out, progress = run(*arguments, "--metrics", "fid,is")
