@@ -31,7 +31,8 @@ from gtr_pack.gtr_core.pipeline import build_vae, decode_pictures, generate_late
 from gtr_pack.gtr_core.reference import Judge, Measured, make_reference, save_measured
 from gtr_pack.gtr_core.schedule import Schedule
 from gtr_tests.stand_ins import randomised, small_lightgen
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 VAE = ROOT / "tests" / "golden" / "vae_tiny_fp16.safetensors"
@@ -310,22 +311,29 @@ def inception(tmp_path, monkeypatch) -> Path:
     return tmp_path / "inception.pth"
 
 
-def test_fid_and_is_through_torch_fidelity(files, inception, capsys, tmp_path):
+def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
     """With random weights the numbers mean nothing, but they are torch-fidelity's own for the same PNG files."""
-    statistics = statistics_file(tmp_path / "s.npz")
-    pictures = tmp_path / "png"
-    arguments = ["eval", *files[:4], *QUICK, "--metrics", "fid,is", "--presets", "step-8", "--seeds", "1",
-                 "--extractor", str(inception), "--reference", str(statistics), "--work", str(tmp_path / "work"),
-                 "--pictures", str(pictures)]
-    assert main(arguments) == 0
-    figures = json.loads(capsys.readouterr().out)["rows"][0]["values"]
     import torch_fidelity
-    folder = str(pictures / "step-8" / "seed-0")
+    statistics, pictures = tmp_path / "s.npz", tmp_path / "png" / "step-8"
+    common = ["--presets", "step-8", "--extractor", str(inception), "--reference", str(statistics)]
+    arguments = [*files[:4], *QUICK, *common, "--work", str(tmp_path / "work"), "--pictures", str(pictures.parent)]
+    first = json.loads(run(*arguments, "--metrics", "is")[0])["rows"][0]["values"]
+    shards = [load_file(path) for path in (tmp_path / "work").iterdir()]
+    assert {tuple(shard["features"].shape) for shard in shards} == {(5, fidelity.DIM)}
+    judge = fidelity.inception_judge(inception)
+    files_of_seed = sorted((pictures / "seed-1").iterdir())
+    images = torch.stack([module.as_images(np.array(Image.open(f))[None], "cpu")[0] for f in files_of_seed])
+    features = judge.measure(images, torch.arange(5)).features.double().numpy()
+    np.savez(statistics, mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    out, progress = run(*arguments, "--metrics", "fid,is")
+    values = json.loads(out)["rows"][0]["values"]
     theirs = torch_fidelity.calculate_metrics(
-        input1=folder, isc=True, cuda=False, isc_splits=10, verbose=False, samples_shuffle=True, rng_seed=2020,
-        feature_extractor_weights_path=str(inception), cache=False)
-    assert figures["is"][0] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
-    assert np.isfinite(figures["fid"][0])
+        input1=str(pictures / "seed-0"), input2=str(pictures / "seed-1"), isc=True, fid=True, cuda=False, isc_splits=5,
+        rng_seed=2020, samples_shuffle=True, feature_extractor_weights_path=str(inception), cache=False, verbose=False)
+    assert progress == "" and values["is"] == first["is"]
+    assert values["is"][0] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert values["fid"][0] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert values["fid"][1] == pytest.approx(0, abs=1e-3 * values["fid"][0])
 
 
 def test_inception_weights_are_not_executed(tmp_path):
