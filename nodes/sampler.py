@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import comfy.model_management as mm
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..gtr_core.edit import Part, whole_grid, window_parts
 from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
 from ..gtr_core.fts import FTS
 from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
 from ..gtr_core.lazymar import LazyMAR
 from ..gtr_core.memory import activation_bytes
 from ..gtr_core.noise import SeededNoise, image_seeds
-from ..gtr_core.plan import Plan, make_plan
+from ..gtr_core.overlay import Spent, planned_steps
+from ..gtr_core.plan import Plan
 from ..gtr_core.report import run_report
 from ..gtr_core.sampler import sample
+from ..gtr_core.schedule import Schedule
 from ..gtr_core.spec import LightGenSpec, ModelSpec
 from . import host
-from ._api import GtrCache, GtrFts, GtrSchedule, MarModel, io, ui
+from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
 from .conditioning import labels_for_batch
-from .latent import batch_images, latent_samples, token_grid, unknown_tokens
+from .latent import WINDOWS, batch_images, latent_samples, token_grid, unknown_tokens
 from .text import texts_for_batch
 
 
@@ -66,7 +70,11 @@ class Sampler(io.ComfyNode):
                 ),
                 GtrCache.Input("cache", optional=True, tooltip="LazyMAR Cache: MAR models, with guidance."),
             ],
-            outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Latent.Output(display_name="latent"),
+                io.String.Output(display_name="report"),
+                GtrSteps.Output(display_name="steps", tooltip="Diffusion steps per token, for Diffusion Heat Map."),
+            ],
         )
 
     @classmethod
@@ -81,36 +89,54 @@ class Sampler(io.ComfyNode):
         against = None if negative is None else condition_for_batch(negative, images, spec, "negative")
         seeds, guidance = image_seeds(seed, images), Guidance(cfg, cfg_schedule)
         unknown = unknown_tokens(latent_image, batch, grid)
-        plans = [(rows, make_plan(schedule, grid, [seeds[k] for k in rows], unknown=unknown[rows[0]].numpy()))
-                 for rows in same_masks(unknown)]
+        groups = [(rows, plan_parts(schedule, spec, [seeds[k] for k in rows], unknown[rows[0]].numpy(),
+                                    latent_image.get(WINDOWS))) for rows in same_masks(unknown)]
+        plans = [part.plan for _, parts in groups for part in parts]
 
         compute = load_model(model, plans, guided=guidance.enabled, fts=fts)
         host.reset_peak(model.patcher)
-        monitor = host.RunMonitor(model, grid, sum(len(plan.steps) for _, plan in plans))
-        tokens = latent_to_tokens(samples, spec.latent).cpu()
-        decoded, reports = torch.empty_like(tokens), list(model.notes)
-        for rows, plan in plans:
-            decoded[rows] = sample(
-                model.patcher.model.diffusion_model, plan, condition[rows],
-                SeededNoise(tuple(seeds[k] for k in rows), spec.head.channels), tokens=tokens[rows],
-                negative=None if against is None else against[rows], guidance=guidance, temperature=temperature,
-                fts=fts, cache=cache, device=model.patcher.load_device, dtype=compute, callback=monitor).cpu()
-            reports.append(
-                run_report(
-                    plan,
-                    spec,
-                    guided=guidance.enabled,
-                    fts=fts,
-                    cache=cache,
-                    unknown=unknown[rows[0]].numpy(),
-                    seconds=monitor.take_seconds(),
-                    peak_bytes=host.peak_bytes(model.patcher),
+        monitor = host.RunMonitor(model, grid, sum(len(plan.steps) for plan in plans))
+        tokens = latent_to_tokens(samples, spec.latent).cpu().clone()
+        steps, planned = np.zeros((2, batch, grid[0] * grid[1]), np.int64)
+        reports = list(model.notes)
+        for rows, parts in groups:
+            for index, part in enumerate(parts):
+                area = np.ix_(rows, part.positions)
+                monitor.enter(parts, index, tokens[rows[0]])
+                tokens[area] = sample(
+                    model.patcher.model.diffusion_model, part.plan, condition[rows],
+                    SeededNoise(part.seeds, spec.head.channels), tokens=tokens[area],
+                    negative=None if against is None else against[rows], guidance=guidance, temperature=temperature,
+                    fts=fts, cache=cache, device=model.patcher.load_device, dtype=compute, callback=monitor).cpu()
+                steps[area] += monitor.spent.numpy()
+                planned[area] += planned_steps(part.plan)
+                reports += [f"window {index + 1} of {len(parts)}:"] if len(parts) > 1 else []
+                reports.append(
+                    run_report(
+                        part.plan,
+                        spec,
+                        guided=guidance.enabled,
+                        fts=fts,
+                        cache=cache,
+                        unknown=part.unknown,
+                        seconds=monitor.take_seconds(),
+                        peak_bytes=host.peak_bytes(model.patcher),
+                    )
                 )
-            )
         report = "\n".join(reports)
-        result = tokens_to_latent(decoded, grid, spec.latent)
-        return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report,
+        host.show_text(report)
+        spent = Spent(*(values.reshape(batch, *grid) for values in (steps, np.maximum(steps - planned, 0))))
+        result = tokens_to_latent(tokens, grid, spec.latent)
+        return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report, spent,
                              ui=ui.PreviewText(report))
+
+
+def plan_parts(schedule: Schedule, spec: ModelSpec, seeds: list[int], unknown: np.ndarray,
+               windows: int | None) -> tuple[Part, ...]:
+    """The plans of a run: one, or for a grid that the model cannot draw at once one per window."""
+    if windows is None or isinstance(spec, LightGenSpec) or unknown.shape == spec.grid:
+        return whole_grid(schedule, seeds, unknown)
+    return window_parts(schedule, spec.grid, seeds, unknown, windows)
 
 
 def condition_for_batch(conditioning, images: list[int], spec: ModelSpec, what: str) -> Tensor:
@@ -119,12 +145,12 @@ def condition_for_batch(conditioning, images: list[int], spec: ModelSpec, what: 
     return read(conditioning, images, spec, what)
 
 
-def load_model(model: host.ModelHandle, plans: list[tuple[list[int], Plan]], *, guided: bool,
+def load_model(model: host.ModelHandle, plans: list[Plan], *, guided: bool,
                fts: FTS | None) -> torch.dtype:
     """Have the host bring the model to its device with room for every plan; returns the compute dtype."""
     dtype = model.patcher.model.compute_dtype
     memory = max(
-        activation_bytes(plan, model.spec, guided=guided, fts=fts, itemsize=dtype.itemsize) for _, plan in plans
+        activation_bytes(plan, model.spec, guided=guided, fts=fts, itemsize=dtype.itemsize) for plan in plans
     )
     mm.load_models_gpu([model.patcher], memory_required=memory)
     return dtype
