@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import (FAINT, INK, KNOWN, LINE, PAPER, STAGE_COLOURS, blank, draw_colour_bar, draw_text, enlarge,
-                     text_width, viridis)
+from .canvas import (
+    FAINT,
+    INK,
+    KNOWN,
+    LINE,
+    PAPER,
+    STAGE_COLOURS,
+    blank,
+    draw_colour_bar,
+    draw_text,
+    enlarge,
+    text_width,
+    viridis,
+)
 from .fts import FTS
 from .plan import Plan, Step
 

@@ -20,14 +20,14 @@ class Redraw(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GtR_Redraw", display_name="Redraw Stages", category="GtR/latent",
-            description="Keeps the tokens that a schedule decodes first, a picture's structure, and has the sampler draw "
-                        "the others anew: variations of a picture, or only its finish.",
+            description="Keeps the tokens that a schedule decodes first, a picture's structure, and has the sampler "
+                        "draw the others anew: variations of a picture, or only its finish.",
             search_aliases=["variations", "denoise", "image to image", "img2img", "gtr"],
             inputs=[
                 MarModel.Input("model", tooltip="The model that draws: its tokens are what is kept."),
                 GtrSchedule.Input("schedule", tooltip="The sampler's schedule: its stages say what structure is."),
-                io.Latent.Input("latent", tooltip="A picture: from a sampler, or from VAE Encode with the model's VAE. A "
-                                                  "mask that it has stays in force: what it protects is kept too."),
+                io.Latent.Input("latent", tooltip="A picture: from a sampler, or from VAE Encode with the model's VAE. "
+                                                  "A mask that it has stays in force: what it protects is kept too."),
                 io.Combo.Input("redraw", options=list(REDRAWS), default="variations",
                                tooltip="reconstruction: the last stage, half of the tokens; variations: all stages but "
                                        "the first; denoise: the share set below."),
