@@ -18,7 +18,7 @@ LARGEST_SIDE = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Region:
     """One plan of a run and where it applies: ``positions`` (n,) are the raster positions of its tokens in the whole
     grid, ``unknown`` those of them, (h, w) bool, that the plan decodes; ``seeds`` are for its noise."""
 
@@ -51,26 +51,27 @@ def redrawn_tokens(schedule: Schedule, grid: tuple[int, int], redraw: str, denoi
     return stage > (1 if redraw == "variations" else schedule.stages - 1)
 
 
-def whole_grid(schedule: Schedule, seeds: Sequence[int], unknown: np.ndarray) -> tuple[Part, ...]:
-    """One part: the ``unknown`` tokens, (h, w) bool, of a grid that the model draws at once."""
+def whole_grid(schedule: Schedule, seeds: Sequence[int], unknown: np.ndarray) -> tuple[Region, ...]:
+    """One region: the ``unknown`` tokens, (h, w) bool, of a grid that the model draws at once."""
     plan = make_plan(schedule, unknown.shape, seeds, unknown=unknown)
-    return (Part(plan, np.arange(plan.tokens), unknown, tuple(seeds)),)
+    return (Region(plan, np.arange(plan.tokens), unknown, tuple(seeds)),)
 
 
-def window_parts(schedule: Schedule, own: tuple[int, int], seeds: Sequence[int], unknown: np.ndarray,
-                 overlap: int = 0) -> tuple[Part, ...]:
+def window_regions(schedule: Schedule, own: tuple[int, int], seeds: Sequence[int], unknown: np.ndarray,
+                   overlap: int = 0) -> tuple[Region, ...]:
     """Parts that together decode the ``unknown`` tokens, (H, W) bool, of a grid larger than the model's ``own``.
 
     What a window decodes is known to the following ones; each has an order and noise of its own. Raises GtRError, see
     :func:`windows`.
     """
-    open_tokens, raster, parts = unknown.copy(), np.arange(unknown.size).reshape(unknown.shape), []
+    open_tokens, raster, regions = unknown.copy(), np.arange(unknown.size).reshape(unknown.shape), []
     for index, (top, left) in enumerate(windows(own, unknown, overlap)):
         area = np.s_[top:top + own[0], left:left + own[1]]
         inside, its_seeds = open_tokens[area].copy(), window_seeds(seeds, index)
-        parts.append(Part(make_plan(schedule, own, its_seeds, unknown=inside), raster[area].ravel(), inside, its_seeds))
+        plan = make_plan(schedule, own, its_seeds, unknown=inside)
+        regions.append(Region(plan, raster[area].ravel(), inside, its_seeds))
         open_tokens[area] = False
-    return tuple(parts)
+    return tuple(regions)
 
 
 def windows(own: tuple[int, int], unknown: np.ndarray, overlap: int = 0) -> list[tuple[int, int]]:

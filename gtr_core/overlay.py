@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .canvas import FAINT, LINE, PAPER, blank, draw_colour_bar, draw_text, enlarge, text_width, viridis
-from .edit import Part
+from .edit import Region
 from .picture import stage_colour, token_values
 from .plan import Plan
 
@@ -53,13 +53,13 @@ def planned_steps(plan: Plan) -> np.ndarray:
     return result
 
 
-def state_of(parts: Sequence[Part], current: int, step: int, grid: tuple[int, int], image: int = 0) -> np.ndarray:
-    """What :func:`draw_state` takes, (h, w): a run of ``parts`` at AR step ``step`` of part ``current``."""
+def state_of(regions: Sequence[Region], current: int, step: int, grid: tuple[int, int], image: int = 0) -> np.ndarray:
+    """What :func:`draw_state` takes, (h, w): a run of ``regions`` at AR step ``step`` of region ``current``."""
     state = np.zeros(grid[0] * grid[1], np.int64)
-    for index, part in enumerate(parts[current:]):
+    for index, region in enumerate(regions[current:]):
         values = [entry.stage if index or k > step else NOW if k == step else 0
-                  for k, entry in enumerate(part.plan.steps)]
-        state[part.positions[part.unknown.ravel()]] = token_values(part.plan, values, image)[part.unknown]
+                  for k, entry in enumerate(region.plan.steps)]
+        state[region.positions[region.unknown.ravel()]] = token_values(region.plan, values, image)[region.unknown]
     return state.reshape(grid)
 
 

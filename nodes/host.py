@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..gtr_core.checkpoint import load_model, load_vae, read_checkpoint
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
-from ..gtr_core.edit import Part
+from ..gtr_core.edit import Region
 from ..gtr_core.errors import GtRError
 from ..gtr_core.latent import preview_colours
 from ..gtr_core.models import Model, build
@@ -212,9 +212,9 @@ class RunMonitor:
         self.last_preview = 0.0
         self.marks: list[float] = []
 
-    def enter(self, parts: Sequence[Part], current: int, canvas: Tensor) -> None:
-        """The next run is part ``current`` of ``parts``; ``canvas`` (L, C) are its first image's tokens before it."""
-        self.parts, self.current, self.canvas, self.spent = parts, current, canvas, None
+    def enter(self, regions: Sequence[Region], current: int, canvas: Tensor) -> None:
+        """The next run draws region ``current`` of ``regions``; ``canvas`` (L, C) holds its first image's tokens."""
+        self.regions, self.current, self.canvas, self.spent = regions, current, canvas, None
 
     def take_seconds(self) -> list[float]:
         """Seconds of every AR step of the run that has just ended. On a GPU work is queued: only the sum is exact."""
@@ -235,17 +235,17 @@ class RunMonitor:
         self.bar.update_absolute(self.done + progress.step, preview=preview)
         if ended:
             self.done += progress.steps
-            self.spent = progress.spent.cpu()
+            self.spent = progress.spent.cpu().numpy()
         else:
-            plan = self.parts[self.current].plan
-            show_text(progress_text(plan, progress.step, self.current + 1, len(self.parts)))
+            plan = self.regions[self.current].plan
+            show_text(progress_text(plan, progress.step, self.current + 1, len(self.regions)))
 
     def _picture(self, progress: Progress) -> Image.Image:
         """The first image in approximate colours, with what is still to come marked."""
         tokens = self.canvas.clone()
-        tokens[self.parts[self.current].positions] = progress.tokens[0].cpu()
+        tokens[self.regions[self.current].positions] = progress.tokens[0].cpu()
         colours = preview_colours(tokens[None], self.grid, self.latent, self.rgb)[0]
-        state = state_of(self.parts, self.current, progress.step, self.grid)
+        state = state_of(self.regions, self.current, progress.step, self.grid)
         return Image.fromarray(draw_state((colours * 255).round().byte().numpy(), state, PREVIEW_PIXELS))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import comfy.model_management as mm
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..gtr_core.edit import Part, whole_grid, window_parts
+from ..gtr_core.edit import Region, whole_grid, window_regions
 from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
 from ..gtr_core.fts import FTS
 from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
@@ -89,40 +91,30 @@ class Sampler(io.ComfyNode):
         against = None if negative is None else condition_for_batch(negative, images, spec, "negative")
         seeds, guidance = image_seeds(seed, images), Guidance(cfg, cfg_schedule)
         unknown = unknown_tokens(latent_image, batch, grid)
-        groups = [(rows, plan_parts(schedule, spec, [seeds[k] for k in rows], unknown[rows[0]].numpy(),
-                                    latent_image.get(WINDOWS))) for rows in same_masks(unknown)]
-        plans = [part.plan for _, parts in groups for part in parts]
+        groups = [(rows, plan_regions(schedule, spec, [seeds[k] for k in rows], unknown[rows[0]].numpy(),
+                                      latent_image.get(WINDOWS))) for rows in same_masks(unknown)]
+        plans = [region.plan for _, regions in groups for region in regions]
 
         compute = load_model(model, plans, guided=guidance.enabled, fts=fts)
         host.reset_peak(model.patcher)
         monitor = host.RunMonitor(model, grid, sum(len(plan.steps) for plan in plans))
+        draw = partial(sample, model.patcher.model.diffusion_model, guidance=guidance, temperature=temperature, fts=fts,
+                       cache=cache, device=model.patcher.load_device, dtype=compute, callback=monitor)
         tokens = latent_to_tokens(samples, spec.latent).cpu().clone()
-        steps, planned = np.zeros((2, batch, grid[0] * grid[1]), np.int64)
+        steps, planned = np.zeros((2, batch, tokens.shape[1]), np.int64)
         reports = list(model.notes)
-        for rows, parts in groups:
-            for index, part in enumerate(parts):
-                area = np.ix_(rows, part.positions)
-                monitor.enter(parts, index, tokens[rows[0]])
-                tokens[area] = sample(
-                    model.patcher.model.diffusion_model, part.plan, condition[rows],
-                    SeededNoise(part.seeds, spec.head.channels), tokens=tokens[area],
-                    negative=None if against is None else against[rows], guidance=guidance, temperature=temperature,
-                    fts=fts, cache=cache, device=model.patcher.load_device, dtype=compute, callback=monitor).cpu()
-                steps[area] += monitor.spent.numpy()
-                planned[area] += planned_steps(part.plan)
-                reports += [f"window {index + 1} of {len(parts)}:"] if len(parts) > 1 else []
-                reports.append(
-                    run_report(
-                        part.plan,
-                        spec,
-                        guided=guidance.enabled,
-                        fts=fts,
-                        cache=cache,
-                        unknown=part.unknown,
-                        seconds=monitor.take_seconds(),
-                        peak_bytes=host.peak_bytes(model.patcher),
-                    )
-                )
+        for rows, regions in groups:
+            for index, region in enumerate(regions):
+                area = np.ix_(rows, region.positions)
+                monitor.enter(regions, index, tokens[rows[0]])
+                tokens[area] = draw(
+                    region.plan, condition[rows], SeededNoise(region.seeds, spec.head.channels), tokens=tokens[area],
+                    negative=None if against is None else against[rows]).cpu()
+                steps[area], planned[area] = steps[area] + monitor.spent, planned[area] + planned_steps(region.plan)
+                reports += [f"window {index + 1} of {len(regions)}:"] if len(regions) > 1 else []
+                reports.append(run_report(
+                    region.plan, spec, guided=guidance.enabled, fts=fts, cache=cache, unknown=region.unknown,
+                    seconds=monitor.take_seconds(), peak_bytes=host.peak_bytes(model.patcher)))
         report = "\n".join(reports)
         host.show_text(report)
         spent = Spent(*(values.reshape(batch, *grid) for values in (steps, np.maximum(steps - planned, 0))))
@@ -131,12 +123,12 @@ class Sampler(io.ComfyNode):
                              ui=ui.PreviewText(report))
 
 
-def plan_parts(schedule: Schedule, spec: ModelSpec, seeds: list[int], unknown: np.ndarray,
-               windows: int | None) -> tuple[Part, ...]:
+def plan_regions(schedule: Schedule, spec: ModelSpec, seeds: list[int], unknown: np.ndarray,
+                 windows: int | None) -> tuple[Region, ...]:
     """The plans of a run: one, or for a grid that the model cannot draw at once one per window."""
     if windows is None or isinstance(spec, LightGenSpec) or unknown.shape == spec.grid:
         return whole_grid(schedule, seeds, unknown)
-    return window_parts(schedule, spec.grid, seeds, unknown, windows)
+    return window_regions(schedule, spec.grid, seeds, unknown, windows)
 
 
 def condition_for_batch(conditioning, images: list[int], spec: ModelSpec, what: str) -> Tensor:
@@ -145,8 +137,7 @@ def condition_for_batch(conditioning, images: list[int], spec: ModelSpec, what: 
     return read(conditioning, images, spec, what)
 
 
-def load_model(model: host.ModelHandle, plans: list[Plan], *, guided: bool,
-               fts: FTS | None) -> torch.dtype:
+def load_model(model: host.ModelHandle, plans: list[Plan], *, guided: bool, fts: FTS | None) -> torch.dtype:
     """Have the host bring the model to its device with room for every plan; returns the compute dtype."""
     dtype = model.patcher.model.compute_dtype
     memory = max(

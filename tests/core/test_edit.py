@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gtr_pack.gtr_core.edit import Part, redrawn_tokens, whole_grid, window_parts, windows
+from gtr_pack.gtr_core.edit import Region, redrawn_tokens, whole_grid, window_regions, windows
 from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.mar import MAR
@@ -66,14 +66,14 @@ def canvases():
 def test_windows_decode_every_unknown_token_once_and_no_known_one(overlap):
     for unknown in canvases():
         known = ~unknown.ravel()
-        for part in window_parts(GTR, (6, 6), (1, 2), unknown, overlap):
-            assert_covers(part.plan, part.unknown)
-            decoded = part.positions[part.unknown.ravel()]
+        for region in window_regions(GTR, (6, 6), (1, 2), unknown, overlap):
+            assert_covers(region.plan, region.unknown)
+            decoded = region.positions[region.unknown.ravel()]
             assert len(decoded) and not known[decoded].any()
-            assert part.positions.reshape(6, 6)[0, 0] + unknown.shape[1] == part.positions.reshape(6, 6)[1, 0]
+            assert region.positions.reshape(6, 6)[0, 0] + unknown.shape[1] == region.positions.reshape(6, 6)[1, 0]
             known[decoded] = True
             # What is known to the model is all that was given or drawn before.
-            assert (~part.unknown.ravel() == known[part.positions] & ~np.isin(part.positions, decoded)).all()
+            assert (~region.unknown.ravel() == known[region.positions] & ~np.isin(region.positions, decoded)).all()
         assert known.all()
 
 
@@ -82,16 +82,16 @@ def test_windows_grow_from_what_is_known_and_overlap_as_asked():
     unknown[:, 6:12] = False
     assert windows((6, 6), unknown, 3) == [(0, 3), (0, 0), (0, 9), (0, 12)]
     assert windows((6, 6), unknown, 2) == [(0, 4), (0, 8), (0, 0), (0, 12)]
-    assert windows((6, 6), ~unknown, 3) == [(0, 6)]
+    assert windows((6, 6), ~unknown, 3) == [(0, 3), (0, 6)]
 
 
 def test_every_window_has_its_own_seeds():
-    parts = window_parts(GTR, (6, 6), (1, 2), np.ones((6, 12), bool))
-    assert parts[0].seeds == (1, 2) and len({seed for part in parts for seed in part.seeds}) == 2 * len(parts)
-    alone = window_parts(GTR, (6, 6), (2,), np.ones((6, 12), bool))
-    assert [part.seeds for part in alone] == [part.seeds[1:] for part in parts]
+    regions = window_regions(GTR, (6, 6), (1, 2), np.ones((6, 12), bool))
+    assert regions[0].seeds == (1, 2) and len({seed for region in regions for seed in region.seeds}) == 2 * len(regions)
+    alone = window_regions(GTR, (6, 6), (2,), np.ones((6, 12), bool))
+    assert [region.seeds for region in alone] == [region.seeds[1:] for region in regions]
     assert all(np.array_equal(a.positions[0], b.positions[1])
-               for one, both in zip(alone, parts) for a, b in zip(one.plan.steps, both.plan.steps))
+               for one, both in zip(alone, regions) for a, b in zip(one.plan.steps, both.plan.steps))
 
 
 @pytest.mark.parametrize("grid, overlap, words", [
@@ -103,12 +103,12 @@ def test_wrong_windows(grid, overlap, words):
         windows((6, 6), np.ones(grid, bool), overlap)
 
 
-def run(model: MAR, parts: tuple[Part, ...], tokens: torch.Tensor) -> torch.Tensor:
+def run(model: MAR, regions: tuple[Region, ...], tokens: torch.Tensor) -> torch.Tensor:
     tokens, channels = tokens.clone(), model.spec.head.channels
-    for part in parts:
-        tokens[:, part.positions] = sample(
-            model, part.plan, torch.tensor([0, 1]), SeededNoise(part.seeds, channels), tokens=tokens[:, part.positions],
-            guidance=Guidance(2.0))
+    for region in regions:
+        tokens[:, region.positions] = sample(
+            model, region.plan, torch.tensor([0, 1]), SeededNoise(region.seeds, channels),
+            tokens=tokens[:, region.positions], guidance=Guidance(2.0))
     return tokens
 
 
@@ -118,18 +118,18 @@ def test_given_tokens_come_back_bitwise_from_every_edit(tiny_mar):
     wide[:, :own[1]] = False
     for unknown in (redrawn_tokens(GTR, own, "variations"), redrawn_tokens(GTR, own, "denoise", 0.3), wide):
         given = torch.randn(2, unknown.size, tiny_mar.spec.head.channels, generator=generator)
-        parts = (window_parts(GTR, own, (1, 2), unknown) if unknown is wide else whole_grid(GTR, (1, 2), unknown))
-        out = run(tiny_mar, parts, given)
+        regions = (window_regions(GTR, own, (1, 2), unknown) if unknown is wide else whole_grid(GTR, (1, 2), unknown))
+        out = run(tiny_mar, regions, given)
         fresh = torch.from_numpy(unknown.ravel())
         assert torch.equal(out[:, ~fresh], given[:, ~fresh]) and (out[:, fresh] != given[:, fresh]).all()
 
 
 def test_a_redrawn_picture_depends_on_the_structure_that_it_keeps(tiny_mar):
     own, generator = tiny_mar.spec.grid, torch.Generator().manual_seed(3)
-    parts = whole_grid(GTR, (1, 2), redrawn_tokens(GTR, own, "variations"))
+    regions = whole_grid(GTR, (1, 2), redrawn_tokens(GTR, own, "variations"))
     one, other = (torch.randn(2, tiny_mar.spec.tokens, tiny_mar.spec.head.channels, generator=generator)
                   for _ in range(2))
-    fresh = torch.from_numpy(parts[0].unknown.ravel())
+    fresh = torch.from_numpy(regions[0].unknown.ravel())
     mixed = torch.where(fresh[:, None], other, one)
-    redrawn = [run(tiny_mar, parts, tokens)[:, fresh] for tokens in (one, mixed, other)]
+    redrawn = [run(tiny_mar, regions, tokens)[:, fresh] for tokens in (one, mixed, other)]
     assert torch.equal(redrawn[0], redrawn[1]) and not torch.equal(redrawn[0], redrawn[2])

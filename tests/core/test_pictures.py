@@ -7,7 +7,7 @@ import pytest
 import torch
 from gtr_pack.gtr_core import canvas
 from gtr_pack.gtr_core.canvas import FONT, KNOWN, STAGE_COLOURS, VIRIDIS, draw_text, viridis
-from gtr_pack.gtr_core.edit import whole_grid, window_parts
+from gtr_pack.gtr_core.edit import whole_grid, window_regions
 from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.noise import SeededNoise
 from gtr_pack.gtr_core.overlay import NOW, Spent, draw_heat, draw_state, planned_steps, state_of
@@ -122,12 +122,12 @@ def test_the_preview_shows_known_tokens_and_marks_the_others():
 
 def test_the_preview_of_windows_shows_all_of_them():
     unknown = np.ones((6, 12), bool)
-    parts = window_parts(GTR, (6, 6), (3,), unknown)
-    assert (state_of(parts, 0, 0, (6, 12)) != 0).all()
-    last = state_of(parts, len(parts) - 1, len(parts[-1].plan.steps), (6, 12))
+    regions = window_regions(GTR, (6, 6), (3,), unknown)
+    assert (state_of(regions, 0, 0, (6, 12)) != 0).all()
+    last = state_of(regions, len(regions) - 1, len(regions[-1].plan.steps), (6, 12))
     assert (last == 0).all()
-    second = state_of(parts, 1, 0, (6, 12))
-    assert (second.ravel()[parts[0].positions] == 0).all() and (second != 0).any()
+    second = state_of(regions, 1, 0, (6, 12))
+    assert (second.ravel()[regions[0].positions] == 0).all() and (second != 0).any()
 
 
 def test_spent_steps_are_those_of_the_schedule_and_of_fts(tiny_mar):
