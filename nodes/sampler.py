@@ -116,7 +116,7 @@ class Sampler(io.ComfyNode):
                     region.plan, spec, guided=guidance.enabled, fts=fts, cache=cache, unknown=region.unknown,
                     seconds=monitor.take_seconds(), peak_bytes=host.peak_bytes(model.patcher)))
         report = "\n".join(reports)
-        host.show_text(report)
+        host.show_text(f"done: {monitor.done} AR steps")
         spent = Spent(*(values.reshape(batch, *grid) for values in (steps, np.maximum(steps - planned, 0))))
         result = tokens_to_latent(tokens, grid, spec.latent)
         return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report, spent,

@@ -82,6 +82,8 @@ def test_editing_templates_open_and_run(front: FrontEnd, name: str) -> None:
     events = front.click_run(timeout=240)
     assert "execution_success" in [kind for kind, _ in events], events
     assert min(front.picture_size("SaveImage")) >= 64
+    reports = front.widget_texts("GtR_Sampler", "gtr_report")
+    assert len(reports) == 2 and all(text.startswith("gtr-full on demo:") or "window 1 of" in text for text in reports)
     front.page.wait_for_timeout(500)
     front.screenshot(f"{name}-run")
 
