@@ -95,9 +95,11 @@ The files and the pictures that they make are under the repository's licence.
 ## Model
 {files_table(model)}
 
-The MAR: {spec.grid[0]} x {spec.grid[1]} tokens of {spec.head.channels} values ({spec.latent.patch} x {spec.latent.patch} latents of {spec.latent.channels} channels), width {spec.dim}, {spec.encoder_depth} + {spec.decoder_depth} blocks, {spec.heads} heads, {spec.buffer} buffer tokens;
-head {spec.head.width} x {spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999: MAR's first reverse step multiplies
-the head's error by more than 300, which a head of this size cannot afford.
+The MAR: {spec.grid[0]} x {spec.grid[1]} tokens of {spec.head.channels} values ({spec.latent.patch} x
+{spec.latent.patch} latents of {spec.latent.channels} channels), width {spec.dim}, {spec.encoder_depth} +
+{spec.decoder_depth} blocks, {spec.heads} heads, {spec.buffer} buffer tokens; head {spec.head.width} x
+{spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999: MAR's first reverse step
+multiplies the head's error by more than 300, which a head of this size cannot afford.
 The VAE has {VAE_SPEC.groups} norm groups; the node that loads it gives ComfyUI the same function with the 32 groups
 that it knows. The judge's held-out accuracy (n = {JudgePlan().held_out}): {accuracy}.
 
@@ -106,7 +108,8 @@ that it knows. The judge's held-out accuracy (n = {JudgePlan().held_out}): {accu
 
 Hardware: one CPU core (no GPU, no bfloat16), float32, with other work on the same machine.
 Training differs from MAR's, each time for the sake of a small model and little time:
-- {plan.low_masks:.0%} of the mask ratios are uniform in [0, 0.7] instead of MAR's truncated normal, and {plan.all_masked:.0%} of them are 1;
+- {plan.low_masks:.0%} of the mask ratios are uniform in [0, 0.7] instead of MAR's truncated normal, and
+  {plan.all_masked:.0%} of them are 1;
 - {plan.high_noise:.0%} of the timesteps are drawn from the last tenth alone;
 - Muon instead of AdamW for the matrices of the blocks, and for the VAE's hidden convolutions.
 

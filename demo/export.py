@@ -14,6 +14,7 @@ from gtr_core.vae import KLVAE
 
 from . import runs
 
+
 def shipped_dtype(name: str) -> torch.dtype:
     """Half precision for the transformer; the head is float32, its errors are amplified by the diffusion chain."""
     return torch.float32 if name.startswith("diffloss.") else torch.float16

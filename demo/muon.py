@@ -20,7 +20,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of hidden layers, matrices or convolutions; updates have the size of AdamW's (0.2 root mean square)."""
+    """For weights of hidden layers, matrices or convolutions; updates have AdamW's size (0.2 root mean square)."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

@@ -179,8 +179,9 @@ def infer_vae_spec(shapes: Shapes, *, groups: int = VAESpec.groups) -> VAESpec:
     quant = "post_quant_conv.weight" in shapes
     embed = shape_of(shapes, "post_quant_conv.weight", 4)[1] if quant else latent
     return VAESpec(channels=channels, multipliers=tuple(width // channels for width in widths), blocks=blocks,
-                   latent_channels=latent, embed_channels=embed, image_channels=image_channels, quant=quant, groups=groups,
-                   encoder_attention=attention["encoder.down"], decoder_attention=attention["decoder.up"])
+                   latent_channels=latent, embed_channels=embed, image_channels=image_channels, quant=quant,
+                   groups=groups, encoder_attention=attention["encoder.down"],
+                   decoder_attention=attention["decoder.up"])
 
 
 def describe_names(shapes: Shapes, limit: int = 3) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ORDER, DIFFUSION, SELECTION = range(3)
+ORDER, DIFFUSION, SELECTION, WINDOW = range(4)
 
 
 def image_seeds(seed: int, batch: int | Sequence[int]) -> tuple[int, ...]:
@@ -22,10 +22,18 @@ def image_seeds(seed: int, batch: int | Sequence[int]) -> tuple[int, ...]:
     return tuple((seed + int(index)) % 2**64 for index in indices)
 
 
+def window_seeds(seeds: Sequence[int], window: int) -> tuple[int, ...]:
+    """Seeds of the images in a window of a larger grid: their own in the first window, others in every later one."""
+    return tuple(seeds) if window == 0 else tuple(_state(seed, WINDOW, window) for seed in seeds)
+
+
 def generator(seed: int, purpose: int, index: int = 0) -> torch.Generator:
     """A CPU generator for one stream of one image."""
-    state = np.random.SeedSequence(seed, spawn_key=(purpose, index)).generate_state(1, np.uint64)
-    return torch.Generator("cpu").manual_seed(int(state[0]))
+    return torch.Generator("cpu").manual_seed(_state(seed, purpose, index))
+
+
+def _state(seed: int, purpose: int, index: int) -> int:
+    return int(np.random.SeedSequence(seed, spawn_key=(purpose, index)).generate_state(1, np.uint64)[0])
 
 
 def upload(t: Tensor, device: torch.device | str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of a plan: the order of the tokens, and tokens and diffusion steps per AR step."""
+"""Pictures of a plan: stage, AR step and diffusion steps of the tokens, and what every AR step does."""
 
 from __future__ import annotations
 
@@ -6,120 +6,155 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .fts import FTS
-from .plan import Plan
-
-# Okabe and Ito's colours, which colour-blind people can tell apart; one per stage, in light to full shades by step.
-STAGE_COLOURS = np.array([(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233)])
-INK, PAPER, KNOWN, FAINT = (40, 40, 40), (255, 255, 255), (225, 225, 225), (190, 190, 190)
-MAP, MARGIN, CHART, SCALE = 384, 16, 420, 2
-
-# A 3 x 5 font; every digit is a row of three bits.
-FONT = dict(
-    zip(
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.:/%+=,()_±",
-        (
-            "25755 65656 34443 65556 74647 74644 34553 55755 72227 11152 55655 44447 57755 65555 25552 65644 25573 "
-            "65655 34216 72222 55557 55552 55775 55255 55222 71247 75557 26227 61247 61216 55711 74616 34757 71222 "
-            "75757 75716 00700 00002 02020 11244 51245 02720 07070 00024 12221 42224 00007 27207"
-        ).split(),
-    )
+from .canvas import (
+    FAINT,
+    INK,
+    KNOWN,
+    LINE,
+    PAPER,
+    STAGE_COLOURS,
+    blank,
+    draw_colour_bar,
+    draw_text,
+    enlarge,
+    text_width,
+    viridis,
 )
+from .fts import FTS
+from .plan import Plan, Step
+
+MAP, GAP, CHART = 288, 24, 120
 
 
 def draw_plan(plan: Plan, fts: FTS | None = None, image: int = 0) -> np.ndarray:
-    """The plan of one image as (H, W, 3) uint8: left the order (dark = late within its stage), right the steps."""
-    colours = _step_colours(plan)
-    cell = max(2, MAP // max(plan.grid))
-    height, width = plan.grid[0] * cell, plan.grid[1] * cell
+    """The plan of one image as (H, W, 3) uint8: maps of the grid, bars per AR step, and a legend below."""
     lines = _legend(plan, fts)
-    legend = 6 * SCALE * len(lines)
-    canvas = np.full((max(height, MAP) + legend + 3 * MARGIN, width + CHART + 3 * MARGIN, 3), PAPER, np.uint8)
-    _draw_map(canvas[MARGIN:, MARGIN:], plan, colours, cell, image)
-    _draw_chart(canvas[MARGIN:MARGIN + max(height, MAP), width + 2 * MARGIN:-MARGIN], plan, colours)
+    cell = max(1, MAP // max(plan.grid))
+    maps, charts = GAP + 2 * LINE, GAP + 3 * LINE + cell * plan.grid[0] + LINE + GAP
+    legend = charts + LINE + CHART + LINE + GAP
+    sheet = blank(legend + LINE * len(lines) + GAP, 3 * MAP + 4 * GAP)
+    draw_text(sheet, _title(plan), GAP, GAP)
+    _draw_maps(sheet[maps:], plan, cell, image)
+    half = (sheet.shape[1] - 3 * GAP) // 2
+    tokens, diffusion = [step.tokens for step in plan.steps], [step.diffusion_steps for step in plan.steps]
+    detail = [fts.detail_steps if fts is not None and step.reconstruction else 0 for step in plan.steps]
+    _draw_bars(sheet[charts:, GAP:GAP + half], plan, tokens, [0] * len(tokens), "tokens")
+    _draw_bars(sheet[charts:, 2 * GAP + half:2 * GAP + 2 * half], plan, diffusion, detail, "diffusion steps")
     for row, (text, colour) in enumerate(lines):
-        top = max(height, MAP) + 2 * MARGIN + row * 6 * SCALE
+        top = legend + LINE * row
         if colour is not None:
-            canvas[top:top + 10, MARGIN:MARGIN + 10] = colour
-        draw_text(canvas, text, top, MARGIN + 16)
-    return canvas
+            sheet[top:top + 14, GAP:GAP + 14] = colour
+        draw_text(sheet, text, top, GAP + 22)
+    return sheet
 
 
 def draw_bars(rows: list[tuple[str, float, str]], title: str, errors: Sequence[float] = ()) -> np.ndarray:
     """Horizontal bars for (name, value, label) as (H, W, 3) uint8, with half widths of intervals if given."""
-    line, left, width = 24, 190, 640
-    canvas = np.full((2 * MARGIN + line * (len(rows) + 1), left + width + 260, 3), PAPER, np.uint8)
-    draw_text(canvas, title, MARGIN, MARGIN)
+    line, width = 26, 560
     errors = tuple(errors) or (0.0,) * len(rows)
+    left = GAP + max((text_width(name) for name, _, _ in rows), default=0) + GAP
+    right = max((text_width(label) for _, _, label in rows), default=0) + GAP
+    sheet = blank(2 * GAP + line * (len(rows) + 1), left + width + GAP + right)
+    draw_text(sheet, title, GAP, GAP)
     top = max((value + error for (_, value, _), error in zip(rows, errors)), default=1.0) or 1.0
     for index, ((name, value, label), error) in enumerate(zip(rows, errors), start=1):
-        y, length = MARGIN + line * index, max(1, int(width * value / top))
-        draw_text(canvas, name, y + 4, MARGIN)
-        canvas[y:y + line - 6, left:left + length] = STAGE_COLOURS[0 if index == 1 else 1]
-        reach = int(width * error / top)
+        y, length, reach = GAP + line * index, max(1, int(width * value / top)), int(width * error / top)
+        draw_text(sheet, name, y + 3, GAP)
+        sheet[y:y + line - 6, left:left + length] = STAGE_COLOURS[0 if index == 1 else 1]
         if reach:
-            canvas[y + 8:y + 10, max(left, left + length - reach):left + length + reach] = INK
-        draw_text(canvas, label, y + 4, left + length + reach + 8)
-    return canvas
+            sheet[y + 9:y + 11, max(left, left + length - reach):left + length + reach] = INK
+        draw_text(sheet, label, y + 3, left + length + reach + 8)
+    return sheet
 
 
-def draw_text(canvas: np.ndarray, text: str, top: int, left: int, colour=INK) -> None:
-    """Write ``text`` in capitals into (H, W, 3), clipped at the border."""
-    for index, glyph in enumerate(FONT.get(character, "00000") for character in text.upper()):
-        bits = np.array([[int(row) >> shift & 1 for shift in (2, 1, 0)] for row in glyph], bool)
-        bits = bits.repeat(SCALE, 0).repeat(SCALE, 1)
-        area = canvas[top:top + 5 * SCALE, left + 4 * SCALE * index:left + 4 * SCALE * index + 3 * SCALE]
-        area[bits[:area.shape[0], :area.shape[1]]] = colour
+def stage_colour(stage: int) -> np.ndarray:
+    """The colour of stage 1, 2, ..."""
+    return STAGE_COLOURS[(stage - 1) % len(STAGE_COLOURS)]
 
 
-def _step_colours(plan: Plan) -> list[np.ndarray]:
-    """One colour per AR step: the stage's hue, from light (first) to full (last)."""
-    colours = []
-    for step in plan.steps:
-        own = [s for s in plan.steps if s.stage == step.stage]
-        share = (own.index(step) + 1) / len(own)
-        hue = STAGE_COLOURS[(step.stage - 1) % len(STAGE_COLOURS)]
-        colours.append((255 - (255 - hue) * (0.25 + 0.75 * share)).astype(np.uint8))
-    return colours
+def token_values(plan: Plan, values: list[int], image: int = 0) -> np.ndarray:
+    """A value per AR step as a map of the tokens, (h, w) int64; 0 where the plan leaves a token alone."""
+    result = np.zeros(plan.tokens, np.int64)
+    for step, value in zip(plan.steps, values):
+        result[step.positions[image]] = value
+    return result.reshape(plan.grid)
 
 
-def _draw_map(area: np.ndarray, plan: Plan, colours: list[np.ndarray], cell: int, image: int) -> None:
-    order = np.full((plan.tokens, 3), KNOWN, np.uint8)
-    for step, colour in zip(plan.steps, colours):
-        order[step.positions[image]] = colour
-    picture = order.reshape(*plan.grid, 3).repeat(cell, 0).repeat(cell, 1)
-    picture[::cell] = picture[:, ::cell] = PAPER
-    area[:picture.shape[0], :picture.shape[1]] = picture
+def _draw_maps(area: np.ndarray, plan: Plan, cell: int, image: int) -> None:
+    """Side by side: stage in the stages' colours, AR step and diffusion steps from dark to light."""
+    stage = token_values(plan, [step.stage for step in plan.steps], image)
+    order = token_values(plan, list(range(1, len(plan.steps) + 1)), image)
+    diffusion = token_values(plan, [step.diffusion_steps for step in plan.steps], image)
+    below = LINE + cell * plan.grid[0] + 6
+    colours = np.stack([KNOWN, *(stage_colour(k) for k in range(1, plan.schedule.stages + 1))])[stage]
+    left = _draw_map(area, colours, cell, 0, "stage")
+    for k in range(1, plan.schedule.stages + 1):
+        place = left + 44 * (k - 1)
+        area[below:below + 14, place:place + 14] = stage_colour(k)
+        draw_text(area, str(k), below, place + 18)
+    for column, (values, title) in enumerate(((order, "AR step"), (diffusion, "diffusion steps")), start=1):
+        low, high = (int(f(values[stage > 0])) if plan.steps else 0 for f in (np.min, np.max))
+        shades = viridis((values - low) / max(high - low, 1))
+        left = _draw_map(area, np.where(stage[..., None] > 0, shades, KNOWN), cell, column, title)
+        if low < high:
+            draw_colour_bar(area, below, left, MAP, str(low), str(high))
+        else:
+            draw_text(area, f"{low} everywhere", below, left)
 
 
-def _draw_chart(area: np.ndarray, plan: Plan, colours: list[np.ndarray]) -> None:
-    """Bars: tokens per AR step (above), diffusion steps per AR step (below)."""
-    middle = area.shape[0] // 2
-    rows = ((area[:middle - 8], [step.tokens for step in plan.steps], "tokens per AR step"),
-            (area[middle + 8:], [step.diffusion_steps for step in plan.steps], "diffusion steps per AR step"))
-    for panel, values, title in rows:
-        top = max(values, default=1)
-        draw_text(panel, f"{title} (max {top})", 0, 0)
-        base, span, width = panel.shape[0] - 2, panel.shape[0] - 24, panel.shape[1] / max(len(values), 1)
-        panel[base:base + 2] = FAINT
-        for index, (value, colour) in enumerate(zip(values, colours)):
-            left, right = int(index * width), max(int((index + 1) * width) - 1, int(index * width) + 1)
-            panel[base - max(1, span * value // top):base, left:right] = colour
+def _draw_map(area: np.ndarray, colours: np.ndarray, cell: int, column: int, title: str) -> int:
+    """Draws colours (h, w, 3) below a title; returns the left edge."""
+    left = GAP + column * (MAP + GAP)
+    draw_text(area, title, 0, left)
+    picture = enlarge(colours, cell)
+    if cell > 4:
+        picture[::cell] = picture[:, ::cell] = PAPER
+    area[LINE:LINE + picture.shape[0], left:left + picture.shape[1]] = picture
+    return left
 
 
-def _legend(plan: Plan, fts: FTS | None) -> list[tuple[str, np.ndarray | None]]:
+def _draw_bars(panel: np.ndarray, plan: Plan, values: list[int], outlines: list[int], title: str) -> None:
+    """A bar per AR step in its stage's colour, inside the outline of another value where that is larger."""
+    top, base = max([*values, *outlines], default=1), LINE + CHART
+    draw_text(panel, f"{title} (at most {top})", 0, 0)
+    panel[base:base + 2] = FAINT
+    width = panel.shape[1] / max(len(values), 1)
+    for index, (step, value, outline) in enumerate(zip(plan.steps, values, outlines)):
+        left, right = int(index * width), max(int((index + 1) * width) - 1, int(index * width) + 1)
+        height, frame = (max(1, (CHART - 8) * number // top) for number in (value, outline))
+        if outline > value:
+            panel[base - frame:base, left:right] = INK
+            panel[base - frame + 2:base, left + 2:right - 2] = PAPER
+        panel[base - height:base, left:right] = stage_colour(step.stage)
+    draw_text(panel, "1", base + 6, 0)
+    draw_text(panel, "AR step", base + 6, (panel.shape[1] - text_width("AR step")) // 2)
+    draw_text(panel, str(len(values)), base + 6, panel.shape[1] - text_width(str(len(values))))
+
+
+def _title(plan: Plan) -> str:
     schedule = plan.schedule
-    lines: list[tuple[str, np.ndarray | None]] = [
-        (f"{schedule.name}: {len(plan.steps)} AR steps, {plan.grid[0]} x {plan.grid[1]} tokens, "
-         f"{schedule.decoder_scope} decoder scope" + (f", {schedule.partition}" if schedule.stages > 2 else ""), None)]
-    for stage in range(1, schedule.stages + 1):
+    return (f"{schedule.name}: {len(plan.steps)} AR steps, {plan.grid[0]} x {plan.grid[1]} tokens, {schedule.order} "
+            f"order, {schedule.decoder_scope} decoder scope")
+
+
+def _legend(plan: Plan, fts: FTS | None) -> list[tuple[str, np.ndarray | tuple | None]]:
+    lines: list[tuple[str, np.ndarray | tuple | None]] = []
+    for stage in range(1, plan.schedule.stages + 1):
         own = [step for step in plan.steps if step.stage == stage]
         if own:
-            kind = "reconstruction" if own[0].reconstruction else "generation"
-            diffusion = " - ".join(map(str, dict.fromkeys((own[0].diffusion_steps, own[-1].diffusion_steps))))
-            lines.append((f"stage {stage} ({kind}): {sum(step.tokens for step in own)} tokens in {len(own)} steps, "
-                          f"{diffusion} diffusion steps", STAGE_COLOURS[(stage - 1) % len(STAGE_COLOURS)]))
+            lines.append((_describe(own), stage_colour(stage)))
+    given = plan.tokens - sum(step.tokens for step in plan.steps)
+    if given:
+        lines.append((f"given: {given} tokens", KNOWN))
     if fts is not None and any(step.reconstruction for step in plan.steps):
-        lines.append((f"FTS: {fts.selection} {fts.fraction:.0%} of each reconstruction step: {fts.detail_steps} "
-                      "diffusion steps", None))
+        lines.append((f"FTS (outlined): {fts.selection} {fts.fraction:.0%} of each reconstruction step, "
+                      f"{fts.detail_steps} diffusion steps", None))
     return lines
+
+
+def _describe(steps: list[Step]) -> str:
+    """One stage in words."""
+    kind = "reconstruction" if steps[0].reconstruction else "generation"
+    diffusion = " - ".join(map(str, dict.fromkeys((steps[0].diffusion_steps, steps[-1].diffusion_steps))))
+    return (f"stage {steps[0].stage}, {kind}: {sum(step.tokens for step in steps)} tokens in {len(steps)} AR step"
+            f"{'s' * (len(steps) > 1)}, {diffusion} diffusion steps")

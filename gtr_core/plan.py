@@ -72,16 +72,19 @@ def make_plan(schedule: Schedule, grid: tuple[int, int], seeds: Sequence[int], *
     """
     if not seeds:
         raise GtRError("an empty batch: expected at least 1 image; set the batch size to 1 or more")
-    stage = stage_of_tokens(grid, schedule.stages, schedule.partition).ravel()
     mask = np.ones(grid, dtype=bool) if unknown is None else np.asarray(unknown, dtype=bool)
     if mask.shape != tuple(grid):
         raise GtRError(f"a mask of {mask.shape} tokens for a grid of {tuple(grid)}: give one value per token")
-    whole = [np.flatnonzero(stage == k) for k in range(1, schedule.stages + 1)]
-    subsets = [subset[mask.ravel()[subset]] for subset in whole]
+    whole, subsets = _subsets(schedule, grid), _subsets(schedule, grid, mask)
     counts = _counts(schedule, [len(s) for s in whole], [len(s) for s in subsets])
-    streams = [generator(seed, ORDER) for seed in seeds]
-    sequences = [np.stack([_sequence(schedule, grid, subset, stream) for stream in streams]) for subset in subsets]
-    return plan_from_sequences(schedule, grid, sequences, counts)
+    orders = [token_sequences(schedule, grid, generator(seed, ORDER), mask) for seed in seeds]
+    return plan_from_sequences(schedule, grid, [np.stack(stage) for stage in zip(*orders)], counts)
+
+
+def token_sequences(schedule: Schedule, grid: tuple[int, int], stream: torch.Generator,
+                    unknown: np.ndarray | None = None) -> list[np.ndarray]:
+    """Per stage the raster positions of one image's ``unknown`` tokens ((h, w) bool; None = all) in their order."""
+    return [_sequence(schedule, grid, subset, stream) for subset in _subsets(schedule, grid, unknown)]
 
 
 def plan_from_sequences(schedule: Schedule, grid: tuple[int, int], sequences: Sequence[np.ndarray],
@@ -113,6 +116,13 @@ def plan_from_sequences(schedule: Schedule, grid: tuple[int, int], sequences: Se
                               diffusion_steps=count, progress=(total - masked) / total))
             known = after
     return Plan(schedule=schedule, grid=tuple(grid), batch=batch, steps=tuple(steps))
+
+
+def _subsets(schedule: Schedule, grid: tuple[int, int], unknown: np.ndarray | None = None) -> list[np.ndarray]:
+    """The raster positions of every stage's tokens, ascending: all, or those that are ``unknown``."""
+    stage = stage_of_tokens(grid, schedule.stages, schedule.partition)
+    stage = stage if unknown is None else np.where(unknown, stage, 0)
+    return [np.flatnonzero(stage.ravel() == k) for k in range(1, schedule.stages + 1)]
 
 
 def _sequence(schedule: Schedule, grid: tuple[int, int], subset: np.ndarray, stream: torch.Generator) -> np.ndarray:

@@ -45,6 +45,14 @@ def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, seconds: Sequence[f
     return "\n".join(lines)
 
 
+def progress_text(plan: Plan, index: int, part: int = 1, parts: int = 1) -> str:
+    """Where a run is at AR step ``index`` (from 0): 'generation 3/10' or 'reconstruction 1/2', after the window."""
+    own = [k for k, step in enumerate(plan.steps) if step.reconstruction == plan.steps[index].reconstruction]
+    kind = "reconstruction" if plan.steps[index].reconstruction else "generation"
+    window = f"window {part}/{parts}, " if parts > 1 else ""
+    return f"{window}{kind} {own.index(index) + 1}/{len(own)}"
+
+
 def _against_origin(plan: Plan, spec: ModelSpec, guided: bool, evaluations: int, flops: int,
                     unknown: np.ndarray | None) -> str:
     origin = make_plan(origin_of(spec), plan.grid, (0,), unknown=unknown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ TICK = 8
 class Progress:
     """What a callback sees: ``step`` AR steps of ``steps`` are done, and ``diffusion_step`` of the current one.
 
-    ``tokens`` (B, L, C) and ``known`` (B, K) are the state on the device: copy what is to be kept.
+    ``tokens`` (B, L, C), ``known`` (B, K) and ``spent`` (B, L), the diffusion steps that every token got in this run,
+    are the state on the device: copy what is to be kept.
     """
 
     step: int
@@ -37,6 +39,7 @@ class Progress:
     diffusion_steps: int
     tokens: Tensor
     known: Tensor
+    spent: Tensor
 
 
 Callback = Callable[[Progress], None]
@@ -74,6 +77,7 @@ def sample(
     _check(model, plan, condition, negative, tokens, temperature, fts)
     tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
     tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
+    spent = torch.zeros(tokens.shape[:2], dtype=torch.int32, device=device)
     conditions = [_embed(model, condition, device, dtype)]
     if guidance.enabled:
         conditions.append(model.null_condition(conditions[0]) if negative is None
@@ -82,18 +86,19 @@ def sample(
     graphs = graphs and torch.device(device).type == "cuda"
     engine = direct(model, plan, graphs=graphs) if cache is None else cache.start(model, plan, guidance)
     for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
-        tick = _ticker(callback, plan, index, tokens, known)
+        tick = _ticker(callback, plan, index, (tokens, known, spent))
         tick(0, step.diffusion_steps)
         z = engine.conditioning(index, tokens.to(dtype), (known, targets, context), conditions)
         z = tuple(half.float() for half in z)
         values = _denoise_step(
-            engine, process, step, index, z, noise, guidance.at(step.progress), temperature, fts, tick
+            engine, process, step, index, z, noise, guidance.at(step.progress), temperature, fts, tick,
+            partial(_note, spent, targets)
         )
         tokens.scatter_(1, targets[..., None].expand_as(values), values)
     if callback is not None:
         everywhere = torch.arange(plan.tokens, device=device).expand(plan.batch, -1)
         callback(Progress(len(plan.steps), len(plan.steps), plan.schedule.stages, plan.schedule.stages, 0, 0, tokens,
-                          everywhere))
+                          everywhere, spent))
     return tokens
 
 
@@ -118,8 +123,12 @@ def _denoise_step(
     temperature: float,
     fts: FTS | None,
     tick: OnStep,
+    note: Callable[[Tensor | None, int], None],
 ) -> Tensor:
-    """Diffusion of one AR step: z, conditional and maybe unconditional, each (B, n, D) -> values (B, n, C)."""
+    """Diffusion of one AR step: z, conditional and maybe unconditional, each (B, n, D) -> values (B, n, C).
+
+    ``note`` hears which rows (B, k), None for all, get how many diffusion steps.
+    """
     batch, count = z[0].shape[:2]
     groups: list[tuple[Tensor | None, int]] = [(None, step.diffusion_steps)]
     if fts is not None and step.reconstruction:
@@ -139,10 +148,16 @@ def _denoise_step(
     chains = Chains(tuple(zip(sizes, tables)), rows_of(init), rows_of(steps_noise[:len(tables[0])]))
     flat = engine.diffuse(tuple(rows_of(half) for half in z), chains, scale, temperature, tick)
     values = torch.empty_like(init)
-    for (rows, _), part in zip(groups, flat.split(sizes)):
+    for (rows, steps), part in zip(groups, flat.split(sizes)):
+        note(rows, steps)
         part = part.unflatten(0, (batch, -1))
         values = part if rows is None else values.scatter(1, rows[..., None].expand_as(part), part)
     return values
+
+
+def _note(spent: Tensor, targets: Tensor, rows: Tensor | None, steps: int) -> None:
+    """Write the diffusion steps of some of the positions ``targets`` (B, n) into ``spent`` (B, L)."""
+    spent.scatter_(1, targets if rows is None else targets.gather(1, rows), steps)
 
 
 def _pick(t: Tensor, rows: Tensor | None) -> Tensor:
@@ -160,14 +175,14 @@ def _embed(model: Model, condition: Tensor, device: torch.device | str, dtype: t
     return embedded.expand(len(condition), *embedded.shape[1:])
 
 
-def _ticker(callback: Callback | None, plan: Plan, index: int, tokens: Tensor, known: Tensor) -> OnStep:
-    """Reports diffusion step j of ``total`` of AR step ``index``, every few steps."""
+def _ticker(callback: Callback | None, plan: Plan, index: int, state: tuple[Tensor, Tensor, Tensor]) -> OnStep:
+    """Reports diffusion step j of ``total`` of AR step ``index`` and the ``state`` (tokens, known, spent), every few
+    steps."""
     step = plan.steps[index]
 
     def tick(j: int, total: int) -> None:
         if callback is not None and j % TICK == 0:
-            callback(Progress(index, len(plan.steps), step.stage, plan.schedule.stages, j, total, tokens,
-                              known))
+            callback(Progress(index, len(plan.steps), step.stage, plan.schedule.stages, j, total, *state))
 
     return tick
 

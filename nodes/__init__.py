@@ -3,6 +3,8 @@
 from ._api import ComfyExtension, io
 from .cache import LazyMARNode
 from .conditioning import ClassCondition
+from .edit import Outpaint, Redraw
+from .heatmap import HeatMap
 from .latent import EmptyLatent
 from .loaders import LoadLightGen, LoadMAR, LoadMARVAE
 from .sampler import Sampler
@@ -27,4 +29,7 @@ class GtRExtension(ComfyExtension):
             LazyMARNode,
             Sampler,
             PreviewSchedule,
+            Redraw,
+            Outpaint,
+            HeatMap,
         ]

@@ -6,5 +6,6 @@ MarModel = io.Custom("MAR_MODEL")
 GtrSchedule = io.Custom("GTR_SCHEDULE")
 GtrFts = io.Custom("GTR_FTS")
 GtrCache = io.Custom("GTR_CACHE")
+GtrSteps = io.Custom("GTR_STEPS")
 
-__all__ = ["ComfyExtension", "GtrCache", "GtrFts", "GtrSchedule", "MarModel", "io", "ui"]
+__all__ = ["ComfyExtension", "GtrCache", "GtrFts", "GtrSchedule", "GtrSteps", "MarModel", "io", "ui"]

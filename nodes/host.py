@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,18 @@ import latent_preview
 import numpy as np
 import torch
 from comfy.cli_args import args
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor, nn
 
 from ..gtr_core.checkpoint import load_model, load_vae, read_checkpoint
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
+from ..gtr_core.edit import Region
 from ..gtr_core.errors import GtRError
 from ..gtr_core.latent import preview_colours
 from ..gtr_core.models import Model, build
+from ..gtr_core.overlay import draw_state, state_of
+from ..gtr_core.report import progress_text
 from ..gtr_core.sampler import Progress
 from ..gtr_core.spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
 from ..gtr_core.vae import regroup
@@ -37,7 +42,7 @@ logger = logging.getLogger("gtr_mar")
 DEMO = "demo (built-in)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREFERRED = [torch.bfloat16, torch.float16, torch.float32]
-PREVIEW_SECONDS, PREVIEW_PIXELS = 0.25, 256
+PREVIEW_SECONDS, PREVIEW_PIXELS = 0.25, 512
 
 
 LOADERS = {MARSpec: "Load MAR Model", LightGenSpec: "Load LightGen Model"}
@@ -194,7 +199,7 @@ def file_fingerprint(folder: str, name: str) -> tuple[int, int]:
 
 
 class RunMonitor:
-    """Sampler callback of one node execution: interrupt, progress bar and preview."""
+    """Sampler callback of one node execution: interrupt, progress bar, progress text and preview."""
 
     def __init__(self, model: ModelHandle, grid: tuple[int, int], steps: int):
         self.latent, self.grid, self.done = model.spec.latent, grid, 0
@@ -208,6 +213,10 @@ class RunMonitor:
         self.last_preview = 0.0
         self.marks: list[float] = []
 
+    def enter(self, regions: Sequence[Region], current: int, canvas: Tensor) -> None:
+        """The next run draws region ``current`` of ``regions``; ``canvas`` (L, C) holds its first image's tokens."""
+        self.regions, self.current, self.canvas, self.spent = regions, current, canvas, None
+
     def take_seconds(self) -> list[float]:
         """Seconds of every AR step of the run that has just ended. On a GPU work is queued: only the sum is exact."""
         marks, self.marks = [*self.marks[:-1], time.monotonic()], []
@@ -220,25 +229,35 @@ class RunMonitor:
         preview = None
         now = time.monotonic()
         self.marks.append(now)
-        if self.previews and progress.step and (now - self.last_preview > PREVIEW_SECONDS
-                                                or progress.step == progress.steps):
+        ended = progress.step == progress.steps
+        if self.previews and progress.step and (now - self.last_preview > PREVIEW_SECONDS or ended):
             self.last_preview = now
             preview = ("JPEG", self._picture(progress), PREVIEW_PIXELS)
         self.bar.update_absolute(self.done + progress.step, preview=preview)
-        if progress.step == progress.steps:
+        if ended:
             self.done += progress.steps
+            self.spent = progress.spent.cpu().numpy()
+        else:
+            plan = self.regions[self.current].plan
+            show_text(progress_text(plan, progress.step, self.current + 1, len(self.regions)))
 
     def _picture(self, progress: Progress) -> Image.Image:
-        """The first image's known tokens in approximate colours; grey where nothing is decoded yet."""
-        colours = preview_colours(progress.tokens[:1], self.grid, self.latent, self.rgb)[0].cpu()
-        known = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.bool)
-        known[progress.known[0].cpu()] = True
-        patch = self.latent.patch
-        cells = known.view(self.grid).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-        colours = torch.where(cells[..., None], colours, torch.tensor(0.5))
-        factor = max(1, PREVIEW_PIXELS // max(cells.shape))
-        picture = Image.fromarray((colours * 255).round().byte().numpy())
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+        """The first image in approximate colours, with what is still to come marked."""
+        tokens = self.canvas.clone()
+        tokens[self.regions[self.current].positions] = progress.tokens[0].cpu()
+        colours = preview_colours(tokens[None], self.grid, self.latent, self.rgb)[0]
+        state = state_of(self.regions, self.current, progress.step, self.grid)
+        return Image.fromarray(draw_state((colours * 255).round().byte().numpy(), state, PREVIEW_PIXELS))
+
+
+def show_text(text: str) -> None:
+    """Show ``text`` in the node that is being executed; outside of a server's execution there is none."""
+    context = get_executing_context()
+    if context is None:
+        return
+    from server import PromptServer
+
+    PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
 
 
 def activation_budget(patcher) -> int:
@@ -267,6 +286,11 @@ def to_wire(latent: Tensor) -> Tensor:
     return latent.to(device=mm.intermediate_device(), dtype=mm.intermediate_dtype())
 
 
-def picture_to_image(picture: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> the host's IMAGE (1, H, W, 3) in [0, 1]."""
-    return torch.from_numpy(picture).float()[None] / 255
+def picture_to_image(*pictures: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8, of one size -> the host's IMAGE (B, H, W, 3) in [0, 1]."""
+    return torch.from_numpy(np.stack(pictures)).float() / 255
+
+
+def image_to_pictures(image: Tensor) -> np.ndarray:
+    """The host's IMAGE (B, H, W, C) in [0, 1] -> (B, H, W, 3) uint8."""
+    return (image[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -12,6 +12,9 @@ from ..gtr_core.spec import ModelSpec
 from . import host
 from ._api import MarModel, io
 
+# Marks a latent that 'Outpaint' made: draw it by windows, which overlap by this many tokens (0 = half a window).
+WINDOWS = "gtr_windows"
+
 
 class EmptyLatent(io.ComfyNode):
     """An empty LATENT of the model's size."""
@@ -65,7 +68,8 @@ def latent_samples(latent: dict, patcher, spec: ModelSpec) -> Tensor:
             f"the latent is {samples.shape[3] * stride} x {samples.shape[2] * stride} pixels, {spec.name} needs "
             f"a width and height divisible by {patch * stride}: use Empty MAR Latent, or scale the picture"
         )
-    spec.check_grid(token_grid(samples, spec))
+    if WINDOWS not in latent:
+        spec.check_grid(token_grid(samples, spec))
     return samples
 
 
@@ -93,3 +97,11 @@ def unknown_tokens(latent: dict, batch: int, grid: tuple[int, int]) -> Tensor:
         raise GtRError(f"the noise mask has the shape {tuple(mask.shape)}: expected at least 1 picture; remove it")
     tokens = F.adaptive_max_pool2d(mask, grid)[:, 0] > 0.5
     return tokens[torch.arange(batch) % tokens.shape[0]]
+
+
+def masked_latent(latent: dict, samples: Tensor, unknown: Tensor, spec: ModelSpec) -> dict:
+    """A LATENT of ``samples`` in which the ``unknown`` tokens, (B or 1, h, w) bool, are to be drawn: its mask covers
+    their pixels."""
+    pixels = spec.latent.patch * spec.latent.stride
+    mask = unknown.float().repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
+    return latent | {"samples": samples, "noise_mask": mask[:, None]}

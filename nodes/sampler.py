@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import comfy.model_management as mm
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..gtr_core.edit import Region, whole_grid, window_regions
 from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
 from ..gtr_core.fts import FTS
 from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
 from ..gtr_core.lazymar import LazyMAR
 from ..gtr_core.memory import activation_bytes, images_that_fit
 from ..gtr_core.noise import SeededNoise, image_seeds
-from ..gtr_core.plan import Plan, make_plan
+from ..gtr_core.overlay import Spent, planned_steps
+from ..gtr_core.plan import Plan
 from ..gtr_core.report import run_report
 from ..gtr_core.sampler import sample
+from ..gtr_core.schedule import Schedule
 from ..gtr_core.spec import LightGenSpec, ModelSpec
 from . import host
-from ._api import GtrCache, GtrFts, GtrSchedule, MarModel, io, ui
+from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
 from .conditioning import labels_for_batch
-from .latent import batch_images, latent_samples, token_grid, unknown_tokens
+from .latent import WINDOWS, batch_images, latent_samples, token_grid, unknown_tokens
 from .text import texts_for_batch
 
 ACCELERATIONS = ("auto", "off")
@@ -77,7 +84,11 @@ class Sampler(io.ComfyNode):
                     "never. Pictures are the same up to rounding.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Latent.Output(display_name="latent"),
+                io.String.Output(display_name="report"),
+                GtrSteps.Output(display_name="steps", tooltip="Diffusion steps per token, for Diffusion Heat Map."),
+            ],
         )
 
     @classmethod
@@ -92,45 +103,55 @@ class Sampler(io.ComfyNode):
         against = None if negative is None else condition_for_batch(negative, images, spec, "negative")
         seeds, guidance = image_seeds(seed, images), Guidance(cfg, cfg_schedule)
         unknown = unknown_tokens(latent_image, batch, grid)
-        plans = [(rows, make_plan(schedule, grid, [seeds[k] for k in rows], unknown=unknown[rows[0]].numpy()))
-                 for rows in same_masks(unknown)]
-
+        groups = [(rows, plan_regions(schedule, spec, [seeds[k] for k in rows], unknown[rows[0]].numpy(),
+                                      latent_image.get(WINDOWS))) for rows in same_masks(unknown)]
         graphs = acceleration == "auto" and cache is None and model.patcher.load_device.type == "cuda"
-        batches = [in_parts(model, plan, guided=guidance.enabled, fts=fts, graphs=graphs) for _, plan in plans]
-        load_model(model, sum(batches, []), guided=guidance.enabled, fts=fts, graphs=graphs)
+        settings = {"guided": guidance.enabled, "fts": fts, "graphs": graphs}
+        split = [in_parts(model, region.plan, **settings) for _, regions in groups for region in regions]
+        load_model(model, sum(split, []), **settings)
         host.reset_peak(model.patcher)
-        monitor = host.RunMonitor(model, grid, sum(len(part.steps) for parts in batches for part in parts))
-        tokens = latent_to_tokens(samples, spec.latent).cpu()
-        decoded, reports = torch.empty_like(tokens), list(model.notes)
-        for (rows, plan), parts in zip(plans, batches):
-            seconds, start = [0.0] * len(plan.steps), 0
-            for part in parts:
-                images, start = rows[start:start + part.batch], start + part.batch
-                decoded[images] = sample(
-                    model.patcher.model.diffusion_model, part, condition[images],
-                    SeededNoise(tuple(seeds[k] for k in images), spec.head.channels), tokens=tokens[images],
-                    negative=None if against is None else against[images], guidance=guidance, temperature=temperature,
-                    fts=fts, cache=cache, graphs=graphs and host.stays_resident(model.patcher),
-                    device=model.patcher.load_device, dtype=model.patcher.model.compute_dtype, callback=monitor).cpu()
-                seconds = [before + more for before, more in zip(seconds, monitor.take_seconds())]
-            reports.append(
-                run_report(
-                    plan,
-                    spec,
-                    guided=guidance.enabled,
-                    fts=fts,
-                    cache=cache,
-                    unknown=unknown[rows[0]].numpy(),
-                    seconds=seconds,
-                    peak_bytes=host.peak_bytes(model.patcher),
-                )
-            )
-            if len(parts) > 1:
-                reports.append(f"the batch ran in {len(parts)} parts of at most {parts[0].batch} images to fit memory")
+        monitor = host.RunMonitor(model, grid, sum(len(part.steps) for parts in split for part in parts))
+        draw = partial(
+            sample, model.patcher.model.diffusion_model, guidance=guidance, temperature=temperature, fts=fts,
+            cache=cache, graphs=graphs and host.stays_resident(model.patcher), device=model.patcher.load_device,
+            dtype=model.patcher.model.compute_dtype, callback=monitor)
+        tokens = latent_to_tokens(samples, spec.latent).cpu().clone()
+        steps, planned = np.zeros((2, batch, tokens.shape[1]), np.int64)
+        reports, parts_left = list(model.notes), iter(split)
+        for rows, regions in groups:
+            for index, region in enumerate(regions):
+                parts, start, seconds = next(parts_left), 0, [0.0] * len(region.plan.steps)
+                for part in parts:
+                    its_seeds, its_rows = (list(of)[start:start + part.batch] for of in (region.seeds, rows))
+                    start, area = start + part.batch, np.ix_(its_rows, region.positions)
+                    shown = (*regions[:index], replace(region, plan=part), *regions[index + 1:])
+                    monitor.enter(shown, index, tokens[its_rows[0]])
+                    tokens[area] = draw(
+                        part, condition[its_rows], SeededNoise(tuple(its_seeds), spec.head.channels),
+                        tokens=tokens[area], negative=None if against is None else against[its_rows]).cpu()
+                    steps[area], planned[area] = steps[area] + monitor.spent, planned[area] + planned_steps(part)
+                    seconds = [before + more for before, more in zip(seconds, monitor.take_seconds())]
+                reports += [f"window {index + 1} of {len(regions)}:"] if len(regions) > 1 else []
+                reports.append(run_report(
+                    region.plan, spec, guided=guidance.enabled, fts=fts, cache=cache, unknown=region.unknown,
+                    seconds=seconds, peak_bytes=host.peak_bytes(model.patcher)))
+                if len(parts) > 1:
+                    reports.append(f"the batch ran in {len(parts)} parts of at most {parts[0].batch} images to fit "
+                                   "memory")
         report = "\n".join(reports)
-        result = tokens_to_latent(decoded, grid, spec.latent)
-        return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report,
+        host.show_text(f"done: {monitor.done} AR steps")
+        spent = Spent(*(values.reshape(batch, *grid) for values in (steps, np.maximum(steps - planned, 0))))
+        result = tokens_to_latent(tokens, grid, spec.latent)
+        return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report, spent,
                              ui=ui.PreviewText(report))
+
+
+def plan_regions(schedule: Schedule, spec: ModelSpec, seeds: list[int], unknown: np.ndarray,
+                 windows: int | None) -> tuple[Region, ...]:
+    """The plans of a run: one, or for a grid that the model cannot draw at once one per window."""
+    if windows is None or isinstance(spec, LightGenSpec) or unknown.shape == spec.grid:
+        return whole_grid(schedule, seeds, unknown)
+    return window_regions(schedule, spec.grid, seeds, unknown, windows)
 
 
 def condition_for_batch(conditioning, images: list[int], spec: ModelSpec, what: str) -> Tensor:

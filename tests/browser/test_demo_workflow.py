@@ -73,6 +73,21 @@ def test_demo_runs_on_click(front: FrontEnd) -> None:
     front.screenshot("demo-run")
 
 
+@pytest.mark.parametrize("name", ["inpaint", "variations", "outpaint"])
+def test_editing_templates_open_and_run(front: FrontEnd, name: str) -> None:
+    workflow = read(WORKFLOWS / f"{name}.json")
+    front.open(template=name)
+    front.fit()
+    assert_shows(front, workflow)
+    events = front.click_run(timeout=240)
+    assert "execution_success" in [kind for kind, _ in events], events
+    assert min(front.picture_size("SaveImage")) >= 64
+    reports = front.widget_texts("GtR_Sampler", "gtr_report")
+    assert len(reports) == 2 and all(text.startswith("gtr-full on demo:") or "window 1 of" in text for text in reports)
+    front.page.wait_for_timeout(500)
+    front.screenshot(f"{name}-run")
+
+
 def test_compare_shows_pictures_and_reports_together(front: FrontEnd) -> None:
     workflow = read(WORKFLOWS / "compare.json")
     front.open()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.partition import PARTITIONS, stage_of_tokens
-from gtr_pack.gtr_core.plan import Plan, make_plan
+from gtr_pack.gtr_core.plan import make_plan
 from gtr_pack.gtr_core.schedule import PRESETS, Schedule, even_counts, preset
+from gtr_tests.plans import assert_covers
 
 GRIDS = [(16, 16), (8, 8), (32, 32), (7, 13), (24, 9), (3, 5)]
 
@@ -53,20 +54,6 @@ def test_every_grid_takes_the_stages_that_leave_no_subset_empty():
                     except GtRError:
                         continue
                     assert set(np.unique(stage)) == set(range(1, stages + 1))
-
-
-def assert_covers(plan: Plan, unknown: np.ndarray) -> None:
-    """Invariant 4: every unknown token exactly once, no known token; index tables agree with each other."""
-    expected = np.flatnonzero(unknown)
-    for image in range(plan.batch):
-        decoded = np.concatenate([step.positions[image] for step in plan.steps] or [np.zeros(0, int)])
-        assert sorted(decoded) == expected.tolist()
-        known = set(np.flatnonzero(~unknown.ravel()))
-        for step in plan.steps:
-            assert set(step.known[image]) == known
-            assert not known & set(step.positions[image])
-            assert not (known | set(step.positions[image])) & set(step.context[image])
-            known |= set(step.positions[image])
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -131,6 +131,26 @@ def test_corrected_positions_change_non_square_pictures_only(host_pack: Any, cli
     assert not torch.equal(draw(host_pack, fixed, fox, width=128), draw(host_pack, model, fox, width=128))
 
 
+def test_outpainting_is_one_plan_and_keeps_the_picture(host_pack: Any, clip: Any, model: Any) -> None:
+    fox = encode(host_pack, clip, "a fox")
+    small = draw(host_pack, model, fox)
+    larger = run(host_pack, "GtR_Outpaint", model=model, latent={"samples": small}, left=16, bottom=32)[0]
+    assert set(larger) == {"samples", "noise_mask"}
+    out = draw(host_pack, model, fox, latent_image=larger)
+    assert out.shape == (1, 16, 12, 10) and torch.equal(out[:, :, :8, 2:], small)
+    assert (out[:, :, 8:] != 0).all() and (out[:, :, :, :2] != 0).all()
+
+
+def test_redraws_keep_whole_tokens(host_pack: Any, clip: Any, model: Any) -> None:
+    fox, schedule = encode(host_pack, clip, "a fox"), run(host_pack, "GtR_Scheduler", preset="gtr-lightgen-fast")[0]
+    small = draw(host_pack, model, fox)
+    latent = run(host_pack, "GtR_Redraw", model=model, schedule=schedule, latent={"samples": small},
+                 redraw="reconstruction")[0]
+    changed = (draw(host_pack, model, fox, latent_image=latent, seed=8) != small).all(1)[0]
+    row, column = torch.meshgrid(torch.arange(8) // 2, torch.arange(8) // 2, indexing="ij")
+    assert torch.equal(changed, (row + column) % 2 == 1)
+
+
 def test_the_latent_is_stable_diffusion_3s(host_pack: Any, model: Any) -> None:
     import comfy.latent_formats
 

@@ -78,6 +78,16 @@ def test_reports_progress_and_previews(client: Client, demo: Graph) -> None:
     assert all(min(preview.open().size) > 0 for preview in run.previews)
 
 
+def test_the_sampler_says_where_it_is_and_what_it_did(client: Client, demo: Graph) -> None:
+    run = client.prompt(with_seed(demo, 105))
+    (sampler,) = nodes_of(demo, "GtR_Sampler")
+    texts = [event.data["text"] for event in run.of_type("progress_text") if event.data["node"] == sampler]
+    assert texts[:-1] == [*(f"generation {k}/30" for k in range(1, 31)), "reconstruction 1/2", "reconstruction 2/2"]
+    assert texts[-1] == "done: 32 AR steps"
+    report = run.outputs[sampler]["text"][0]
+    assert report.startswith("gtr-paper on demo: 4 images") and "stage 3 (reconstruction): 2 AR steps" in report
+
+
 def test_second_identical_prompt_comes_from_the_cache(client: Client, demo: Graph) -> None:
     graph = with_seed(demo, 102)
     first, second = client.prompt(graph), client.prompt(graph)

@@ -19,7 +19,7 @@ from PIL import Image
 from . import rest
 from .rest import Graph
 
-PREVIEW, PREVIEW_WITH_METADATA = 1, 4
+PREVIEW, TEXT, PREVIEW_WITH_METADATA = 1, 3, 4
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ class Client:
             if kind == websocket.ABNF.OPCODE_TEXT:
                 message = json.loads(data)
                 self._messages.put(Event(message["type"], message.get("data") or {}, at))
-            elif kind == websocket.ABNF.OPCODE_BINARY and (preview := _preview(data, at)):
-                self._messages.put(preview)
+            elif kind == websocket.ABNF.OPCODE_BINARY and (message := _binary(data, at)):
+                self._messages.put(message)
             elif kind == websocket.ABNF.OPCODE_CLOSE:
                 return
 
@@ -211,8 +211,11 @@ def pixels(image: bytes) -> tuple[tuple[int, int], bytes]:
     return picture.size, picture.tobytes()
 
 
-def _preview(data: bytes, at: float) -> Preview | None:
+def _binary(data: bytes, at: float) -> Event | Preview | None:
+    """A preview, or the text that a node shows while it runs as an event `progress_text`."""
     kind, second = struct.unpack_from(">II", data)
+    if kind == TEXT:
+        return Event("progress_text", {"node": data[8:8 + second].decode(), "text": data[8 + second:].decode()}, at)
     if kind == PREVIEW:
         return Preview(data[8:], {}, at)
     if kind == PREVIEW_WITH_METADATA:

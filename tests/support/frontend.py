@@ -97,6 +97,12 @@ class FrontEnd:
         width, height = handle.json_value()
         return width, height
 
+    def widget_texts(self, node_type: str, widget: str) -> list[str]:
+        """What a text widget of this name shows in every node of this type that has it."""
+        return self.page.evaluate("""([type, name]) => window.app.graph._nodes.filter(n => n.type === type)
+            .flatMap(n => (n.widgets ?? []).filter(w => w.name === name).map(w => w.element.textContent))""",
+                                  [node_type, widget])
+
     def graph_to_prompt(self) -> dict[str, Any]:
         """The API format of what is shown, made by the front end itself."""
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")

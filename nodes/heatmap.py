@@ -1,0 +1,39 @@
+"""Where a run's diffusion steps went."""
+
+from __future__ import annotations
+
+from ..gtr_core.errors import GtRError
+from ..gtr_core.overlay import HEATS, draw_heat
+from . import host
+from ._api import GtrSteps, io, ui
+
+
+class HeatMap(io.ComfyNode):
+    """GTR_STEPS and the decoded pictures -> IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_HeatMap", display_name="Diffusion Heat Map", category="GtR/sampling",
+            description="Shows over the picture where its diffusion steps went: those that FTS added, or all of them.",
+            search_aliases=["fts", "heatmap", "attention map", "gtr"],
+            is_output_node=True,
+            inputs=[
+                GtrSteps.Input("steps", tooltip="The sampler's third output."),
+                io.Image.Input("image", tooltip="The same run's pictures, from VAE Decode."),
+                io.Combo.Input("show", options=list(HEATS), default="fts",
+                               tooltip="fts: the steps that FTS added to the schedule's; all: every token's steps."),
+            ],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, steps, image, show: str) -> io.NodeOutput:
+        pictures = host.image_to_pictures(image)
+        if len(pictures) != len(steps.steps):
+            raise GtRError(f"{len(pictures)} pictures for the steps of {len(steps.steps)}: connect the picture and the "
+                           "steps of the same sampler")
+        most = int((steps.extra if show == "fts" else steps.steps).max())
+        drawn = host.picture_to_image(*(draw_heat(picture, steps, show, index, most)
+                                        for index, picture in enumerate(pictures)))
+        return io.NodeOutput(drawn, ui=ui.PreviewImage(drawn, cls=cls))

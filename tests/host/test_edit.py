@@ -1,0 +1,247 @@
+"""Every way to edit a picture, in a real ComfyUI: kept tokens come back bitwise, all others are drawn anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from gtr_tests.client import Client
+
+API = Path(__file__).resolve().parents[2] / "workflows" / "api"
+DEMO = "demo (built-in)"
+GIVEN, DRAWN = "7", "20"
+"""The nodes of the shipped editing workflows that make the picture and change it."""
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    """As the host runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+class Editing:
+    """The demo model, a short schedule and the host's node classes."""
+
+    def __init__(self, pack: Any) -> None:
+        self.pack = pack
+        self.model = self.run("GtR_LoadMAR", model_name=DEMO)[0]
+        self.schedule = self.run("GtR_Scheduler", preset="custom", steps="3, 2, 1", diffusion_start=4,
+                                 diffusion_end=3, diffusion_reconstruction=3)[0]
+        self.positive = self.run("GtR_ClassCondition", model=self.model, class_name="demo 0: striped disk",
+                                 class_list="0, 1")[0]
+        spec = self.model.spec
+        self.grid, self.token = spec.grid, spec.latent.stride * spec.latent.patch
+
+    def run(self, node: str, **inputs: Any) -> tuple:
+        return self.pack.classes[node].execute(**inputs).result
+
+    def picture(self, batch: int = 2) -> dict:
+        """Random values in the place of a picture's latent."""
+        shape = (batch, self.model.spec.latent.channels, *(side * self.model.spec.latent.patch for side in self.grid))
+        return {"samples": torch.randn(shape, generator=torch.Generator().manual_seed(4))}
+
+    def sample(self, latent: dict, **inputs: Any) -> tuple:
+        return self.run("GtR_Sampler", **{
+            "model": self.model, "positive": self.positive, "schedule": self.schedule, "latent_image": latent,
+            "seed": 5, "cfg": 2.0, "cfg_schedule": "linear", "temperature": 1.0} | inputs)
+
+    def redraw(self, latent: dict, redraw: str, **inputs: Any) -> dict:
+        return self.run("GtR_Redraw", model=self.model, schedule=self.schedule, latent=latent, redraw=redraw,
+                        **inputs)[0]
+
+    def outpaint(self, latent: dict, **tokens: int) -> dict:
+        return self.run("GtR_Outpaint", model=self.model, latent=latent,
+                        **{side: count * self.token for side, count in tokens.items()})[0]
+
+
+@pytest.fixture(scope="module")
+def editing(host_pack: Any) -> Editing:
+    with torch.inference_mode():
+        return Editing(host_pack)
+
+
+def parity(rows: int, columns: int) -> torch.Tensor:
+    """(i + j) mod 2: 1 is the colour of the reconstruction."""
+    i, j = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return (i + j) % 2 == 1
+
+
+def assert_drawn(before: torch.Tensor, after: torch.Tensor, drawn: torch.Tensor) -> None:
+    """``drawn`` (h, w) or (B, h, w) tokens have new values in every channel, all others are bitwise the same."""
+    patch = after.shape[-1] // drawn.shape[-1]
+    cells = drawn.repeat_interleave(patch, -1).repeat_interleave(patch, -2)
+    cells = (cells if cells.ndim == 3 else cells[None])[:, None].expand_as(after)
+    assert torch.equal(after[~cells], before[~cells])
+    assert (after[cells] != before[cells]).all() and torch.isfinite(after).all()
+
+
+def square(rows: int, columns: int) -> torch.Tensor:
+    """The inpainting workflow's mask: the middle."""
+    drawn = torch.zeros(rows, columns, dtype=torch.bool)
+    drawn[rows // 4:-(rows // 4), columns // 4:-(columns // 4)] = True
+    return drawn
+
+
+def structure_kept(rows: int, columns: int) -> torch.Tensor:
+    """All but stage 1 of three: even rows of the even colour are kept."""
+    drawn = torch.ones(rows, columns, dtype=torch.bool)
+    drawn[::2, ::2] = False
+    return drawn
+
+
+SHIPPED: dict[str, Callable[[int, int], torch.Tensor]] = {"inpaint": square, "variations": structure_kept}
+
+
+def latents(client: Client, base: Path, name: str, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a shipped editing workflow with few steps; its picture's latent before and after."""
+    graph = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+    graph["5"]["inputs"].update(preset="custom", steps="3, 2, 1", diffusion_start=4, diffusion_end=3,
+                                diffusion_reconstruction=3)
+    for node, inputs in changes.items():
+        graph[node.lstrip("n")]["inputs"].update(inputs)
+    for node in (GIVEN, DRAWN):
+        graph[f"9{node}"] = {"class_type": "SaveLatent",
+                             "inputs": {"samples": [node, 0], "filename_prefix": f"edit/{name}_{node}"}}
+    client.prompt(graph)
+    files = [max((base / "output" / "edit").glob(f"{name}_{node}_*.latent"), key=lambda path: path.name)
+             for node in (GIVEN, DRAWN)]
+    before, after = (load_file(file)["latent_tensor"] for file in files)
+    return before, after
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_masks_of_the_shipped_workflows(client: Client, comfy_base: Path, editing: Editing, name: str) -> None:
+    before, after = latents(client, comfy_base, name)
+    assert_drawn(before.expand_as(after), after, SHIPPED[name](*editing.grid))
+    # Variations of one picture differ from each other wherever they are drawn.
+    for one, other in zip(after, after[1:]):
+        assert_drawn(one[None], other[None], SHIPPED[name](*editing.grid))
+
+
+@pytest.mark.parametrize("redraw, drawn", [("reconstruction", 1 / 2), ("denoise", 1 / 4)])
+def test_redraws_over_http(client: Client, comfy_base: Path, editing: Editing, redraw: str, drawn: float) -> None:
+    before, after = latents(client, comfy_base, "variations", n11={"redraw": redraw, "denoise": drawn},
+                            n12={"amount": 1})
+    patch = editing.model.spec.latent.patch
+    changed = (before != after).any(1)[0, ::patch, ::patch]
+    assert int(changed.sum()) == drawn * changed.numel()
+    assert (changed <= parity(*editing.grid)).all()
+    assert_drawn(before, after, changed)
+
+
+def test_the_shipped_outpainting(client: Client, comfy_base: Path, editing: Editing) -> None:
+    before, after = latents(client, comfy_base, "outpaint")
+    rows, columns = editing.grid
+    room = json.loads((API / "outpaint.json").read_text(encoding="utf-8"))["11"]["inputs"]["right"] // editing.token
+    drawn = torch.arange(columns + room).expand(rows, -1) >= columns
+    padded = torch.nn.functional.pad(before, (0, room * editing.model.spec.latent.patch))
+    assert after.shape == padded.shape
+    assert_drawn(padded, after, drawn)
+
+
+@pytest.mark.parametrize("redraw", ["reconstruction", "variations"])
+def test_redraws_keep_the_tokens_of_every_image(editing: Editing, redraw: str) -> None:
+    given = editing.picture()
+    drawn = parity(*editing.grid) if redraw == "reconstruction" else structure_kept(*editing.grid)
+    prepared = editing.redraw(given, redraw)
+    assert torch.equal(prepared["samples"], given["samples"]) and "noise_mask" not in given
+    assert_drawn(given["samples"], editing.sample(prepared)[0]["samples"], drawn)
+
+
+def test_a_share_of_nothing_and_of_everything(editing: Editing) -> None:
+    given = editing.picture()
+    assert torch.equal(editing.sample(editing.redraw(given, "denoise", denoise=0.0))[0]["samples"], given["samples"])
+    whole = editing.sample(editing.redraw(given, "denoise", denoise=1.0))[0]["samples"]
+    assert torch.equal(whole, editing.sample({"samples": given["samples"]})[0]["samples"])
+
+
+def test_a_redraw_stays_inside_the_mask_of_every_image(editing: Editing) -> None:
+    given, (rows, columns) = editing.picture(), editing.grid
+    mask = torch.zeros(2, 1, rows, columns)
+    mask[0, :, :rows // 2] = 1
+    mask[1, :, :, :3] = 1
+    out = editing.sample(editing.redraw(given | {"noise_mask": mask}, "reconstruction"))[0]
+    assert_drawn(given["samples"], out["samples"], mask[:, 0].bool() & parity(rows, columns))
+
+
+def test_outpainting_on_all_sides_keeps_the_picture(editing: Editing) -> None:
+    given, (rows, columns) = editing.picture(), editing.grid
+    patch = editing.model.spec.latent.patch
+    larger = editing.outpaint(given | {"noise_mask": torch.ones(1, 64, 64)}, left=2, top=3, right=4, bottom=1)
+    out, report, spent = editing.sample(larger)
+    drawn = torch.ones(rows + 4, columns + 6, dtype=torch.bool)
+    drawn[3:3 + rows, 2:2 + columns] = False
+    padded = torch.nn.functional.pad(given["samples"], [side * patch for side in (2, 4, 3, 1)])
+    assert_drawn(padded, out["samples"], drawn)
+    assert "window 1 of 4:" in report and "window 4 of 4:" in report
+    # Every unknown token was decoded exactly once, by at most the steps of the schedule's first step.
+    assert ((spent.steps > 0) == drawn.numpy()).all() and spent.steps.max() <= 4
+
+
+def test_an_outpainted_picture_can_be_outpainted_and_redrawn(editing: Editing) -> None:
+    rows, columns = editing.grid
+    first = editing.sample(editing.outpaint(editing.picture(), right=2))[0]
+    second = editing.outpaint(first, left=2)
+    assert int(second["noise_mask"].amax((0, 1)).sum()) == 2 * rows * editing.token**2
+    out = editing.sample(second)[0]
+    assert torch.equal(out["samples"][..., 2 * editing.model.spec.latent.patch:], first["samples"])
+    mask = torch.zeros(1, rows, columns + 4)
+    mask[:, :, :4] = 1
+    again = editing.sample(out | {"noise_mask": mask}, seed=9)[0]
+    assert_drawn(out["samples"], again["samples"], mask[0].bool())
+
+
+def test_windows_of_an_image_do_not_depend_on_its_batch(editing: Editing) -> None:
+    larger = editing.outpaint(editing.picture(), right=4, bottom=4)
+    whole = editing.sample(larger)[0]["samples"]
+    alone = editing.sample(larger | {"samples": larger["samples"][1:], "batch_index": [1]})[0]["samples"]
+    torch.testing.assert_close(alone[0], whole[1], rtol=1e-3, atol=1e-3)
+
+
+def test_the_heat_map_shows_where_fts_spent_steps(editing: Editing) -> None:
+    fts = editing.run("GtR_FTS", fraction=0.1, detail_steps=7, selection="high")[0]
+    spent = editing.sample(editing.redraw(editing.picture(), "reconstruction"), fts=fts)[2]
+    odd = parity(*editing.grid).numpy()
+    count = -(-int(odd.sum()) // 10)
+    assert ((spent.steps > 0) == odd).all() and ((spent.extra > 0).sum((1, 2)) == count).all()
+    assert set(spent.extra[spent.extra > 0]) == {4} and ((spent.extra > 0) <= odd).all()
+    pictures = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(1))
+    for show in ("fts", "all"):
+        image = editing.run("GtR_HeatMap", steps=spent, image=pictures, show=show)[0]
+        assert image.shape[0] == 2 and image.shape[3] == 3 and 0 <= image.min() <= image.max() <= 1
+    with pytest.raises(ValueError, match="1 pictures for the steps of 2"):
+        editing.run("GtR_HeatMap", steps=spent, image=pictures[:1], show="fts")
+
+
+MISTAKES = {
+    "nothing to keep": (lambda e: e.redraw({"samples": e.picture()["samples"] * 0}, "variations"), "latent is empty"),
+    "nothing to extend": (lambda e: e.outpaint({"samples": e.picture()["samples"] * 0}, left=2), "latent is empty"),
+    "half tokens": (lambda e: e.run("GtR_Outpaint", model=e.model, latent=e.picture(), left=e.token // 2),
+                    "give multiples of that"),
+    "no overlap left": (lambda e: e.outpaint(e.picture(), left=2, overlap=e.grid[0]), "cannot overlap by"),
+    "too large": (lambda e: e.outpaint(e.picture(), left=600), "at most 512 tokens a side"),
+    "one stage": (
+        lambda e: e.run("GtR_Redraw", model=e.model, latent=e.picture(), redraw="variations",
+                        schedule=e.run("GtR_Scheduler", preset="origin")[0]),
+        "single stage",
+    ),
+    "not outpainted": (lambda e: e.sample({"samples": torch.ones(1, e.picture()["samples"].shape[1], 60, 60)}),
+                       "pixels only"),
+    "too small": (lambda e: e.outpaint({"samples": e.picture()["samples"][..., :-4]}, right=2), "need at least that"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_explained(editing: Editing, case: str) -> None:
+    action, words = MISTAKES[case]
+    with pytest.raises(ValueError, match=words) as caught:
+        action(editing)
+    assert "\n" not in str(caught.value)
