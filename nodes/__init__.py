@@ -5,6 +5,7 @@ from .cache import LazyMARNode
 from .conditioning import ClassCondition
 from .latent import EmptyLatent
 from .loaders import LoadLightGen, LoadMAR, LoadMARVAE
+from .replaced import REPLACED, register
 from .sampler import Sampler
 from .schedule import BaselineScheduler, FTSNode, PreviewSchedule, Scheduler
 from .text import EncodeText
@@ -12,6 +13,9 @@ from .text import EncodeText
 
 class GtRExtension(ComfyExtension):
     """What ComfyUI asks for the node classes."""
+
+    async def on_load(self) -> None:
+        await register(REPLACED)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
