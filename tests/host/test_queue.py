@@ -1,4 +1,4 @@
-"""A full queue: order, metadata, memory and cancelling; a client without a browser; memory given back between models."""
+"""A full queue: order, metadata, memory and cancelling; a client without a browser; memory given back."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_hundred_prompts(client: Client, comfy_server: ComfyServer, graph: Gra
     from gtr_tests.client import Run
     from gtr_tests.client import pixels as read
 
-    classes = client_classes()
+    classes = demo_spec().classes
     graphs = [variant(graph, number, classes) for number in range(PROMPTS)]
     graphs[STOPPED] = slow(graphs[STOPPED])
     runs = [Run(rest.post(f"{client.url}/prompt", {"prompt": queued, "client_id": client.id})["prompt_id"])
@@ -115,11 +115,12 @@ def carried(picture: bytes) -> Graph:
             for node, entry in prompt.items()}
 
 
-def client_classes() -> int:
-    """How many classes the demo model has."""
-    from gtr_pack.gtr_core.demo import CLASS_NAMES
+def demo_spec() -> Any:
+    """What the demo model's file says of it."""
+    from gtr_pack.gtr_core.checkpoint import load_model, read_checkpoint
+    from gtr_pack.gtr_core.demo import DEMO_MAR
 
-    return len(CLASS_NAMES)
+    return load_model(read_checkpoint(DEMO_MAR))[0]
 
 
 def stopper(client: Client) -> Any:
@@ -181,13 +182,11 @@ def test_the_client_explains_mistakes(comfy_server: ComfyServer, graph: Graph, t
 def test_the_example_table_fits_the_demo() -> None:
     """Columns, classes and presets of prompts.csv exist."""
     from gtr_pack.gtr_core.classes import parse_labels
-    from gtr_pack.gtr_core.demo import DEMO_MAR
-    from gtr_pack.gtr_core.checkpoint import read_checkpoint
     from gtr_pack.gtr_core.schedule import PRESETS
 
     with (API / "prompts.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    spec = read_checkpoint(DEMO_MAR).spec
+    spec = demo_spec()
     for row in rows:
         assert parse_labels(row["class"], spec) and row["preset"] in PRESETS and int(row["seed"]) and float(row["cfg"])
 

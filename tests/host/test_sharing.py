@@ -14,6 +14,7 @@ import re
 import types
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from gtr_tests import rest, sharing
 from gtr_tests.environment import ROOT
@@ -197,22 +198,30 @@ def thumbnail(client: Client, name: str, model_files: frozenset[str]) -> Image.I
     graph = read_json(WORKFLOWS / "api" / f"{name}.json")
     if any(value in model_files for node in graph.values() for value in node["inputs"].values()
            if isinstance(value, str)):
-        return plan_picture(client, graph)
+        return plan_picture(graph)
     shown = [node for node, entry in graph.items() if entry["class_type"] in ("SaveImage", "PreviewImage")]
     run = client.prompt(graph)
     return montage([[decoded(image) for image in run.images[node]] for node in shown])
 
 
-def plan_picture(client: Client, graph: rest.Graph) -> Image.Image:
-    """The order of the tokens, cut from Preview Schedule's picture for the workflow's own schedule and grid."""
-    (schedule,) = (node for node, entry in graph.items() if entry["class_type"] == "GtR_Scheduler")
-    size = 32 if any(entry["class_type"] == "GtR_LoadLightGen" for entry in graph.values()) else 16
-    preview = {"class_type": "GtR_PreviewSchedule",
-               "inputs": {"schedule": [schedule, 0], "rows": size, "columns": size, "seed": 0}}
-    run = client.prompt({schedule: graph[schedule], "preview": preview})
-    margin = 16
-    return decoded(run.images["preview"][0]).crop((margin, margin, margin + sharing.THUMBNAIL,
-                                                   margin + sharing.THUMBNAIL))
+def plan_picture(graph: rest.Graph) -> Image.Image:
+    """The token grid of the workflow's own schedule in the colours of the stages, darker where it is decoded later."""
+    from gtr_pack.gtr_core.picture import STAGE_COLOURS
+    from gtr_pack.gtr_core.plan import make_plan
+    from gtr_pack.gtr_core.schedule import preset
+
+    (name,) = (entry["inputs"]["preset"] for entry in graph.values() if entry["class_type"] == "GtR_Scheduler")
+    side = 32 if any(entry["class_type"] == "GtR_LoadLightGen" for entry in graph.values()) else 16
+    plan = make_plan(preset(name), (side, side), (0,))
+    colours = np.empty((side * side, 3))
+    for index, step in enumerate(plan.steps):
+        same = [place for place, other in enumerate(plan.steps) if other.stage == step.stage]
+        shade = 0.25 + 0.75 * (same.index(index) + 1) / len(same)
+        colours[step.positions[0]] = 255 - (255 - np.asarray(STAGE_COLOURS[step.stage - 1])) * shade
+    cell = sharing.THUMBNAIL // side
+    tiles = colours.reshape(side, side, 3).repeat(cell, 0).repeat(cell, 1).astype(np.uint8)
+    tiles[::cell] = tiles[:, ::cell] = 255
+    return Image.fromarray(tiles)
 
 
 def montage(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:

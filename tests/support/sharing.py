@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 from .environment import ROOT
 
