@@ -42,13 +42,14 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, upda
     front.open()
     front.browse_templates()
     card = front.page.get_by_test_id(f"template-workflow-{path.stem}")
-    card.wait_for(timeout=20_000)
-    front.page.wait_for_function("name => [...document.images].some(i => i.src.endsWith(`/${name}.jpg`)"
-                                 " && i.naturalWidth > 0)", arg=path.stem, timeout=20_000)
+    card.wait_for(timeout=40_000)
+    front.page.wait_for_function("([id, size]) => [...document.querySelectorAll(`[data-testid='${id}'] img`)]"
+                                 ".some(i => i.naturalWidth === size)",
+                                 arg=[f"template-workflow-{path.stem}", sharing.THUMBNAIL], timeout=40_000)
     front.screenshot(f"templates-{path.stem}")
     card.click()
     front.page.wait_for_function("n => window.app.graph._nodes.length === n", arg=len(read_json(path)["nodes"]),
-                                 timeout=20_000)
+                                 timeout=40_000)
     front.fit()
     assert [node.type for node in front.nodes() if not node.known] == []
     if not is_offline(path):
@@ -61,7 +62,7 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, upda
     assert "execution_success" in names, events
     if path.stem == "demo":
         assert "b_preview" in names, "the sampler should show what it draws"
-    front.page.wait_for_function(f"() => ({PICTURES})().every(count => count > 0)", timeout=20_000)
+    front.page.wait_for_function(f"() => ({PICTURES})().every(count => count > 0)", timeout=40_000)
     for text in front.page.evaluate(TEXTS):
         assert "AR steps" in text and "TFLOPs" in text, "a report should be readable on its node"
     if update:
@@ -72,8 +73,10 @@ def publish(front: FrontEnd, name: str) -> None:
     """A screenshot of the graph alone for the documentation, as docs/NAME.png."""
     from PIL import Image
 
+    # So large that the zoom of the whole graph still shows the nodes' words.
+    front.page.set_viewport_size({"width": 2700, "height": 1500})
+    front.page.wait_for_timeout(500)
     front.fit()
-    front.page.wait_for_timeout(700)
     shot = Image.open(front.screenshot(name)).convert("RGB")
     left, top, right, bottom = front.page.evaluate("""() => { const c = window.app.canvas, s = c.ds.scale,
         o = c.ds.offset, r = c.canvas.getBoundingClientRect(); const xs = [], ys = [];
@@ -83,7 +86,9 @@ def publish(front: FrontEnd, name: str) -> None:
         return [at(Math.min(...xs), 0), at(Math.min(...ys), 1), at(Math.max(...xs), 0), at(Math.max(...ys), 1)]; }""")
     box = (max(0, int(left) - 16), max(0, int(top) - 16), min(shot.width, int(right) + 16),
            min(shot.height, int(bottom) + 16))
-    shot.crop(box).quantize(128, dither=Image.Dither.NONE).save(ROOT / "docs" / f"{name}.png", optimize=True)
+    graph = shot.crop(box)
+    graph.thumbnail((1600, 1200), Image.Resampling.LANCZOS)
+    graph.quantize(128, dither=Image.Dither.NONE).save(ROOT / "docs" / f"{name}.png", optimize=True)
 
 
 @pytest.mark.parametrize("locale, suffix", [("en-US", ".md"), ("zh-CN", "/zh.md")], ids=["english", "chinese"])
@@ -104,7 +109,7 @@ def test_every_node_explains_itself(browser: Browser, comfy_server: ComfyServer,
             heading, _, body = (ROOT / "web" / "docs" / f"{node}{suffix}").read_text(encoding="utf-8").partition("\n")
             page.evaluate("() => window.app.graph.setDirtyCanvas(true, true)")
             shown = front.help_of(1)
-            page.locator(".node-help-content h1", has_text=heading.removeprefix("# ")).wait_for(timeout=20_000)
+            page.locator(".node-help-content h1", has_text=heading.removeprefix("# ")).wait_for(timeout=40_000)
             shown = page.locator(".node-help-content").first.inner_text()
             assert plain(body)[:40] in plain(shown), node
         front.screenshot(f"help-{locale}")
@@ -138,7 +143,7 @@ def test_the_blueprint_draws_a_picture(front: FrontEnd) -> None:
     front.page.wait_for_timeout(1500)
     front.screenshot("blueprint-search")
     front.page.keyboard.press("Enter")
-    front.page.wait_for_function("() => window.app.graph._nodes.length === 1", timeout=20_000)
+    front.page.wait_for_function("() => window.app.graph._nodes.length === 1", timeout=40_000)
     front.page.keyboard.press("Escape")
     front.page.evaluate("""() => { const graph = window.app.graph, [node] = graph._nodes;
         const shown = window.LiteGraph.createNode('PreviewImage'); shown.pos = [node.pos[0] + 420, node.pos[1]];

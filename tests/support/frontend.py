@@ -88,7 +88,7 @@ class FrontEnd:
                            " canvas.selectNode(window.app.graph.getNodeById(id)); }", node_id)
         if not self.page.locator(HELP).is_visible():
             self.page.locator("[data-testid='info-button']").first.click()
-        self.page.locator(f"{HELP} h1").first.wait_for(timeout=20_000)
+        self.page.locator(f"{HELP} h1").first.wait_for(timeout=40_000)
         return self.page.locator(HELP).first.inner_text()
 
     def load(self, workflow: dict[str, Any]) -> None:
