@@ -7,6 +7,7 @@ from .edit import Outpaint, Redraw
 from .heatmap import HeatMap
 from .latent import EmptyLatent
 from .loaders import LoadLightGen, LoadMAR, LoadMARVAE
+from .replaced import REPLACED, register
 from .sampler import Sampler
 from .schedule import BaselineScheduler, FTSNode, PreviewSchedule, Scheduler
 from .text import EncodeText
@@ -14,6 +15,9 @@ from .text import EncodeText
 
 class GtRExtension(ComfyExtension):
     """What ComfyUI asks for the node classes."""
+
+    async def on_load(self) -> None:
+        await register(REPLACED)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

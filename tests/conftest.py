@@ -41,6 +41,17 @@ _alias("gtr_pack", ROOT)
 _alias("gtr_tests", ROOT / "tests" / "support")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update", action="store_true",
+                     help="write recorded files anew: schemas, names, thumbnails, pictures of the documentation")
+
+
+@pytest.fixture(scope="session")
+def update(request: pytest.FixtureRequest) -> bool:
+    """True if recorded files are to be written anew."""
+    return request.config.getoption("update")
+
+
 def pytest_configure() -> None:
     """Let a SIGTERM end the run with its fixtures' clean-up, so that no server is left behind."""
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("stopped by SIGTERM", 143))

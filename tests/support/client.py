@@ -145,10 +145,15 @@ class Client:
             run.refusal, run.node_errors = str(refused), dict(refused.body.get("node_errors") or {})
         else:
             run.prompt_id, run.node_errors = answer["prompt_id"], answer["node_errors"]
-            self._follow(run, on_event or (lambda _: None), time.monotonic() + timeout)
-            self._finish(run)
+            self.follow(run, on_event, timeout)
         if not expect_errors and run.trouble:
             raise AssertionError(f"the run should succeed, but: {run.trouble}")
+        return run
+
+    def follow(self, run: Run, on_event: Callable[[Event | Preview], None] | None = None, timeout: float = 300) -> Run:
+        """Record a queued run to its end; of several, in the order in which they are run."""
+        self._follow(run, on_event or (lambda _: None), time.monotonic() + timeout)
+        self._finish(run)
         return run
 
     def _follow(self, run: Run, on_event: Callable[[Event | Preview], None], end: float) -> None:

@@ -44,6 +44,7 @@ DROP = """([data, name, type]) => { const bytes = Uint8Array.from(atob(data), c 
     const transfer = new DataTransfer(); transfer.items.add(new File([bytes], name, {type})); return transfer; }"""
 COMPLAINTS = ("[data-testid='error-overlay'], [data-testid^='missing-'], [data-testid='dialog-overlay'], "
               "[role='dialog'], .p-toast-message-error")
+HELP = ".node-help-content"
 MEDIA_TYPES = {".json": "application/json", ".png": "image/png"}
 
 
@@ -75,6 +76,20 @@ class FrontEnd:
         if template is not None:
             self.page.wait_for_function("types => window.app.graph._nodes.some(n => types.includes(n.type))",
                                         arg=self.types, timeout=20_000)
+
+    def browse_templates(self) -> None:
+        """Open the template browser at this pack's templates."""
+        self.page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_text(PACK, exact=True).first.click()
+
+    def help_of(self, node_id: int) -> str:
+        """Select a node, click its info button; gives the text of the help page once it is there."""
+        self.page.evaluate("id => { const canvas = window.app.canvas; canvas.deselectAll();"
+                           " canvas.selectNode(window.app.graph.getNodeById(id)); }", node_id)
+        if not self.page.locator(HELP).is_visible():
+            self.page.locator("[data-testid='info-button']").first.click()
+        self.page.locator(f"{HELP} h1").first.wait_for(timeout=40_000)
+        return self.page.locator(HELP).first.inner_text()
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Show a workflow (the UI's JSON)."""
@@ -141,9 +156,9 @@ def launch(playwright: Playwright, chromium: str) -> Browser:
 
 
 @contextmanager
-def new_page(browser: Browser) -> Iterator[Page]:
+def new_page(browser: Browser, locale: str = "en-US") -> Iterator[Page]:
     """A page with storage of its own, from which nothing outside this machine can be reached."""
-    context = browser.new_context(viewport={"width": 1500, "height": 900})
+    context = browser.new_context(viewport={"width": 1500, "height": 900}, locale=locale)
     context.route(lambda url: urlsplit(url).hostname not in ("127.0.0.1", "localhost"), _abort)
     try:
         yield context.new_page()

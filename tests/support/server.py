@@ -42,6 +42,12 @@ class ComfyServer:
         """Where the server answers, without a slash at the end."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start the process and wait until it answers; DevError with its last words if it does not."""
         command = [str(self.python), "main.py", "--listen", "127.0.0.1", "--port", str(self.port),

@@ -1,0 +1,161 @@
+"""What a person does with a shared workflow: find it, run it, read about its nodes in two languages, reuse a part."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gtr_tests import sharing
+from gtr_tests.sharing import WORKFLOWS, read_json
+
+if TYPE_CHECKING:
+    from gtr_tests.frontend import FrontEnd
+    from gtr_tests.server import ComfyServer
+    from playwright.sync_api import Browser
+
+ROOT = WORKFLOWS.parent
+TEMPLATES = sorted(WORKFLOWS.glob("*.json"))
+RELEASED = sorted((ROOT / "tests" / "released").glob("*/*.json"))
+PICTURES = """() => window.app.graph._nodes.filter(n => ['SaveImage', 'PreviewImage', 'GtR_PreviewSchedule']
+    .includes(n.type)).map(n => (n.imgs ?? []).filter(i => i.naturalWidth > 0).length)"""
+TEXTS = """() => window.app.graph._nodes.filter(n => n.type === 'PreviewAny')
+    .map(n => (n.widgets ?? []).map(w => String(w.value ?? '')).join(' '))"""
+SEED = """seed => { for (const n of window.app.graph._nodes) for (const w of n.widgets ?? [])
+    if (w.name === 'seed') w.value = seed; }"""
+
+
+def ids(paths: list[Path]) -> list[str]:
+    return ["-".join(path.with_suffix("").relative_to(ROOT).parts[-2:]) for path in paths]
+
+
+def is_offline(path: Path) -> bool:
+    """Whether a workflow runs with what is part of the pack."""
+    values = [value for node in read_json(path)["nodes"] for value in node.get("widgets_values") or ()]
+    return not any(isinstance(value, str) and value in sharing.MODELS for value in values)
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=ids(TEMPLATES))
+def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, update: bool) -> None:
+    """Thumbnail, graph without complaints; then, where no file is needed, preview, pictures and report."""
+    front.open()
+    front.browse_templates()
+    card = front.page.get_by_test_id(f"template-workflow-{path.stem}")
+    card.wait_for(timeout=40_000)
+    front.page.wait_for_function("([id, size]) => [...document.querySelectorAll(`[data-testid='${id}'] img`)]"
+                                 ".some(i => i.naturalWidth === size)",
+                                 arg=[f"template-workflow-{path.stem}", sharing.THUMBNAIL], timeout=40_000)
+    front.screenshot(f"templates-{path.stem}")
+    card.click()
+    front.page.wait_for_function("n => window.app.graph._nodes.length === n", arg=len(read_json(path)["nodes"]),
+                                 timeout=40_000)
+    front.fit()
+    assert [node.type for node in front.nodes() if not node.known] == []
+    if not is_offline(path):
+        return
+    assert front.complaints() == []
+    if path.stem == "demo":
+        front.page.evaluate(SEED, 4)
+    events = front.click_run(timeout=300)
+    names = [name for name, _ in events]
+    assert "execution_success" in names, events
+    if path.stem == "demo":
+        assert "b_preview" in names, "the sampler should show what it draws"
+    front.page.wait_for_function(f"() => ({PICTURES})().every(count => count > 0)", timeout=40_000)
+    for text in front.page.evaluate(TEXTS):
+        assert "AR steps" in text and "TFLOPs" in text, "a report should be readable on its node"
+    if update:
+        publish(front, f"graph_{path.stem}")
+
+
+def publish(front: FrontEnd, name: str) -> None:
+    """A screenshot of the graph alone for the documentation, as docs/NAME.png."""
+    from PIL import Image
+
+    # So large that the zoom of the whole graph still shows the nodes' words.
+    front.page.set_viewport_size({"width": 2700, "height": 1500})
+    front.page.wait_for_timeout(500)
+    front.fit()
+    shot = Image.open(front.screenshot(name)).convert("RGB")
+    left, top, right, bottom = front.page.evaluate("""() => { const c = window.app.canvas, s = c.ds.scale,
+        o = c.ds.offset, r = c.canvas.getBoundingClientRect(); const xs = [], ys = [];
+        for (const n of window.app.graph._nodes) { xs.push(n.pos[0], n.pos[0] + n.size[0]);
+            ys.push(n.pos[1] - 32, n.pos[1] + n.size[1]); }
+        const at = (v, i) => (v + o[i]) * s + (i ? r.top : r.left);
+        return [at(Math.min(...xs), 0), at(Math.min(...ys), 1), at(Math.max(...xs), 0), at(Math.max(...ys), 1)]; }""")
+    box = (max(0, int(left) - 16), max(0, int(top) - 16), min(shot.width, int(right) + 16),
+           min(shot.height, int(bottom) + 16))
+    graph = shot.crop(box)
+    graph.thumbnail((1600, 1200), Image.Resampling.LANCZOS)
+    graph.quantize(128, dither=Image.Dither.NONE).save(ROOT / "docs" / f"{name}.png", optimize=True)
+
+
+@pytest.mark.parametrize("locale, suffix", [("en-US", ".md"), ("zh-CN", "/zh.md")], ids=["english", "chinese"])
+def test_every_node_explains_itself(browser: Browser, comfy_server: ComfyServer, pack_nodes: dict[str, Any],
+                                    tmp_path: Path, locale: str, suffix: str) -> None:
+    """Title on the canvas and help page in the person's language."""
+    from gtr_tests.frontend import FrontEnd, new_page
+
+    names = read_json(ROOT / "locales" / locale[:2] / "nodeDefs.json")
+    with new_page(browser, locale) as page:
+        front = FrontEnd(page, comfy_server.url, sorted(pack_nodes), tmp_path)
+        front.open()
+        for node in sorted(pack_nodes):
+            page.evaluate("type => { window.app.graph.clear(); const node = window.LiteGraph.createNode(type);"
+                          " node.id = 1; window.app.graph.add(node); }", node)
+            (drawn,) = front.nodes()
+            assert drawn.title == names[node]["display_name"]
+            heading, _, body = (ROOT / "web" / "docs" / f"{node}{suffix}").read_text(encoding="utf-8").partition("\n")
+            page.evaluate("() => window.app.graph.setDirtyCanvas(true, true)")
+            shown = front.help_of(1)
+            page.locator(".node-help-content h1", has_text=heading.removeprefix("# ")).wait_for(timeout=40_000)
+            shown = page.locator(".node-help-content").first.inner_text()
+            assert plain(body)[:40] in plain(shown), node
+        front.screenshot(f"help-{locale}")
+
+
+def plain(text: str) -> str:
+    """Letters and figures only: what is left of a text by every way of rendering it."""
+    text = re.sub(r"\]\([^)]*\)", "", text)
+    return re.sub(r"[\W_]+", "", text)
+
+
+@pytest.mark.parametrize("path", RELEASED, ids=ids(RELEASED))
+def test_a_released_workflow_means_what_it_meant(front: FrontEnd, path: Path) -> None:
+    """Opened today, it gives every value that it had; inputs that came later are added."""
+    front.open()
+    front.load(read_json(path))
+    assert [node.type for node in front.nodes() if not node.known] == []
+    now, then = front.graph_to_prompt(), read_json(path.parent / "api" / path.name)
+    assert now.keys() == then.keys()
+    for node, entry in then.items():
+        assert now[node]["class_type"] == entry["class_type"]
+        assert now[node]["inputs"].items() >= entry["inputs"].items()
+
+
+def test_the_blueprint_draws_a_picture(front: FrontEnd) -> None:
+    """Found by its name in the node search, put on the canvas, connected and run."""
+    front.open()
+    front.page.evaluate("() => window.app.graph.clear()")
+    front.page.locator("#graph-canvas").dblclick(position={"x": 500, "y": 400})
+    front.page.keyboard.type("MAR + GtR", delay=30)
+    front.page.wait_for_timeout(1500)
+    front.screenshot("blueprint-search")
+    front.page.keyboard.press("Enter")
+    front.page.wait_for_function("() => window.app.graph._nodes.length === 1", timeout=40_000)
+    front.page.keyboard.press("Escape")
+    front.page.evaluate("""() => { const graph = window.app.graph, [node] = graph._nodes;
+        const shown = window.LiteGraph.createNode('PreviewImage'); shown.pos = [node.pos[0] + 420, node.pos[1]];
+        graph.add(shown); node.connect(0, shown, 0); }""")
+    widgets = front.page.evaluate("() => window.app.graph._nodes[0].widgets.map(w => w.name)")
+    assert {"model_name", "class_name", "preset", "seed", "cfg"} <= set(widgets)
+    inner = {entry["class_type"] for entry in front.graph_to_prompt().values()}
+    assert {"GtR_LoadMAR", "GtR_LoadMARVAE", "GtR_ClassCondition", "GtR_EmptyLatent", "GtR_Scheduler", "GtR_FTS",
+            "GtR_Sampler", "VAEDecode", "PreviewImage"} == inner
+    events = front.click_run()
+    assert "execution_success" in [name for name, _ in events], events
+    width, height = front.picture_size("PreviewImage")
+    assert min(width, height) >= 64
+    front.fit()
+    front.screenshot("blueprint-run")
