@@ -9,11 +9,12 @@ from dataclasses import asdict
 
 from .errors import GtRError
 from .infer import Shapes, block_depths, infer_lightgen_spec, infer_mar_spec, is_lightgen
+from .partition import LONGEST_SIDE
 from .spec import DiffusionSpec, LatentSpec, ModelSpec
 
 SPEC_KEY = "gtr.spec"
 WEIGHTS_KEY = "gtr.weights"
-LARGEST = 2**31
+LARGEST, LARGEST_PATCH, LONGEST_TEXT = 2**24, 64, 65_536
 _CARRIED = ("name", "grid", "heads", "latent", "diffusion", "norm_eps", "class_names", "text_length")
 
 
@@ -60,8 +61,9 @@ def _overrides(text: str | None) -> dict:
 
 def _latent(fields: Mapping) -> LatentSpec:
     rgb = fields.get("rgb")
-    latent = LatentSpec(channels=_count(fields["channels"]), stride=_count(fields["stride"]),
-                        patch=_count(fields["patch"]), scale=_finite(fields["scale"]), shift=_finite(fields["shift"]),
+    latent = LatentSpec(channels=_count(fields["channels"]), stride=_count(fields["stride"], LARGEST_PATCH),
+                        patch=_count(fields["patch"], LARGEST_PATCH), scale=_finite(fields["scale"]),
+                        shift=_finite(fields["shift"]),
                         rgb=None if rgb is None else tuple(tuple(_finite(x) for x in row) for row in rgb))
     if latent.scale == 0:
         raise ValueError("latent scale is 0")
@@ -79,11 +81,11 @@ def _diffusion(fields: Mapping) -> DiffusionSpec:
     return spec
 
 
-def _count(value) -> int:
+def _count(value, most: int = LARGEST) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{value!r} is not a positive whole number")
-    if value > LARGEST:
-        raise ValueError(f"a number above {LARGEST}")
+    if value > most:
+        raise ValueError(f"a number above {most}")
     return value
 
 
@@ -109,9 +111,10 @@ def _name(value) -> str:
 
 def _grid(value) -> tuple[int, int]:
     rows, columns = value
-    return _count(rows), _count(columns)
+    return _count(rows, LONGEST_SIDE), _count(columns, LONGEST_SIDE)
 
 
 _PARSERS = {"name": _name, "grid": _grid, "heads": _count, "latent": _latent, "diffusion": _diffusion,
-            "norm_eps": _positive, "class_names": lambda names: tuple(map(_name, names)), "text_length": _count,
+            "norm_eps": _positive, "class_names": lambda names: tuple(map(_name, names)),
+            "text_length": lambda length: _count(length, LONGEST_TEXT),
             "depths": lambda depths: tuple(map(_count, depths))}
