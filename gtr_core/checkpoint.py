@@ -26,6 +26,7 @@ from .memory import check_budget
 from .metadata import WEIGHTS_KEY, read_spec, spec_metadata
 from .models import build
 from .pickles import first_line, read_pickle
+from .png import remove
 from .spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
 from .vae import KLVAE
 
@@ -122,7 +123,8 @@ def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor], name: 
             raise GtRError(f"{file}: tensor '{key}' has shape {tuple(tensor.shape)}, {name} needs "
                            f"{tuple(expected[key].shape)}: the file is of another model")
         if tensor.dtype not in (*DTYPES.values(), torch.float64):
-            raise GtRError(f"{file}: tensor '{key}' is {tensor.dtype}, expected floating point weights of 16 to 64 bits")
+            raise GtRError(f"{file}: tensor '{key}' is {tensor.dtype}, expected floating point weights of 16 bits or "
+                           "more")
         if not torch.isfinite(tensor.sum(dtype=torch.float32)):
             raise GtRError(f"{file}: tensor '{key}' holds NaN or infinite values: the file is damaged; "
                            "download or convert it again")
@@ -145,7 +147,7 @@ def convert(
     if target.suffix != ".safetensors":
         raise GtRError(f"output '{target.name}': expected a name that ends in .safetensors")
     checkpoint = read_checkpoint(source, weights=weights)
-    if target.exists() and (not overwrite or target.samefile(source)):
+    if os.path.exists(target) and (not overwrite or target.samefile(source)):
         raise GtRError(f"{target} exists: choose another name" + ("" if overwrite else " or give --overwrite"))
     if is_vae(checkpoint.tensors):
         load_vae(checkpoint)
@@ -189,10 +191,11 @@ def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str], *,
             f"cannot write {target} ({first_line(error)}): free some space or choose another folder"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        remove(beside)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check_budget(path.stat().st_size, f"{path.name} needs")
     try:
         _check_header(path)
         with safe_open(path, framework="pt") as file:

@@ -13,13 +13,16 @@ from .checkpoint import DTYPES
 from .engine import GUIDANCE_SCHEDULES
 from .errors import GtRError
 from .fts import SELECTIONS
+from .memory import is_out_of_memory
 from .partition import PARTITIONS
+from .pickles import first_line
 from .schedule import ORDERS, PRESETS, SCOPES
 from .spec import VARIANTS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when it worked, 2 with one line on stderr when the input was wrong."""
+    """Run one verb; 0 when it worked, 2 with one line on stderr when the input was wrong or
+    memory ran out."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -29,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cancelled", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: out of memory ({first_line(error)}): make the batch or the size smaller", file=sys.stderr)
+        return 2
     return 0
 
 

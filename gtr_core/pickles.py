@@ -2,7 +2,7 @@
 
 The scan executes nothing. It lets pass what training code saves, and nothing else: tensors, plain containers and the
 names below. It also refuses what the unpickler would read but no machine could hold or finish: compressed entries,
-and tuples that repeat themselves until they stand for billions of objects.
+and tuples that hold each other until their hash takes for ever.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPCODES = frozenset((
     "NEWTRUE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINSTRING BINPERSID "
     "BINGET LONG_BINGET BINPUT LONG_BINPUT LONG1 STOP").split())
 LONGEST_PICKLE = 16 << 20  # bytes; the largest training checkpoints have less than 1 MiB beside their tensors
-MOST_OBJECTS = 4_000_000
+LARGEST_TUPLE = 10_000  # objects in a tuple and in those inside it
 LEGACY_PICKLES = 5  # magic number, version, machine, content, storage keys
 
 
@@ -88,8 +88,8 @@ def scan(data: BinaryIO) -> None:
             if taken > len(stack):
                 raise ValueError(f"{name} takes more than there is")
             weight = 1 + sum(stack[len(stack) - taken:])
-            if weight > MOST_OBJECTS:
-                raise pickle.UnpicklingError(f"more than {MOST_OBJECTS} objects")
+            if name.startswith("TUPLE") and weight > LARGEST_TUPLE:
+                raise pickle.UnpicklingError(f"a tuple of more than {LARGEST_TUPLE} objects")
             del stack[len(stack) - taken:]
             stack.append(weight)
 

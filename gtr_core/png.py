@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ def encode_png(image: np.ndarray) -> bytes:
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8 beside ``path``, then rename. Raises GtRError when that fails."""
     path = Path(path)
+    if not path.name:
+        raise GtRError(f"cannot write {path}: expected the name of a file")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         beside.write_bytes(encode_png(image))
@@ -34,7 +37,13 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     except OSError as error:
         raise GtRError(f"cannot write {path} ({error.strerror}): choose another folder") from error
     finally:
-        beside.unlink(missing_ok=True)
+        remove(beside)
+
+
+def remove(path: Path) -> None:
+    """Take away what an unfinished write left; what could not be made cannot be removed either."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def _chunk(part: tuple[bytes, bytes]) -> bytes:

@@ -10,7 +10,7 @@ from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
 from ..gtr_core.fts import FTS
 from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
 from ..gtr_core.lazymar import LazyMAR
-from ..gtr_core.memory import activation_bytes
+from ..gtr_core.memory import activation_bytes, check_run
 from ..gtr_core.noise import SeededNoise, image_seeds
 from ..gtr_core.plan import Plan, make_plan
 from ..gtr_core.report import run_report
@@ -123,6 +123,8 @@ def load_model(model: host.ModelHandle, plans: list[tuple[list[int], Plan]], *, 
                fts: FTS | None) -> torch.dtype:
     """Have the host bring the model to its device with room for every plan; returns the compute dtype."""
     dtype = model.patcher.model.compute_dtype
+    for _, plan in plans:
+        check_run(plan, model.spec, guided=guided, itemsize=dtype.itemsize, device=model.patcher.load_device, fts=fts)
     memory = max(
         activation_bytes(plan, model.spec, guided=guided, fts=fts, itemsize=dtype.itemsize) for _, plan in plans
     )
