@@ -98,8 +98,8 @@ The files and the pictures that they make are under the repository's licence.
 The MAR: {spec.grid[0]} x {spec.grid[1]} tokens of {spec.head.channels} values ({spec.latent.patch} x
 {spec.latent.patch} latents of {spec.latent.channels} channels), width {spec.dim}, {spec.encoder_depth} +
 {spec.decoder_depth} blocks, {spec.heads} heads, {spec.buffer} buffer tokens; head {spec.head.width} x
-{spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999: MAR's first reverse step
-multiplies the head's error by more than 300, which a head of this size cannot afford.
+{spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999: MAR's
+first reverse step multiplies the head's error by more than 300, which a head of this size cannot afford.
 The VAE has {VAE_SPEC.groups} norm groups; the node that loads it gives ComfyUI the same function with the 32 groups
 that it knows. The judge's held-out accuracy (n = {JudgePlan().held_out}): {accuracy}.
 

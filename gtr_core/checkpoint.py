@@ -1,16 +1,15 @@
 """Reading model files safely, and converting published ones to safetensors.
 
-A safetensors file is data. Anything else is read by torch's restricted unpickler, which builds tensors, plain
-containers and the names allowed here, and never calls what a file asks for.
+A safetensors file is data. Anything else goes through :mod:`gtr_core.pickles`, which never calls what a file asks for.
+Every size that a file states is compared with the file and with the memory at hand before anything is allocated.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
-import pickle
 import shutil
-import zipfile
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,20 +20,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .budget import check_budget
 from .errors import GtRError, first_line
 from .files import replace_file
 from .infer import is_lightgen, is_mar, is_vae
 from .metadata import WEIGHTS_KEY, read_spec, read_vae_spec, spec_metadata, vae_metadata
 from .models import build
+from .pickles import read_pickle
 from .spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
 from .vae import KLVAE
 
 # Sizes in bytes of published files known to hold the raw, not the averaged weights (docs/upstream.md 1.12).
 KNOWN_NOT_EMA = {831_736_456: "mar-base.safetensors"}
-# The training code saves its arguments beside the weights.
-ALLOWED_GLOBALS = [argparse.Namespace]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 HEAD_PREFIX, DISTRIBUTED = "diffloss.", "module."
+LONGEST_HEADER, MOST_TENSORS = 16 << 20, 16_384  # bytes of a safetensors header; published models have about 1000
 Spec = TypeVar("Spec", MARSpec | LightGenSpec, VAESpec)
 
 
@@ -50,6 +50,11 @@ class Checkpoint:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, were each stored in full."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     @property
     def warning(self) -> str | None:
@@ -75,9 +80,13 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None) -> C
         tensors, metadata = _read_safetensors(path)
         kind = metadata.get(WEIGHTS_KEY, "model" if path.stat().st_size in KNOWN_NOT_EMA else "unknown")
     else:
-        tensors, kind = _unwrap(_read_pickle(path), path, weights)
+        tensors, kind = _unwrap(read_pickle(path), path, weights)
         metadata = {}
-    return Checkpoint(path, tensors, metadata, kind)
+    checkpoint = Checkpoint(path, tensors, metadata, kind)
+    if checkpoint.nbytes > path.stat().st_size:
+        raise GtRError(f"{path.name}: its tensors need {checkpoint.nbytes} bytes, the file has {path.stat().st_size}: "
+                       "it is damaged or forged; download it again")
+    return checkpoint
 
 
 def load_model(checkpoint: Checkpoint, *, heads: int | None = None) -> tuple[ModelSpec, dict[str, Tensor]]:
@@ -113,12 +122,9 @@ def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor], name: 
         if tensor.shape != expected[key].shape:
             raise GtRError(f"{file}: tensor '{key}' has shape {tuple(tensor.shape)}, {name} needs "
                            f"{tuple(expected[key].shape)}: the file is of another model")
-        if tensor.is_meta or tensor.layout != torch.strided:
-            raise GtRError(
-                f"{file}: tensor '{key}' is {tensor.layout} on '{tensor.device}', expected plain dense weights"
-            )
-        if not tensor.is_floating_point():
-            raise GtRError(f"{file}: tensor '{key}' is {tensor.dtype}, expected floating point weights")
+        if tensor.dtype not in (*DTYPES.values(), torch.float64):
+            raise GtRError(f"{file}: tensor '{key}' is {tensor.dtype}, expected floating point weights of 16 bits or "
+                           "more")
         if not torch.isfinite(tensor.sum(dtype=torch.float32)):
             raise GtRError(f"{file}: tensor '{key}' holds NaN or infinite values: the file is damaged; "
                            "download or convert it again")
@@ -141,7 +147,7 @@ def convert(
     if target.suffix != ".safetensors":
         raise GtRError(f"output '{target.name}': expected a name that ends in .safetensors")
     checkpoint = read_checkpoint(source, weights=weights)
-    if target.exists() and (not overwrite or target.samefile(source)):
+    if os.path.exists(target) and (not overwrite or target.samefile(source)):
         raise GtRError(f"{target} exists: choose another name" + ("" if overwrite else " or give --overwrite"))
     if is_vae(checkpoint.tensors):
         metadata = vae_metadata(load_vae(checkpoint)[0])
@@ -158,8 +164,9 @@ def convert(
 
 
 def _in_file(checkpoint: Checkpoint, infer: Callable[[], Spec]) -> Spec:
-    """Run a spec inference; its errors name the file."""
+    """Run a spec inference for weights that fit into memory; its errors name the file."""
     try:
+        check_budget(checkpoint.nbytes, "its tensors need")
         return infer()
     except GtRError as error:
         raise GtRError(f"{checkpoint.path.name}: {error}") from error
@@ -182,25 +189,34 @@ def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str], *,
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check_budget(path.stat().st_size, f"{path.name} needs")
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             return _strip({name: file.get_tensor(name) for name in file.keys()}), dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise GtRError(f"{path.name} is not a readable safetensors file ({first_line(error)}): it is damaged or "
                        "truncated; download it again") from error
 
 
-def _read_pickle(path: Path):
-    with torch.serialization.safe_globals(ALLOWED_GLOBALS):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-        except pickle.UnpicklingError as error:
-            raise GtRError(f"{path.name} asks for objects other than tensors and was not executed "
-                           f"({first_line(error)}): use a .safetensors file from a source that you trust") from error
-        except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-                zipfile.BadZipFile) as error:
-            raise GtRError(f"{path.name} is not a readable checkpoint ({first_line(error)}): it is damaged or "
-                           "truncated; download it again") from error
+def _check_header(path: Path) -> None:
+    """What the format's own reader lets pass. Raises ValueError for a huge header, too many tensors or equal names."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if length > LONGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes, expected at most {LONGEST_HEADER}")
+        header = json.loads(file.read(length), object_pairs_hook=_unique)
+    if len(header) > MOST_TENSORS:
+        raise ValueError(f"{len(header)} tensors, expected at most {MOST_TENSORS}")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object whose names differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
 
 
 def _unwrap(content, path: Path, weights: str | None) -> tuple[dict[str, Tensor], str]:
@@ -232,8 +248,8 @@ def _state_dict(content, path: Path) -> dict[str, Tensor]:
                        "choose a model checkpoint")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise GtRError(f"{path.name}: entry {name!r} is a {type(value).__name__}, expected named tensors: "
-                           "choose a model checkpoint")
+            raise GtRError(f"{path.name}: entry {name if isinstance(name, str) else type(name).__name__!r} is a "
+                           f"{type(value).__name__}, expected named tensors: choose a model checkpoint")
     return _strip(dict(content))
 
 

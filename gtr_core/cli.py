@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from . import verb_eval, verb_search, verbs
+from .budget import is_out_of_memory
 from .checkpoint import DTYPES
 from .engine import GUIDANCE_SCHEDULES
-from .errors import GtRError
+from .errors import GtRError, first_line
 from .fts import SELECTIONS
 from .partition import PARTITIONS
 from .schedule import ORDERS, PRESETS, SCOPES
@@ -20,7 +21,7 @@ from .spec import VARIANTS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when it worked, 2 with one line on stderr when the input was wrong."""
+    """Run one verb; 0 when it worked, 2 with one line on stderr when the input was wrong or memory ran out."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     options.command = shlex.join(["python", "-m", "gtr_core", *arguments])
@@ -32,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cancelled", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: out of memory ({first_line(error)}): make the batch or the size smaller", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,8 +1,19 @@
 """The one exception type that the library raises for input that it cannot use."""
 
+LONGEST = 1000
+
 
 class GtRError(ValueError):
-    """Bad input. The message is one line: what was expected, what was found, what to do."""
+    """Bad input. The message is one line: what was expected, what was found, what to do.
+
+    What a file or a user put into it cannot break the line: unprintable characters are escaped, and a message of
+    more than ``LONGEST`` characters is cut in the middle.
+    """
+
+    def __init__(self, message: str):
+        if len(message) > LONGEST:
+            message = f"{message[:LONGEST // 2]} ... {message[-LONGEST // 2 + 5:]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 def first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +17,8 @@ from .errors import GtRError, first_line
 def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a name beside ``path`` and rename what it made. Raises GtRError when that fails."""
     path = Path(path)
+    if not path.name:
+        raise GtRError(f"cannot write {path}: expected the name of a file")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(beside)
@@ -25,7 +28,8 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> No
             f"cannot write {path} ({first_line(error)}): free some space or choose another folder"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # what could not be made cannot be removed either
+            beside.unlink()
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -74,9 +74,10 @@ def count_lazy_step(plan: Plan, index: int, spec: ModelSpec, cache: LazyMAR, *, 
     new, known = spec.buffer + previous, spec.buffer + step.known.shape[1]
     kept = cache.kept(index, len(plan.steps), sequence, step.tokens + previous)
     encoder = 2 * previous * spec.head.channels * spec.dim + spec.encoder_depth * _rows_block(new, known, new, spec)
-    decoder = 2 * new * spec.dim**2 + cache.prune_block * _block(sequence, spec)
+    prune = cache.pruning_block(spec.decoder_depth)
+    decoder = 2 * new * spec.dim**2 + prune * _block(sequence, spec)
     decoder += _rows_block(sequence, sequence, kept, spec)
-    decoder += (spec.decoder_depth - cache.prune_block - 1) * _rows_block(kept, sequence, kept, spec)
+    decoder += (spec.decoder_depth - prune - 1) * _rows_block(kept, sequence, kept, spec)
     return Flops(encoder, decoder, head)
 
 

@@ -11,15 +11,19 @@ from .errors import GtRError
 from .spec import HEADS_BY_WIDTH, VARIANTS, HeadSpec, LatentSpec, LightGenSpec, MARSpec, ModelSpec, VAESpec
 
 Shapes = Mapping[str, tuple[int, ...]]
+# Far above every published model, far below what could not be built.
+MOST_BLOCKS, LARGEST_SIDE = 1024, 2**24
 
 
 def count_blocks(shapes: Shapes, prefix: str) -> int:
-    """Number of numbered children below ``prefix``. Raises GtRError unless they are 0, 1, ..., n - 1."""
+    """Number of numbered children below ``prefix``. Raises GtRError unless they are 0, 1, ..., n - 1, n <= 1024."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
     found = {int(match.group(1)) for match in map(pattern.match, shapes) if match}
     if found and max(found) + 1 != len(found):
         raise GtRError(f"'{prefix}' has {len(found)} blocks, but one is number {max(found)}: blocks are missing; "
                        "the file is incomplete")
+    if len(found) > MOST_BLOCKS:
+        raise GtRError(f"'{prefix}' has {len(found)} blocks, expected at most {MOST_BLOCKS}: the file is not a model")
     return len(found)
 
 
@@ -31,8 +35,8 @@ def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     if name not in shapes:
         raise GtRError(f"tensor '{name}' is missing: the file is incomplete or of another architecture")
     shape = tuple(shapes[name])
-    if len(shape) != rank or 0 in shape:
-        raise GtRError(f"tensor '{name}' has shape {shape}, expected {rank} dimensions of at least 1")
+    if len(shape) != rank or not all(1 <= side <= LARGEST_SIDE for side in shape):
+        raise GtRError(f"tensor '{name}' has shape {shape}, expected {rank} dimensions from 1 to {LARGEST_SIDE}")
     return shape
 
 

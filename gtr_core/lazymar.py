@@ -8,7 +8,7 @@ Head cache: between key diffusion steps the middle blocks' contributions are reu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import torch
@@ -59,6 +59,10 @@ class LazyMAR:
         """How many of ``sequence`` decoder tokens lazy step ``index`` of ``steps`` computes to the end."""
         return min(sequence, max(needed + self.extra, int(sequence * KEEP[index * len(KEEP) // steps])))
 
+    def pruning_block(self, depth: int) -> int:
+        """``prune_block``, or the last of ``depth`` decoder blocks where there are fewer."""
+        return min(self.prune_block, depth - 1)
+
     def start(self, model: Model, plan: Plan, guidance: Guidance) -> LazyEngine:
         """The state of one run. Raises GtRError where the method does not apply."""
         if not isinstance(model, MAR):
@@ -68,10 +72,7 @@ class LazyMAR:
         if plan.schedule.decoder_scope != "full":
             raise GtRError(f"LazyMAR needs the full decoder scope, {plan.schedule.name} has "
                            f"'{plan.schedule.decoder_scope}': use gtr-full or origin, or disconnect the cache")
-        if model.spec.decoder_depth <= self.prune_block:
-            raise GtRError(f"LazyMAR prunes in decoder block {self.prune_block + 1}, {model.spec.name} has "
-                           f"{model.spec.decoder_depth} blocks: lower prune_block or disconnect the cache")
-        return LazyEngine(self, model, plan)
+        return LazyEngine(replace(self, prune_block=self.pruning_block(model.spec.decoder_depth)), model, plan)
 
 
 @dataclass(eq=False)

@@ -1,19 +1,27 @@
-"""Memory that a run needs beside the weights, known from the plan beforehand."""
+"""The budget: what is needed, known beforehand, against what there is."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import replace
 
+import torch
+
+from .budget import check_budget
 from .fts import FTS
 from .graphs import BUCKETS, BUFFER_ROWS
 from .headloop import CHUNK_ROWS
-from .plan import Plan
+from .plan import Plan, Step
 from .spec import LightGenSpec, ModelSpec
 
 # Tensors of (rows, dim) that live at once in a block: residual, norm, q, k, v, output; and the MLP's two.
 BLOCK_TENSORS = 6
 HEAD_TENSORS = 10
+
+
+def noise_bytes(plan: Plan, spec: ModelSpec, fts: FTS | None = None) -> int:
+    """The noise of the largest step, drawn in main memory whatever the device."""
+    return max((_step_noise(plan, step, spec, fts) for step in plan.steps), default=0)
 
 
 def activation_bytes(plan: Plan, spec: ModelSpec, *, guided: bool, itemsize: int, fts: FTS | None = None,
@@ -28,12 +36,16 @@ def activation_bytes(plan: Plan, spec: ModelSpec, *, guided: bool, itemsize: int
         sequence = spec.buffer + step.known.shape[1] + step.tokens + step.context.shape[1]
         block = rows * sequence * spec.dim * (BLOCK_TENSORS + 2 * spec.mlp_ratio) * itemsize
         scores = rows * spec.heads * sequence**2 * itemsize
-        steps = max(step.diffusion_steps, fts.detail_steps if fts and step.reconstruction else 0)
         head = rows * step.tokens * spec.head.width * HEAD_TENSORS * 4 + CHUNK_ROWS * layers
-        noise = plan.batch * step.tokens * (3 * spec.head.channels + 4) * (steps + 1) * 4
-        peak = max(peak, block + scores, head + noise)
+        peak = max(peak, block + scores, head + _step_noise(plan, step, spec, fts))
     text = 2 * spec.text_length * spec.dim * (spec.cross_depth + 1) * itemsize if isinstance(spec, LightGenSpec) else 0
     return peak + rows * text + (graphs_bytes(spec) if graphs else 0)
+
+
+def _step_noise(plan: Plan, step: Step, spec: ModelSpec, fts: FTS | None) -> int:
+    """Noise as drawn and as sorted for the loop, with its rows' indices."""
+    steps = max(step.diffusion_steps, fts.detail_steps if fts and step.reconstruction else 0)
+    return plan.batch * step.tokens * (3 * spec.head.channels + 4) * (steps + 1) * 4
 
 
 def graphs_bytes(spec: ModelSpec) -> int:
@@ -47,3 +59,14 @@ def images_that_fit(budget: int, plan: Plan, spec: ModelSpec, **settings) -> int
         return activation_bytes(replace(plan, batch=batch), spec, **settings)
 
     return max(1, bisect_right(range(1, plan.batch + 1), budget, key=needed))
+
+
+def check_run(plan: Plan, spec: ModelSpec, *, device: torch.device | str, fts: FTS | None = None, **settings) -> None:
+    """Raises GtRError for a run that main memory cannot hold; what fits on an accelerator its driver decides.
+
+    ``settings`` are those of :func:`activation_bytes`.
+    """
+    needed = noise_bytes(plan, spec, fts)
+    if torch.device(device).type == "cpu":
+        needed = max(needed, activation_bytes(plan, spec, fts=fts, **settings))
+    check_budget(needed, f"{plan.batch} x {plan.tokens} tokens need")

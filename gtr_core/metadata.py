@@ -9,11 +9,12 @@ from dataclasses import asdict
 
 from .errors import GtRError
 from .infer import Shapes, block_depths, infer_lightgen_spec, infer_mar_spec, infer_vae_spec, is_lightgen, is_vae
+from .partition import LONGEST_SIDE
 from .spec import DiffusionSpec, LatentSpec, ModelSpec, VAESpec
 
 SPEC_KEY = "gtr.spec"
 WEIGHTS_KEY = "gtr.weights"
-LARGEST = 2**31
+LARGEST, LARGEST_PATCH, LONGEST_TEXT = 2**24, 64, 65_536
 _CARRIED = ("name", "grid", "heads", "latent", "diffusion", "norm_eps", "class_names", "text_length")
 
 
@@ -77,8 +78,8 @@ def read_fields(text: str, key: str, parsers: Mapping[str, Callable], remedy: st
 
 def _latent(fields: Mapping) -> LatentSpec:
     rgb = fields.get("rgb")
-    latent = LatentSpec(channels=parse_count(fields["channels"]), stride=parse_count(fields["stride"]),
-                        patch=parse_count(fields["patch"]), scale=parse_finite(fields["scale"]),
+    latent = LatentSpec(channels=parse_count(fields["channels"]), stride=parse_count(fields["stride"], LARGEST_PATCH),
+                        patch=parse_count(fields["patch"], LARGEST_PATCH), scale=parse_finite(fields["scale"]),
                         shift=parse_finite(fields["shift"]),
                         rgb=None if rgb is None else tuple(tuple(parse_finite(x) for x in row) for row in rgb))
     if latent.scale == 0:
@@ -97,11 +98,11 @@ def _diffusion(fields: Mapping) -> DiffusionSpec:
     return spec
 
 
-def parse_count(value) -> int:
+def parse_count(value, most: int = LARGEST) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{value!r} is not a positive whole number")
-    if value > LARGEST:
-        raise ValueError(f"a number above {LARGEST}")
+    if value > most:
+        raise ValueError(f"a number above {most}")
     return value
 
 
@@ -131,9 +132,10 @@ def parse_names(values: Iterable) -> tuple[str, ...]:
 
 def _grid(value) -> tuple[int, int]:
     rows, columns = value
-    return parse_count(rows), parse_count(columns)
+    return parse_count(rows, LONGEST_SIDE), parse_count(columns, LONGEST_SIDE)
 
 
 _PARSERS = {"name": parse_name, "grid": _grid, "heads": parse_count, "latent": _latent, "diffusion": _diffusion,
-            "norm_eps": _positive, "class_names": parse_names, "text_length": parse_count,
+            "norm_eps": _positive, "class_names": parse_names,
+            "text_length": lambda length: parse_count(length, LONGEST_TEXT),
             "groups": parse_count, "depths": lambda depths: tuple(map(parse_count, depths))}

@@ -14,6 +14,7 @@ from .engine import Cache, Guidance
 from .errors import GtRError
 from .fts import FTS
 from .latent import tokens_to_latent
+from .memory import check_run
 from .models import Model, build
 from .noise import SeededNoise, image_seeds
 from .plan import make_plan
@@ -57,7 +58,9 @@ def generate_latents(model: Model, schedule: Schedule, condition: Tensor | Seque
     """VAE-scale latents (B, C, H, W), one image per label or text; image k has the seed ``seed + k``."""
     spec, seeds = model.spec, image_seeds(seed, len(condition))
     grid = grid or spec.grid
-    tokens = sample(model, make_plan(schedule, grid, seeds), torch.as_tensor(condition),
+    plan = make_plan(schedule, grid, seeds)
+    check_run(plan, spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device, fts=fts)
+    tokens = sample(model, plan, torch.as_tensor(condition),
                     SeededNoise(seeds, spec.head.channels), guidance=guidance, temperature=temperature, fts=fts,
                     cache=cache, graphs=graphs, device=device, dtype=dtype, callback=callback)
     return tokens_to_latent(tokens, grid, spec.latent)

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from .budget import check_budget
 from .errors import GtRError
 from .noise import ORDER, generator
 from .orders import halton_order, raster_order, shifted, subsample_order
 from .partition import stage_of_tokens
 from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, steps_per_stage
+
+LARGEST_PLAN = 2**32  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,9 @@ def plan_from_sequences(schedule: Schedule, grid: tuple[int, int], sequences: Se
     Positions in no sequence are known from the start. Steps without tokens are left out.
     """
     total, batch = grid[0] * grid[1], sequences[0].shape[0]
+    # Every step holds each position once, int64.
+    check_budget(batch * total * 8 * sum(bool(size) for sizes in counts for size in sizes), "the plan's steps need",
+                 LARGEST_PLAN)
     everything = np.concatenate(sequences, axis=1)
     known = np.ones((batch, total), dtype=bool)
     np.put_along_axis(known, everything, False, axis=1)

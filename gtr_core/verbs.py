@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, replace
@@ -31,6 +32,7 @@ from .schedule import Schedule, preset
 from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
 
 LAZYMAR, REFERENCE, AUTO = "lazymar", "reference", "auto"
+LARGEST_BATCH = 4096
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -102,7 +104,7 @@ def generate(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if output.suffix.lower() != ".png":
         raise GtRError(f"output '{output.name}': expected a name that ends in .png")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise GtRError(f"no folder {output.parent}: make it, or choose another")
     check_device(options.device)
     model = pipeline.build_model(model_file(options.model), device=options.device, dtype=dtype_of(options))
@@ -143,8 +145,9 @@ def run_bench(options: argparse.Namespace) -> None:
     check_device(options.device)
     spec, dtype = model_spec(options.model), dtype_of(options)
     methods = [named_method(name.strip(), spec) for name in options.presets.split(",") if name.strip()]
-    if not methods or options.rounds < 1 or options.batch < 1:
-        raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1")
+    if not methods or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
+        raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1 to "
+                       f"{LARGEST_BATCH}")
     grid = _size(options.size, spec) if options.size else None
     setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), fts_of(options),
                             options.acceleration == AUTO)
@@ -165,7 +168,11 @@ def run_bench(options: argparse.Namespace) -> None:
 
 
 def check_device(device: str) -> None:
-    if device.partition(":")[0] not in DEVICES or (device.startswith("cuda") and not torch.cuda.is_available()):
+    try:
+        usable = torch.empty(0, device=device).device.type in DEVICES
+    except (RuntimeError, AssertionError):
+        usable = False
+    if not usable:
         raise GtRError(f"device '{device}' cannot be used here: expected cpu or an available accelerator")
 
 
@@ -202,8 +209,8 @@ def _labels(options: argparse.Namespace, spec: MARSpec) -> tuple[int, ...]:
     """One label per image: the given classes, repeated in order up to the batch size."""
     labels = parse_labels(options.classes, spec)
     batch = len(labels) if options.batch is None else options.batch
-    if batch < 1:
-        raise GtRError(f"a batch of {batch}: expected at least 1")
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise GtRError(f"a batch of {batch}: expected at least 1 and at most {LARGEST_BATCH}")
     if batch < len(labels):
         raise GtRError(f"{len(labels)} classes for a batch of {batch}: give --batch {len(labels)} or fewer classes")
     return tuple(labels[k % len(labels)] for k in range(batch))

@@ -18,7 +18,8 @@ class LazyMARNode(io.ComfyNode):
                 io.Int.Input("start_step", default=5, min=1, max=64, tooltip="The first AR steps compute everything."),
                 io.Int.Input("period", default=9, min=1, max=64, tooltip="And every so many steps after them."),
                 io.Int.Input("prune_block", default=3, min=0, max=64, advanced=True,
-                             tooltip="The decoder block (counted from 0) after which few tokens go on."),
+                             tooltip="The decoder block (counted from 0) after which few tokens go on, "
+                                     "the last one where a model has fewer."),
                 io.Int.Input("extra", default=15, min=0, max=256, advanced=True,
                              tooltip="How many tokens more than needed go on."),
                 io.Int.Input("head_period", default=7, min=1, max=1000, advanced=True,

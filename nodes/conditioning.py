@@ -54,12 +54,11 @@ def chosen_label(option: str, spec: MARSpec) -> int:
     """The label of a combo entry, checked against the model's own classes."""
     number, _, name = option.removeprefix(DEMO_PREFIX).partition(": ")
     names = class_names(spec)
-    label = int(number)
-    if label >= len(names) or names[label] != name:
+    if not number.isdecimal() or int(number[:9]) >= len(names) or names[int(number)] != name:
         raise GtRError(f"class '{option}' is not one of {spec.name}'s {len(names)} classes (0: {names[0]}, ...): "
                        + (f"choose an entry that begins with '{DEMO_PREFIX.strip()}'" if names == DEMO_NAMES
                           else "choose another entry, or give indices in class_list"))
-    return label
+    return int(number)
 
 
 def labels_for_batch(conditioning, images: Sequence[int], spec: MARSpec, what: str) -> torch.Tensor:

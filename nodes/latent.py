@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..gtr_core.budget import check_budget
 from ..gtr_core.errors import GtRError
 from ..gtr_core.spec import ModelSpec
 from . import host
@@ -48,6 +49,8 @@ class EmptyLatent(io.ComfyNode):
             raise GtRError(f"{size[1]} x {size[0]} pixels: {spec.name} needs a width and height divisible by {pixels}")
         spec.check_grid((size[0] // pixels, size[1] // pixels))
         cells = (size[0] // spec.latent.stride, size[1] // spec.latent.stride)
+        check_budget(batch_size * spec.latent.channels * cells[0] * cells[1] * 4,
+                     f"{batch_size} latents of {size[1]} x {size[0]} pixels need")
         samples = host.to_wire(torch.zeros(batch_size, spec.latent.channels, *cells))
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": spec.latent.stride})
 

@@ -15,7 +15,7 @@ from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
 from ..gtr_core.fts import FTS
 from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
 from ..gtr_core.lazymar import LazyMAR
-from ..gtr_core.memory import activation_bytes, images_that_fit
+from ..gtr_core.memory import activation_bytes, check_run, images_that_fit
 from ..gtr_core.noise import SeededNoise, image_seeds
 from ..gtr_core.overlay import Spent, planned_steps
 from ..gtr_core.plan import Plan
@@ -169,7 +169,9 @@ def in_parts(model: host.ModelHandle, plan: Plan, **settings) -> list[Plan]:
 
 def load_model(model: host.ModelHandle, plans: list[Plan], **settings) -> None:
     """Have the host bring the model to its device with room for every plan."""
-    itemsize = model.patcher.model.compute_dtype.itemsize
+    itemsize, device = model.patcher.model.compute_dtype.itemsize, model.patcher.load_device
+    for plan in plans:
+        check_run(plan, model.spec, itemsize=itemsize, device=device, **settings)
     memory = max(activation_bytes(plan, model.spec, itemsize=itemsize, **settings) for plan in plans)
     mm.load_models_gpu([model.patcher], memory_required=memory)
 

@@ -99,7 +99,7 @@ def test_generate(capsys, tmp_path):
     assert facts["report"].startswith("custom on demo: 2 images, 6 AR steps") and "the origin needs" in facts["report"]
     assert facts["classes"] == [0, 3] and [Path(f).name for f in facts["files"]] == ["a_000.png", "a_001.png"]
     pictures = [read_png(Path(f)) for f in facts["files"]]
-    assert pictures[0].shape == (64, 64, 3) and min(p.std() for p in pictures) > 5
+    assert pictures[0].shape == (128, 128, 3) and min(p.std() for p in pictures) > 5
     again = run(capsys, "generate", *FAST, "--class", "3", "--seed", 6, "-o", tmp_path / "b.png")
     difference = np.abs(read_png(Path(again["files"][0])).astype(int) - pictures[1].astype(int))
     assert difference.max() <= 1

@@ -97,7 +97,6 @@ def test_state_belongs_to_one_run(model):
 @pytest.mark.parametrize("schedule, guidance, cache, words", [
     (Schedule("x", "random", (8,)), Guidance(1.0), LazyMAR(), "needs guidance"),
     (Schedule("x", "gtr", (2, 1), decoder_scope="stage"), GUIDANCE, LazyMAR(), "needs the full decoder scope"),
-    (Schedule("x", "random", (8,)), GUIDANCE, LazyMAR(prune_block=7), "5 blocks: lower prune_block"),
 ])
 def test_where_it_does_not_apply(schedule, guidance, cache, words, model):
     plan = make_plan(schedule, (16, 16), (1,))
@@ -105,6 +104,12 @@ def test_where_it_does_not_apply(schedule, guidance, cache, words, model):
         sample(
             model, plan, torch.tensor([1]), SeededNoise((1,), model.spec.head.channels), guidance=guidance, cache=cache
         )
+
+
+def test_a_shallow_decoder_prunes_in_its_last_block(model):
+    plan, last = make_plan(Schedule("x", "random", (8,)), (16, 16), (1,)), model.spec.decoder_depth - 1
+    engines = [LazyMAR(prune_block=block).start(model, plan, GUIDANCE) for block in (last, 64, last - 1)]
+    assert [engine.settings.prune_block for engine in engines] == [last, last, last - 1]
 
 
 def test_wrong_settings():

@@ -13,7 +13,7 @@ CORE = sorted((ROOT / "gtr_core").glob("*.py"))
 PACK = [ROOT / "__init__.py", *CORE, *sorted((ROOT / "nodes").glob("*.py"))]
 ALLOWED = {"torch", "numpy", "safetensors", "einops"} | set(sys.stdlib_module_names)
 NETWORK = {"socket", "http", "urllib", "ssl", "ftplib", "asyncio", "requests", "aiohttp", "subprocess"}
-HOST = {"comfy", "comfy_api", "folder_paths", "latent_preview", "PIL"}
+HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "PIL"}
 
 
 def absolute_imports(path: Path) -> set[str]:

@@ -86,6 +86,12 @@ class ComfyServer:
             self._process.kill()
             self._process.wait()
 
+    def kill(self) -> None:
+        """End the process at once, as a power cut does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
     def tail(self, lines: int = 40) -> str:
         """The end of the log."""
         return "\n".join(self._text().splitlines()[-lines:])

@@ -1,0 +1,112 @@
+"""Memory that runs out at every allocation, interrupts at random moments: the run ends, and the next one is right."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+from gtr_pack.gtr_core.budget import is_out_of_memory
+from gtr_pack.gtr_core.cli import main
+from gtr_pack.gtr_core.engine import Cache, Guidance
+from gtr_pack.gtr_core.fts import FTS
+from gtr_pack.gtr_core.lazymar import LazyMAR
+from gtr_pack.gtr_core.mar import MAR
+from gtr_pack.gtr_core.noise import SeededNoise
+from gtr_pack.gtr_core.plan import make_plan
+from gtr_pack.gtr_core.sampler import sample
+from gtr_pack.gtr_core.schedule import Schedule
+from gtr_pack.gtr_core.spec import DiffusionSpec, HeadSpec, LatentSpec, MARSpec
+from gtr_tests.faults import Alarm, Fault
+from gtr_tests.stand_ins import randomised
+
+SPEC = MARSpec(name="small", grid=(4, 4), dim=16, heads=2, encoder_depth=1, decoder_depth=1, classes=3, buffer=2,
+               head=HeadSpec(4, 16, 16, 1), latent=LatentSpec(channels=4), diffusion=DiffusionSpec(beta_cap=0.2))
+GTR = Schedule("small", "gtr", (1, 1), diffusion=(2, 2, 1), decoder_scope="stage")
+LAZY = Schedule("lazy", "random", (2,), diffusion=(3, 3, 3))
+CHECKED = 5  # every so many faults an undisturbed run follows
+INTERRUPTS = 100  # of each kind of run
+
+
+@pytest.fixture(scope="module")
+def model() -> MAR:
+    return randomised(MAR(SPEC), 1).eval()
+
+
+def runs(model: MAR) -> dict[str, Callable[[], torch.Tensor]]:
+    """A GtR run with guidance and FTS, and a LazyMAR run."""
+    def run(schedule: Schedule, fts: FTS | None, cache: Cache | None) -> torch.Tensor:
+        return sample(model, make_plan(schedule, (4, 4), (1, 2)), torch.tensor([0, 2]), SeededNoise((1, 2), 4),
+                      guidance=Guidance(2.0), fts=fts, cache=cache)
+
+    return {"gtr": lambda: run(GTR, FTS(0.3, 2), None),
+            "lazymar": lambda: run(LAZY, None, LazyMAR(1, 9, 0, 1, 2))}
+
+
+@pytest.mark.parametrize("kind", ["gtr", "lazymar"])
+def test_memory_runs_out_at_every_allocation(model: MAR, kind: str) -> None:
+    run = runs(model)[kind]
+    expected = run()
+    with Fault() as whole:
+        run()
+    assert whole.count > 100
+    for at in range(1, whole.count + 1):
+        fault = Fault(at)
+        with pytest.raises(torch.OutOfMemoryError) as caught, fault:
+            run()
+        assert is_out_of_memory(caught.value) and "\n" not in str(caught.value)
+        del caught
+        assert fault.alive == 0, f"{fault.alive} tensors outlive an error at allocation {at}"
+        if at % CHECKED == 0 or at == whole.count:
+            assert torch.equal(run(), expected), f"the run after an error at allocation {at} differs"
+    print(f"memory ran out at each of {whole.count} allocations")
+
+
+@pytest.mark.parametrize("kind", ["gtr", "lazymar"])
+def test_interrupts_at_random_moments(model: MAR, kind: str) -> None:
+    """Half of them between two operations, half wherever the interpreter is when they come."""
+    run, moments = runs(model)[kind], random.Random(7)
+    expected = run()
+    with Fault() as whole:
+        start = time.perf_counter()
+        run()
+        duration = time.perf_counter() - start
+    caught = 0
+    for number in range(INTERRUPTS):
+        exact = number % 2
+        fault = Fault(moments.randint(1, whole.count) if exact else None, KeyboardInterrupt)
+        try:
+            with fault, nullcontext() if exact else Alarm(moments.random() * duration):
+                run()
+        except KeyboardInterrupt:
+            caught += 1
+        assert fault.alive == 0
+        assert number % CHECKED or torch.equal(run(), expected)
+    assert caught >= INTERRUPTS // 2
+    print(f"{caught} of {INTERRUPTS} runs were interrupted, the others had ended before")
+
+
+def test_the_command_line_says_that_memory_ran_out(capsys: pytest.CaptureFixture, tmp_path) -> None:
+    arguments = ["generate", "--steps", "1,1,1", "--diffusion", "2,2,2", "--fts-steps", "2", "--json",
+                 "-o", str(tmp_path / "a.png")]
+    with Fault() as whole:
+        assert main(arguments) == 0
+    before = (tmp_path / "a.png").read_bytes()
+    capsys.readouterr()
+    for share in (0.1, 0.6, 0.9, 1.0):
+        with Fault(int(whole.count * share)):
+            assert main(arguments) == 2
+        text = capsys.readouterr().err
+        # While a file is read its reader may say so in its own words.
+        assert text.startswith("error: out of memory" if share > 0.5 else "error: ") and text.count("\n") == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert main(arguments) == 0 and (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_is_recognised(error: BaseException) -> None:
+    assert is_out_of_memory(error) and not is_out_of_memory(RuntimeError("shapes differ"))

@@ -1,0 +1,75 @@
+"""What is needed is compared with what there is before it is asked for; messages stay one line."""
+
+from __future__ import annotations
+
+import pytest
+from gtr_pack.gtr_core import budget, memory
+from gtr_pack.gtr_core.budget import available_bytes, check_budget
+from gtr_pack.gtr_core.demo import DEMO_MAR
+from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.errors import LONGEST, GtRError
+from gtr_pack.gtr_core.infer import LARGEST_SIDE, MOST_BLOCKS, count_blocks, shape_of
+from gtr_pack.gtr_core.memory import check_run
+from gtr_pack.gtr_core.pipeline import build_model, generate_latents
+from gtr_pack.gtr_core.plan import make_plan
+from gtr_pack.gtr_core.schedule import Schedule, preset
+from gtr_pack.gtr_core.spec import LIGHTGEN
+
+
+def test_the_budget() -> None:
+    check_budget(10, "it needs", 10)
+    with pytest.raises(GtRError, match="it needs 2 GiB of memory, 1 GiB can be had"):
+        check_budget(2**31, "it needs", 2**30)
+    found = available_bytes()
+    if found is None:
+        pytest.skip("this system does not tell how much memory it has")
+    assert 2**20 < found < 2**50
+    with pytest.raises(GtRError, match="it needs"):
+        check_budget(2**60, "it needs")
+
+
+def test_a_system_that_tells_nothing_lets_everything_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "available_bytes", lambda: None)
+    check_budget(2**60, "it needs")
+
+
+@pytest.mark.parametrize("schedule, grid, batch", [(Schedule("x", "gtr", (4096, 4096)), (256, 256), 2),
+                                                   (Schedule("x", "random", (65_536,)), (256, 256), 1),
+                                                   (preset("lightgen-origin"), (256, 256), 4096)])
+def test_plans_that_nobody_can_hold(schedule: Schedule, grid: tuple[int, int], batch: int) -> None:
+    with pytest.raises(GtRError, match="the plan's steps need"):
+        make_plan(schedule, grid, (1,) * batch)
+
+
+def test_runs_that_nobody_can_hold() -> None:
+    """65,536 tokens in one step: the attention alone takes hundreds of GiB; on an accelerator the noise counts."""
+    plan = make_plan(Schedule("x", "random", (1,), diffusion=(1000,) * 3), (256, 256), (1, 2, 3, 4))
+    with pytest.raises(GtRError, match="4 x 65536 tokens need .* GiB"):
+        check_run(plan, LIGHTGEN, guided=True, itemsize=4, device="cpu")
+    noise = memory.noise_bytes(plan, LIGHTGEN)
+    drawn = 4 * 65_536 * LIGHTGEN.head.channels * 1001 * 4
+    assert 3 * drawn < noise < memory.activation_bytes(plan, LIGHTGEN, guided=True, itemsize=4)
+    many = make_plan(preset("gtr-paper"), (16, 16), (1,))
+    check_run(many, LIGHTGEN, guided=True, itemsize=4, device="cpu")
+
+
+def test_a_run_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(DEMO_MAR)
+    monkeypatch.setattr(budget, "available_bytes", lambda: 1000)
+    with pytest.raises(GtRError, match=f"2 x {model.spec.tokens} tokens need"):
+        generate_latents(model, preset("gtr-paper"), (0, 1), 5, guidance=Guidance(2.0))
+
+
+def test_sizes_that_no_model_has() -> None:
+    with pytest.raises(GtRError, match=f"expected at most {MOST_BLOCKS}"):
+        count_blocks({f"x.{k}.y": (1,) for k in range(MOST_BLOCKS + 1)}, "x")
+    for shape in ((LARGEST_SIDE + 1,), (0,), (-1,), (2**70,)):
+        with pytest.raises(GtRError, match="dimensions from 1"):
+            shape_of({"x": shape}, "x", 1)
+
+
+def test_an_error_is_one_printable_line() -> None:
+    text = str(GtRError("a\nb\x1b[31m\u2028\ud800 \u00e9\u4e2d"))
+    assert text == "a\\nb\\x1b[31m\\u2028\\ud800 \u00e9\u4e2d"
+    long = str(GtRError("begin " + "x" * 10**6 + " end"))
+    assert len(long) <= LONGEST + 10 and long.startswith("begin x") and long.endswith("x end") and " ... " in long

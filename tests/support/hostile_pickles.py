@@ -1,0 +1,187 @@
+"""Makers of hostile checkpoints: pickles in every protocol, in every container that torch has ever written."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+MACHINE = {"protocol_version": VERSION, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+
+
+class Call:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.function, self.arguments
+
+
+class State:
+    """Calls a function through a state that is built into an allowed class."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return argparse.Namespace, (), {"__setstate__": os.mkdir, "x": Call(os.mkdir, str(self.target))}
+
+
+class Stored:
+    """A reference to a storage of ``numel`` floats under ``key``."""
+
+    def __init__(self, numel: Any, key: str = "0", kind: Any = torch.FloatStorage) -> None:
+        self.pid = ("storage", kind, key, "cpu", numel)
+
+
+class Forged:
+    """A tensor as torch.save writes it, of any size, stride, offset and storage."""
+
+    def __init__(self, size: tuple, stride: tuple, storage: Any = None, offset: Any = 0) -> None:
+        self.arguments = (storage or Stored(4), offset, size, stride, False, OrderedDict())
+
+    def __reduce__(self) -> tuple:
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, thing: Any) -> Any:
+        return thing.pid if isinstance(thing, Stored) else None
+
+
+def dumps(content: Any, protocol: int = 2) -> bytes:
+    stream = io.BytesIO()
+    Pickler(stream, protocol).dump(content)
+    return stream.getvalue()
+
+
+def archive(pickled: bytes, *, compression: int = zipfile.ZIP_STORED, storage: bytes = bytes(16),
+            extra: dict[str, bytes] | None = None) -> bytes:
+    """torch's zip container around a pickle."""
+    stream = io.BytesIO()
+    entries = {"archive/data.pkl": pickled, "archive/byteorder": b"little", "archive/data/0": storage,
+               "archive/version": b"3\n"} | (extra or {})
+    with zipfile.ZipFile(stream, "w", compression) as file:
+        for name, data in entries.items():
+            file.writestr(name, data)
+    return stream.getvalue()
+
+
+def legacy(pickled: bytes, keys: tuple[str, ...] = ("0",), storage: bytes = bytes(16)) -> bytes:
+    """The container before torch 1.6."""
+    return b"".join((dumps(MAGIC), dumps(VERSION), dumps(MACHINE), pickled, dumps(list(keys)),
+                     struct.pack("<q", len(storage) // 4), storage))
+
+
+def tar(pickled: bytes) -> bytes:
+    """The container of torch 0.1, with a link that leads out of it."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as file:
+        for name in ("pickle", "storages", "tensors", "../../escaped"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(pickled)
+            file.addfile(entry, io.BytesIO(pickled))
+        link = tarfile.TarInfo("storages/0")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+    return stream.getvalue()
+
+
+CONTAINERS = {"raw": lambda pickled: pickled, "zip": archive, "legacy": legacy, "tar": tar}
+
+
+def laughs(levels: int) -> bytes:
+    """A dictionary whose key is a tuple that stands for 2**levels objects."""
+    doubled = b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(levels))
+    return b"\x80\x02}" + b"N" + doubled + b"Ns."
+
+
+def executing(target: Path) -> Iterator[tuple[str, bytes]]:
+    """Files that would make the folder ``target``, or do worse, if anything in them were executed."""
+    for protocol in PROTOCOLS:
+        for name, container in CONTAINERS.items():
+            yield f"reduce {name} {protocol}", container(dumps({"model": Call(os.mkdir, str(target))}, protocol))
+        yield f"build {protocol}", archive(dumps(State(target), protocol))
+        yield f"nested archive {protocol}", archive(
+            dumps({"a": Call(torch.load, str(target))}, protocol),
+            extra={"archive/inner.pth": archive(dumps(Call(os.mkdir, str(target))))})
+    command = f"mkdir {target}".encode()
+    yield "inst", archive(b"(S'" + command + b"'\nios\nsystem\n.")
+    yield "obj", archive(b"(cos\nsystem\nS'" + command + b"'\no.")
+    text = b"\x8c" + bytes([len(command)]) + command
+    yield "stack global", archive(b"\x80\x04\x8c\x02os\x8c\x06system\x93" + text + b"\x85R.")
+    yield "extension", archive(b"\x80\x02\x82\x01.")
+    for module, name in (("os", "system"), ("posix", "system"), ("nt", "system"), ("builtins", "eval"),
+                         ("__builtin__", "eval"), ("builtins", "getattr"), ("subprocess", "check_output"),
+                         ("torch", "load"), ("torch.hub", "load"), ("torch.utils.cpp_extension", "load_inline"),
+                         ("torch._utils", "_rebuild_wrapper_subclass"), ("torch._tensor", "_rebuild_from_type_v2"),
+                         ("torch.storage", "_load_from_bytes"), ("numpy", "load"), ("runpy", "run_path"),
+                         ("gtr_core.checkpoint", "convert"), ("collections", "OrderedDict.fromkeys")):
+        call = f"c{module}\n{name}\n".encode() + b"X" + struct.pack("<I", len(command)) + command + b"\x85R."
+        yield f"global {module}.{name}", archive(b"\x80\x02" + call)
+        yield f"legacy global {module}.{name}", legacy(b"\x80\x02" + call)
+
+
+def exhausting() -> Iterator[tuple[str, bytes]]:
+    """Files that would take all memory or all time, or that lie about sizes."""
+    zeros, tera = bytes(16 << 20), 2**40
+    yield "bomb: pickle", archive(b"\x80\x02]" + b"N" * (8 << 20) + b".", compression=zipfile.ZIP_DEFLATED)
+    yield "bomb: storage", archive(dumps({"a": Forged((4,), (1,))}), compression=zipfile.ZIP_DEFLATED, storage=zeros)
+    yield "bomb: unused entry", archive(dumps({"a": Forged((4,), (1,))}), compression=zipfile.ZIP_BZIP2,
+                                        extra={"archive/x": zeros})
+    yield "overlapping entries", overlapping(archive(dumps({"a": Forged((4,), (1,))}), storage=bytes(4096)))
+    for name, container in (("zip", archive), ("legacy", legacy)):
+        yield f"laughs {name}", container(laughs(60))
+        yield f"deep tuple {name}", container(b"\x80\x02}N" + b"\x85" * 200_000 + b"Ns.")
+        yield f"deep list {name}", container(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".")
+        yield f"marks {name}", container(b"\x80\x02" + b"(" * 200_000 + b".")
+        yield f"underflow {name}", container(b"\x80\x02\x86\x86R.")
+        yield f"no stop {name}", container(b"\x80\x02" + b"N" * 1000)
+        yield f"long text {name}", container(b"\x80\x02X\xff\xff\xff\xffabc.")
+        yield f"bytearray {name}", container(b"\x80\x02c__builtin__\nbytearray\n\x8a\x06\0\0\0\0\0\x01\x85R.")
+        yield f"tensor class {name}", container(b"\x80\x02ctorch\nFloatTensor\n\x8a\x06\0\0\0\0\0\x01\x85R.")
+        yield f"untyped storage {name}", container(
+            b"\x80\x02ctorch.storage\nUntypedStorage\n\x8a\x06\0\0\0\0\0\x01\x85R.")
+        for what, forged in {
+            "repeated to terabytes": Forged((tera, 2), (0, 0)),
+            "larger than its storage": Forged((1000, 1000), (1000, 1)),
+            "terabytes of storage": Forged((4,), (1,), Stored(tera)),
+            "negative storage": Forged((4,), (1,), Stored(-4)),
+            "no such storage": Forged((4,), (1,), Stored(4, "nowhere")),
+            "path as storage": Forged((4,), (1,), Stored(4, "../../../etc/passwd")),
+            "negative size": Forged((-4,), (1,)),
+            "negative stride": Forged((4,), (-1,)),
+            "negative offset": Forged((4,), (1,), offset=-1),
+            "far offset": Forged((4,), (1,), offset=tera),
+            "overflowing size": Forged((2**62, 2**62), (1, 1)),
+            "text as size": Forged(("4",), (1,)),
+            "nothing as storage": Forged((4,), (1,), {}),
+            "endless rank": Forged((1,) * 5000, (1,) * 5000),
+        }.items():
+            yield f"{what} {name}", container(dumps({"class_emb.weight": forged}))
+
+
+def overlapping(data: bytes) -> bytes:
+    """The archive with its largest entry listed a hundred times more in the directory."""
+    start = data.rindex(b"PK\x05\x06")
+    count, size, offset = struct.unpack_from("<HII", data, start + 10)
+    first = data.index(b"PK\x01\x02", offset)
+    entries = data[first:start].split(b"PK\x01\x02")[1:]
+    largest = max(entries, key=lambda entry: struct.unpack_from("<I", entry, 16)[0])
+    directory = data[first:start] + (b"PK\x01\x02" + largest) * 100
+    end = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, count + 100, count + 100, len(directory), offset, 0)
+    return data[:first] + directory + end
