@@ -129,7 +129,8 @@ def four_tiles(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
                  checks(x, y, 8, d.phase)) for i in (-1, 1) for j in (-1, 1)]
 
 
-def grainy_diamond(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
+# Older than its texture: saved workflows name it.
+def banded_diamond(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
     cover = edge(((x - MIDDLE).abs() + (y - MIDDLE).abs() - (40 + 8 * d.size)) / 2 ** 0.5)
     return [Part(cover, d.hue, speckle(x, y, d.phase))]
 
@@ -152,7 +153,7 @@ def striped_gate(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
 LAYOUTS: dict[str, Layout] = {
     "striped disk": striped_disk, "checked ring": checked_ring, "dotted square": dotted_square,
     "ribbed twins": ribbed_twins, "woven cross": woven_cross, "framed dot": framed_dot, "four tiles": four_tiles,
-    "grainy diamond": grainy_diamond, "sun and sea": sun_and_sea, "striped gate": striped_gate,
+    "banded diamond": banded_diamond, "sun and sea": sun_and_sea, "striped gate": striped_gate,
 }
 CLASS_NAMES: tuple[str, ...] = tuple(LAYOUTS)
 

@@ -175,7 +175,7 @@ def test_a_redraw_stays_inside_the_mask_of_every_image(editing: Editing) -> None
 def test_outpainting_on_all_sides_keeps_the_picture(editing: Editing) -> None:
     given, (rows, columns) = editing.picture(), editing.grid
     patch = editing.model.spec.latent.patch
-    larger = editing.outpaint(given | {"noise_mask": torch.ones(1, 64, 64)}, left=2, top=3, right=4, bottom=1)
+    larger = editing.outpaint(given | {"noise_mask": torch.ones(1, 8, 8)}, left=2, top=3, right=4, bottom=1)
     out, report, spent = editing.sample(larger)
     drawn = torch.ones(rows + 4, columns + 6, dtype=torch.bool)
     drawn[3:3 + rows, 2:2 + columns] = False
@@ -235,7 +235,10 @@ MISTAKES = {
     ),
     "not outpainted": (lambda e: e.sample({"samples": torch.ones(1, e.picture()["samples"].shape[1], 60, 60)}),
                        "pixels only"),
-    "too small": (lambda e: e.outpaint({"samples": e.picture()["samples"][..., :-4]}, right=2), "need at least that"),
+    "too small": (
+        lambda e: e.outpaint({"samples": e.picture()["samples"][..., :-4 * e.model.spec.latent.patch]}, right=2),
+        "need at least that",
+    ),
 }
 
 

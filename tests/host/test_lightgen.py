@@ -169,7 +169,7 @@ def test_mistakes_are_explained(host_pack: Any, clip: Any, model: Any, t5: Any) 
     fox = encode(host_pack, clip, "a fox")
     cases = (
         (lambda: draw(host_pack, model, label), "positive is not a text.*cannot use class labels"),
-        (lambda: draw(host_pack, demo, fox), "positive is not a class label"),
+        (lambda: draw(host_pack, demo, fox, 128, 128), "positive is not a class label"),
         (lambda: draw(host_pack, model, fox, negative=label), "negative is not a text"),
         (lambda: draw(host_pack, model, [[torch.zeros(1, 77, 768), {}]]), "768 values, small needs 64.*type 'ltxv'"),
         (

@@ -44,6 +44,17 @@ class Graph:
             inputs["positive"] = self.condition()
         return self.all("GtR_Sampler", **defaults | inputs)[:2]
 
+    @property
+    def pixels(self) -> int:
+        """Side of the demo model's pictures."""
+        return self.model.spec.latent.size(self.model.spec.grid)[0]
+
+    def given(self, batch: int, channels: int = 0, wider: int = 0) -> torch.Tensor:
+        """Latents that no run made; some ``wider`` than the model draws."""
+        latent, cells = self.model.spec.latent, self.pixels // self.model.spec.latent.stride
+        generator = torch.Generator().manual_seed(4)
+        return torch.randn(batch, channels or latent.channels, cells, cells + wider, generator=generator)
+
 
 @pytest.fixture(scope="module")
 def graph(host_pack: Any) -> Iterator[Graph]:
@@ -172,10 +183,10 @@ def test_the_patcher_can_be_rebuilt_without_dynamic_vram(graph: Graph) -> None:
 def test_the_vae_is_the_hosts_and_equals_ours(graph: Graph, comfy_base: Any, model_files: Any) -> None:
     import comfy.sd
 
-    for path, channels, stride in ((core(graph, "demo").DEMO_VAE, 8, 4),
+    for path, channels, stride in ((core(graph, "demo").DEMO_VAE, graph.model.spec.latent.channels, 4),
                                    (comfy_base / "models" / "vae" / "kl16.safetensors", 16, 16)):
         spec, tensors = core(graph, "checkpoint").load_vae(core(graph, "checkpoint").read_checkpoint(path))
-        vae = graph.vae if channels == 8 else load_vae(graph, path)
+        vae = graph.vae if stride == 4 else load_vae(graph, path)
         assert isinstance(vae, comfy.sd.VAE) and (spec.embed_channels, spec.stride) == (channels, stride)
         ours = core(graph, "pipeline").build_vae(path)
         latent = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -214,28 +225,30 @@ def test_an_image_picked_from_a_batch_keeps_its_class(graph: Graph) -> None:
 
 
 def test_the_stock_empty_latent_fits(graph: Graph) -> None:
-    stock = graph.pack.host.NODE_CLASS_MAPPINGS["EmptyLatentImage"]().generate(64, 64, 2)[0]
+    stock = graph.pack.host.NODE_CLASS_MAPPINGS["EmptyLatentImage"]().generate(graph.pixels, graph.pixels, 2)[0]
     out, _ = graph.sample(latent_image=stock)
     own, _ = graph.sample()
     assert torch.equal(out["samples"], own["samples"]) and set(out) == {"samples"}
 
 
 def test_a_noise_mask_keeps_the_other_tokens(graph: Graph) -> None:
-    given = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(4))
-    mask = torch.zeros(2, 1, 64, 64)
+    given = graph.given(2)
+    mask = torch.zeros(2, 1, graph.pixels, graph.pixels)
     mask[0, :, 8:24, 8:24] = 1
     mask[1, :, 40:60, 4:8] = 1
     before = given.clone()
     out, report = graph.sample(latent_image={"samples": given, "noise_mask": mask})
-    tokens = torch.nn.functional.max_pool2d(mask, 4).bool().expand_as(given)
+    patch = graph.model.spec.latent.patch
+    tokens = torch.nn.functional.max_pool2d(mask, patch * graph.model.spec.latent.stride).repeat_interleave(patch, -1).repeat_interleave(patch, -2)
+    tokens = tokens.bool().expand_as(given)
     assert torch.equal(given, before)
     assert torch.equal(out["samples"][~tokens], given[~tokens])
     assert (out["samples"][tokens] != given[tokens]).all() and "noise_mask" in out
 
 
 def test_a_mask_of_nothing_returns_the_latent(graph: Graph) -> None:
-    given = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(4))
-    out, _ = graph.sample(latent_image={"samples": given, "noise_mask": torch.zeros(1, 64, 64)},
+    given = graph.given(1)
+    out, _ = graph.sample(latent_image={"samples": given, "noise_mask": torch.zeros(1, graph.pixels, graph.pixels)},
                           positive=graph.condition("1"))
     assert torch.equal(out["samples"], given)
 
@@ -258,20 +271,20 @@ def test_an_interrupt_ends_the_run(graph: Graph) -> None:
 
 
 CASES = {
-    "channels": (lambda g: dict(latent_image={"samples": torch.ones(2, 4, 16, 16)}), "4 channels, demo needs 8"),
+    "channels": (lambda g: dict(latent_image={"samples": g.given(2, channels=3)}), "3 channels, demo needs"),
     "size": (
-        lambda g: dict(latent_image={"samples": torch.ones(2, 8, 16, 24)}),
-        "demo draws 64 x 64 pixels only, found 96 x 64",
+        lambda g: dict(latent_image={"samples": g.given(2, wider=8)}),
+        r"demo draws (\d+) x \1 pixels only, found \d+ x \1",
     ),
-    "empty batch": (lambda g: dict(latent_image={"samples": torch.ones(0, 8, 16, 16)}), "at least 1 image"),
+    "empty batch": (lambda g: dict(latent_image={"samples": g.given(0)}), "at least 1 image"),
     "text": (lambda g: dict(positive=[[torch.zeros(1, 77, 768), {}]]), "expected the output of 'Class Label'"),
-    "video": (lambda g: dict(latent_image={"samples": torch.ones(1, 8, 2, 16, 16)}), "expected pictures"),
+    "video": (lambda g: dict(latent_image={"samples": g.given(2)[None].movedim(1, 2)}), "expected pictures"),
     "batch index": (
         lambda g: dict(latent_image=g.latent() | {"batch_index": [1]}),
         "names 1 images, the latent holds 2",
     ),
     "empty mask": (
-        lambda g: dict(latent_image=g.latent() | {"noise_mask": torch.zeros(0, 64, 64)}),
+        lambda g: dict(latent_image=g.latent() | {"noise_mask": torch.zeros(0, g.pixels, g.pixels)}),
         "at least 1 picture",
     ),
     "another model's classes": (
@@ -296,9 +309,9 @@ def test_what_does_not_fit_is_refused(graph: Graph, case: str) -> None:
 def test_wrong_settings_of_single_nodes(graph: Graph) -> None:
     with pytest.raises(ValueError, match="class 10 is out of range"):
         graph.condition("10")
-    with pytest.raises(ValueError, match="choose an entry that begins with 'demo'"):
+    with pytest.raises(ValueError, match="not one of demo's 10 classes"):
         graph.one("GtR_ClassCondition", model=graph.model, class_name="207: golden retriever")
-    with pytest.raises(ValueError, match="demo draws 64 x 64 pixels only, found 256 x 64"):
+    with pytest.raises(ValueError, match=r"demo draws (\d+) x \1 pixels only, found 256 x \1"):
         graph.one("GtR_EmptyLatent", model=graph.model, width=256, height=0, batch_size=1)
     with pytest.raises(ValueError, match="steps '3, x': expected numbers"):
         graph.schedule(steps="3, x")
