@@ -97,7 +97,8 @@ def demo_studio() -> Studio:
 
 def speedup(own: Method, studio: Studio) -> float:
     """FLOPs of the origin over those of a method, both without guidance."""
-    report = flops.report(own.schedule, studio.model.spec, guided=own.guidance.enabled, fts=own.fts)
+    report = flops.report(own.schedule, studio.model.spec, guided=own.guidance.enabled, unguided=own.guidance.start,
+                          fts=own.fts)
     return report["speedup"]
 
 

@@ -12,7 +12,6 @@ import torch
 from . import verb_eval, verb_search, verbs
 from .budget import is_out_of_memory
 from .checkpoint import DTYPES
-from .engine import GUIDANCE_SCHEDULES
 from .errors import GtRError, first_line
 from .fts import SELECTIONS
 from .partition import PARTITIONS
@@ -88,8 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", help="LightGen: width x height in pixels, such as 512x512")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--batch", type=int, help="pictures (default: one per class)")
-    sub.add_argument("--cfg", type=float, default=3.0)
-    sub.add_argument("--cfg-schedule", choices=GUIDANCE_SCHEDULES, default="linear")
+    verbs.add_guidance_options(sub)
     sub.add_argument("--temperature", type=float, default=1.0)
     _device_options(sub)
     sub.add_argument("-o", "--output", default="gtr.png")

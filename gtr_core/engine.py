@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -24,23 +24,31 @@ GUIDANCE_SCHEDULES = ("linear", "constant")
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: ``scale`` 1 = off; ``linear`` grows with the decoded part (docs/upstream.md 1.9)."""
+    """Classifier-free guidance: ``scale`` 1 = off; ``linear`` grows with the decoded part (docs/upstream.md 1.9).
+
+    Until the part ``start`` of a picture's tokens is decoded nothing is guided, and the second half is not computed.
+    """
 
     scale: float = 1.0
     schedule: str = "linear"
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         if self.schedule not in GUIDANCE_SCHEDULES:
             raise GtRError(f"guidance schedule '{self.schedule}': expected one of {', '.join(GUIDANCE_SCHEDULES)}")
         if not np.isfinite(self.scale):
             raise GtRError(f"guidance scale {self.scale}: expected a finite number")
+        if not 0 <= self.start <= 1:
+            raise GtRError(f"guidance from {self.start:g} on: expected a part of the tokens, 0 to 1")
 
     @property
     def enabled(self) -> bool:
         return self.scale != 1.0
 
     def at(self, progress: float) -> float:
-        """The scale of an AR step with ``progress`` in [0, 1]."""
+        """The scale of an AR step with ``progress`` in [0, 1]; 1 where its second half is not needed."""
+        if progress < self.start:
+            return 1.0
         return self.scale if self.schedule == "constant" else 1 + (self.scale - 1) * progress
 
 
@@ -108,7 +116,7 @@ class Direct:
 class DirectLightGen(Direct):
     """The same; what the cross-attention reads of the text is computed once per run."""
 
-    text: list[tuple[Tensor, Tensor]] | None = None
+    text: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)  # by how many conditions are read
 
     def evaluate(self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
                  conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -123,10 +131,10 @@ class DirectLightGen(Direct):
         return self._read(pick(decoded, places), tables[1], conditions)
 
     def _read(self, decoded: Tensor, targets: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        if self.text is None:
-            self.text = self.model.remember(torch.cat(list(conditions)))
         halves = len(conditions)
-        return self.model.read(decoded.repeat(halves, 1, 1), targets.repeat(halves, 1), self.text,
+        if halves not in self.text:
+            self.text[halves] = self.model.remember(torch.cat(list(conditions)))
+        return self.model.read(decoded.repeat(halves, 1, 1), targets.repeat(halves, 1), self.text[halves],
                                self.plan.grid).chunk(halves)
 
 

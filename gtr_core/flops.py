@@ -81,18 +81,23 @@ def count_lazy_step(plan: Plan, index: int, spec: ModelSpec, cache: LazyMAR, *, 
     return Flops(encoder, decoder, head)
 
 
-def count_plan(plan: Plan, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None,
-               cache: LazyMAR | None = None) -> Flops:
-    """FLOPs of a whole plan for one image."""
+def count_steps(plan: Plan, spec: ModelSpec, *, guided: bool = True, unguided: float = 0.0, fts: FTS | None = None,
+                cache: LazyMAR | None = None) -> list[Flops]:
+    """FLOPs of every AR step for one image; guidance begins when the part ``unguided`` of the tokens is decoded."""
     if cache is not None:
-        return sum((count_lazy_step(plan, k, spec, cache, fts=fts) for k in range(len(plan.steps))), Flops())
-    return sum((count_step(step, plan.schedule, spec, guided=guided, fts=fts) for step in plan.steps), Flops())
+        return [count_lazy_step(plan, k, spec, cache, fts=fts) for k in range(len(plan.steps))]
+    return [count_step(step, plan.schedule, spec, guided=guided and step.progress >= unguided, fts=fts)
+            for step in plan.steps]
 
 
-def count_schedule(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None,
-                   grid: tuple[int, int] | None = None, cache: LazyMAR | None = None) -> Flops:
+def count_plan(plan: Plan, spec: ModelSpec, **settings) -> Flops:
+    """FLOPs of a whole plan for one image; ``settings`` of :func:`count_steps`."""
+    return sum(count_steps(plan, spec, **settings), Flops())
+
+
+def count_schedule(schedule: Schedule, spec: ModelSpec, *, grid: tuple[int, int] | None = None, **settings) -> Flops:
     """FLOPs of a schedule on ``grid``, by default the model's usual one; the order does not matter for the count."""
-    return count_plan(make_plan(schedule, grid or spec.grid, (0,)), spec, guided=guided, fts=fts, cache=cache)
+    return count_plan(make_plan(schedule, grid or spec.grid, (0,)), spec, **settings)
 
 
 def origin_of(spec: ModelSpec) -> Schedule:
@@ -100,10 +105,9 @@ def origin_of(spec: ModelSpec) -> Schedule:
     return preset("lightgen-origin" if isinstance(spec, LightGenSpec) else "origin")
 
 
-def report(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None,
-           cache: LazyMAR | None = None) -> dict:
+def report(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, **settings) -> dict:
     """The ``flops`` verb's answer: TFLOPs per part, the origin's total and the ratio to it."""
-    own = count_schedule(schedule, spec, guided=guided, fts=fts, cache=cache)
+    own = count_schedule(schedule, spec, guided=guided, **settings)
     origin = count_schedule(origin_of(spec), spec, guided=guided)
     return {"model": spec.name, "preset": schedule.name, "tflops": own.tera(),
             "origin_total": origin.total / 1e12, "speedup": origin.total / own.total}

@@ -69,6 +69,8 @@ class LazyMAR:
             raise GtRError(f"LazyMAR works with MAR models, found {model.spec.name}: disconnect the cache")
         if not guidance.enabled:
             raise GtRError("LazyMAR needs guidance, found a scale of 1: raise cfg or disconnect the cache")
+        if guidance.start:
+            raise GtRError("LazyMAR needs guidance from the first step on: set its start to 0 or disconnect the cache")
         if plan.schedule.decoder_scope != "full":
             raise GtRError(f"LazyMAR needs the full decoder scope, {plan.schedule.name} has "
                            f"'{plan.schedule.decoder_scope}': use gtr-full or origin, or disconnect the cache")

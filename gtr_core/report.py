@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .flops import count_evaluations, count_lazy_step, count_plan, count_step, origin_of
+from .flops import count_evaluations, count_plan, count_steps, origin_of
 from .fts import FTS
 from .lazymar import LazyMAR
 from .plan import Plan, make_plan
@@ -14,13 +14,13 @@ from .schedule import respaced
 from .spec import ModelSpec
 
 
-def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, seconds: Sequence[float], fts: FTS | None = None,
-               cache: LazyMAR | None = None, unknown: np.ndarray | None = None, peak_bytes: int | None = None) -> str:
+def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, seconds: Sequence[float], unguided: float = 0.0,
+               fts: FTS | None = None, cache: LazyMAR | None = None, unknown: np.ndarray | None = None,
+               peak_bytes: int | None = None) -> str:
     """Per stage: AR steps, tokens, head evaluations (per token, without guidance's second half), FLOPs per image and
     seconds; then the totals against the origin with the same ``unknown`` tokens. ``seconds`` has one per AR step."""
     process = respaced(plan.schedule, spec.diffusion)
-    flops = [count_step(step, plan.schedule, spec, guided=guided, fts=fts) if cache is None else
-             count_lazy_step(plan, index, spec, cache, fts=fts) for index, step in enumerate(plan.steps)]
+    flops = count_steps(plan, spec, guided=guided, unguided=unguided, fts=fts, cache=cache)
     evaluations = [count_evaluations(step, process, fts) for step in plan.steps]
     lines = [f"{plan.schedule.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, "
              f"{len(plan.steps)} AR steps, {sum(seconds):.2f} s"]

@@ -88,10 +88,12 @@ def sample(
     for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
         tick = _ticker(callback, plan, index, (tokens, known, spent))
         tick(0, step.diffusion_steps)
-        z = engine.conditioning(index, tokens.to(dtype), (known, targets, context), conditions)
+        scale = guidance.at(step.progress)
+        needed = conditions[:1] if scale == 1 else conditions
+        z = engine.conditioning(index, tokens.to(dtype), (known, targets, context), needed)
         z = tuple(half.float() for half in z)
         values = _denoise_step(
-            engine, process, step, index, z, noise, guidance.at(step.progress), temperature, fts, tick,
+            engine, process, step, index, z, noise, scale, temperature, fts, tick,
             partial(_note, spent, targets)
         )
         tokens.scatter_(1, targets[..., None].expand_as(values), values)

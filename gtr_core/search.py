@@ -50,7 +50,8 @@ class Budget:
         return self.target <= self.speedup(method) <= self.target * (1 + self.slack)
 
     def speedup(self, method: Method) -> float:
-        report = flops.report(method.schedule, self.spec, guided=method.guidance.enabled, fts=method.fts)
+        report = flops.report(method.schedule, self.spec, guided=method.guidance.enabled,
+                              unguided=method.guidance.start, fts=method.fts)
         return report["speedup"]
 
 
@@ -96,7 +97,7 @@ def _draw(space: Space, generator: torch.Generator) -> Method | None:
         return None
     steps = (first, middle, last) if middle else (first, last)
     detail = f" fts {fts.fraction:g}" if fts else ""
-    guided = f" cfg {guidance.scale:g} {guidance.schedule}" if guidance.enabled else ""
+    guided = f" cfg {guidance.scale:g} {guidance.schedule} from {guidance.start:g}" if guidance.enabled else ""
     name = (f"{','.join(map(str, steps))} {start},{end},{reconstruction} {partition} {scope}{detail}{guided}")
     return Method(Schedule(name, "gtr", steps, diffusion=(start, end, reconstruction), partition=partition,
                            decoder_scope=scope), guidance, fts)

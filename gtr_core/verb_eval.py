@@ -14,7 +14,6 @@ from . import fidelity, flops, pipeline, quality
 from .bench import describe_machine
 from .checkpoint import DTYPES
 from .demo import DEMO_JUDGE, DEMO_REFERENCE, DEMO_VAE
-from .engine import GUIDANCE_SCHEDULES, Guidance
 from .errors import GtRError
 from .evaluate import Method, OnShard, PictureJudge, Studio, Task, evaluate
 from .extractor import load_extractor
@@ -23,7 +22,7 @@ from .metrics import Interval
 from .picture import draw_bars
 from .png import write_png
 from .reference import Judge, Measured, load_reference
-from .verbs import check_device, fts_of, model_file, named_method, print_report
+from .verbs import add_guidance_options, check_device, fts_of, guidance_of, model_file, named_method, print_report
 
 DEFAULT, FIDELITY = "default", ("fid", "is")
 Measure = Callable[[Measured, int], quality.Figures]
@@ -36,8 +35,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--images", type=int, default=300, help="per seed; classes take turns")
     sub.add_argument("--seeds", type=int, default=3, help="how many; intervals are over them")
     sub.add_argument("--first-seed", type=int, default=0)
-    sub.add_argument("--cfg", type=float, default=3.0)
-    sub.add_argument("--cfg-schedule", choices=GUIDANCE_SCHEDULES, default="linear")
+    add_guidance_options(sub)
     sub.add_argument("--temperature", type=float, default=1.0)
     sub.add_argument("--metrics", default=DEFAULT, help="default, or fid,is for real checkpoints (torch-fidelity)")
     sub.add_argument("--pictures", metavar="DIR", help="keep every picture as PNG")
@@ -128,11 +126,12 @@ def make_studio(options: argparse.Namespace, judge: PictureJudge) -> Studio:
 
 def _method(name: str, options: argparse.Namespace, studio: Studio) -> Method:
     schedule, cache = named_method(name, studio.model.spec)
-    return Method(schedule, Guidance(options.cfg, options.cfg_schedule), fts_of(options), cache, options.temperature)
+    return Method(schedule, guidance_of(options), fts_of(options), cache, options.temperature)
 
 
 def _cost(method: Method, studio: Studio) -> dict:
-    report = flops.report(method.schedule, studio.model.spec, guided=method.guidance.enabled, fts=method.fts,
+    report = flops.report(method.schedule, studio.model.spec, guided=method.guidance.enabled,
+                          unguided=method.guidance.start, fts=method.fts,
                           cache=method.cache if isinstance(method.cache, LazyMAR) else None)
     return {"tflops": report["tflops"]["total"], "speedup": report["speedup"]}
 

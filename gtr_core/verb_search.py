@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import quality
-from .engine import Guidance
+from .engine import GUIDANCE_SCHEDULES, Guidance
 from .evaluate import Method, evaluate
 from .search import Budget, Space, candidates, search
 from .verb_eval import add_judge_options, default_judge, make_studio, progress
-from .verbs import check_device, model_spec, named_method, print_report
+from .verbs import check_device, model_spec, named_method, numbers, print_report
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
@@ -21,6 +21,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--against", default="gtr-paper", help="presets that the winner is compared with")
     sub.add_argument("--candidates", type=int, default=18)
     sub.add_argument("--guidance", default="1", help="guidance scales to choose from, such as 1,2,3")
+    sub.add_argument("--guidance-starts", default="0", help="where it may begin, in parts of the tokens: 0,0.25,0.5")
     sub.add_argument("--images", type=int, default=128, help="per seed in the first round; later rounds have more")
     sub.add_argument("--seeds", type=int, default=2, help="how many; the verification has as many others")
     sub.add_argument("--space-seed", type=int, default=0, help="of the candidates")
@@ -31,8 +32,10 @@ def search_schedule(options: argparse.Namespace) -> None:
     check_device(options.device)
     judge, measure, _ = default_judge(options)
     studio = make_studio(options, judge)
-    scales = [float(scale) for scale in options.guidance.split(",")]
-    space = Space(guidance=[Guidance(scale) for scale in scales])
+    scales, starts = (numbers(text, float) for text in (options.guidance, options.guidance_starts))
+    guidance = {Guidance(scale, schedule, start) if scale != 1 else Guidance()
+                for scale in scales for schedule in GUIDANCE_SCHEDULES for start in starts}
+    space = Space(guidance=sorted(guidance, key=str))
     budget = Budget(model_spec(options.cost), options.target)
     work, seeds = Path(options.work), range(options.seeds)
     pool = candidates(space, budget, options.candidates, options.space_seed)

@@ -16,7 +16,7 @@ from . import bench, flops, paper, pipeline
 from .checkpoint import DTYPES, Checkpoint, convert, load_model, load_vae, read_checkpoint
 from .classes import parse_labels
 from .demo import DEMO_MAR, DEMO_VAE
-from .engine import Guidance, Reference
+from .engine import GUIDANCE_SCHEDULES, Guidance, Reference
 from .errors import GtRError
 from .fts import FTS
 from .hardware import best_dtype
@@ -111,7 +111,7 @@ def generate(options: argparse.Namespace) -> None:
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     pipeline.check_pair(model, vae)
     condition, grid = _condition(options, model.spec)
-    schedule, guidance, marks = _schedule(options), Guidance(options.cfg, options.cfg_schedule), []
+    schedule, guidance, marks = _schedule(options), guidance_of(options), []
     latents = pipeline.generate_latents(
         model,
         schedule,
@@ -128,7 +128,8 @@ def generate(options: argparse.Namespace) -> None:
         callback=_watch(marks, silent=options.json),
     )
     plan = make_plan(schedule, grid, image_seeds(options.seed, len(condition)))
-    text = run_report(plan, model.spec, guided=guidance.enabled, fts=fts_of(options), cache=_cache(options),
+    text = run_report(plan, model.spec, guided=guidance.enabled, unguided=guidance.start, fts=fts_of(options),
+                      cache=_cache(options),
                       seconds=[after - before for before, after in zip(marks, marks[1:])])
     count = len(condition)
     paths = [output if count == 1 else output.with_stem(f"{output.stem}_{k:03}") for k in range(count)]
@@ -199,10 +200,10 @@ def dtype_of(options: argparse.Namespace) -> torch.dtype:
 
 def _size(text: str, spec: ModelSpec) -> tuple[int, int]:
     """WIDTHxHEIGHT in pixels -> the token grid."""
-    numbers, pixels = _numbers(text.lower().replace("x", ","), int), spec.latent.stride * spec.latent.patch
-    if len(numbers) != 2 or any(number < 1 or number % pixels for number in numbers):
+    values, pixels = numbers(text.lower().replace("x", ","), int), spec.latent.stride * spec.latent.patch
+    if len(values) != 2 or any(value < 1 or value % pixels for value in values):
         raise GtRError(f"size '{text}': expected width x height in multiples of {pixels}, such as 512x512")
-    return numbers[1] // pixels, numbers[0] // pixels
+    return values[1] // pixels, values[0] // pixels
 
 
 def _labels(options: argparse.Namespace, spec: MARSpec) -> tuple[int, ...]:
@@ -218,20 +219,21 @@ def _labels(options: argparse.Namespace, spec: MARSpec) -> tuple[int, ...]:
 
 def _schedule(options: argparse.Namespace) -> Schedule:
     """The preset with the given changes, or a custom GtR schedule when --steps or --rates are given."""
-    changes = {"diffusion": _numbers(options.diffusion, int), "partition": options.partition,
+    changes = {"diffusion": numbers(options.diffusion, int), "partition": options.partition,
                "decoder_scope": options.scope}
     changes = {key: value for key, value in changes.items() if value}
     if options.order != "gtr":
-        steps = _numbers(options.steps, int) or preset("origin").steps
+        steps = numbers(options.steps, int) or preset("origin").steps
         return Schedule(f"{options.order}-{steps[0]}", options.order, steps, **{"diffusion": (100, 100, 100)} | changes)
     if options.steps or options.rates:
-        return Schedule("custom", "gtr", steps=_numbers(options.steps, int), rates=_numbers(options.rates, float),
+        return Schedule("custom", "gtr", steps=numbers(options.steps, int), rates=numbers(options.rates, float),
                         **{"decoder_scope": "stage"} | changes)
     chosen, _ = named_method(options.preset)
     return replace(chosen, name=f"{chosen.name} (changed)", **changes) if changes else chosen
 
 
-def _numbers(text: str | None, kind: type) -> tuple:
+def numbers(text: str | None, kind: type) -> tuple:
+    """A list such as 24,6,2; empty for none."""
     try:
         return tuple(kind(part) for part in (text or "").split(",") if part.strip())
     except ValueError as error:
@@ -239,10 +241,10 @@ def _numbers(text: str | None, kind: type) -> tuple:
 
 
 def _grid(text: str) -> tuple[int, int]:
-    numbers = _numbers(text.lower().replace("x", ","), int)
-    if len(numbers) != 2:
+    values = numbers(text.lower().replace("x", ","), int)
+    if len(values) != 2:
         raise GtRError(f"grid '{text}': expected rows x columns, such as 16x16")
-    return numbers
+    return values
 
 
 def model_file(model: str) -> str | Path:
@@ -256,6 +258,16 @@ def model_spec(model: str) -> ModelSpec:
     if model == LIGHTGEN.name:
         return LIGHTGEN
     return load_model(read_checkpoint(model_file(model)))[0]
+
+
+def add_guidance_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--cfg", type=float, default=3.0)
+    sub.add_argument("--cfg-schedule", choices=GUIDANCE_SCHEDULES, default="linear")
+    sub.add_argument("--cfg-start", type=float, default=0.0, help="part of the tokens that is drawn without guidance")
+
+
+def guidance_of(options: argparse.Namespace) -> Guidance:
+    return Guidance(options.cfg, options.cfg_schedule, options.cfg_start)
 
 
 def fts_of(options: argparse.Namespace) -> FTS | None:

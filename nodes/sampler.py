@@ -83,6 +83,18 @@ class Sampler(io.ComfyNode):
                     tooltip="auto: CUDA graphs of the diffusion head, where the whole model is on a CUDA device. off: "
                     "never. Pictures are the same up to rounding.",
                 ),
+                io.Float.Input(
+                    "cfg_start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The part of the tokens that is drawn without guidance first, at half the cost: the "
+                    "linear schedule guides them little anyway. 0 = guidance from the first step on.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -94,14 +106,15 @@ class Sampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, schedule, latent_image, seed: int, cfg: float, cfg_schedule: str,
                 temperature: float, fts: FTS | None = None, negative=None,
-                cache: LazyMAR | None = None, acceleration: str = "auto") -> io.NodeOutput:
+                cache: LazyMAR | None = None, acceleration: str = "auto",
+                cfg_start: float = 0.0) -> io.NodeOutput:
         spec = model.spec
         samples = latent_samples(latent_image, model.patcher, spec)
         batch, grid = samples.shape[0], token_grid(samples, spec)
         images = batch_images(latent_image, batch)
         condition = condition_for_batch(positive, images, spec, "positive")
         against = None if negative is None else condition_for_batch(negative, images, spec, "negative")
-        seeds, guidance = image_seeds(seed, images), Guidance(cfg, cfg_schedule)
+        seeds, guidance = image_seeds(seed, images), Guidance(cfg, cfg_schedule, cfg_start)
         unknown = unknown_tokens(latent_image, batch, grid)
         groups = [(rows, plan_regions(schedule, spec, [seeds[k] for k in rows], unknown[rows[0]].numpy(),
                                       latent_image.get(WINDOWS))) for rows in same_masks(unknown)]
@@ -133,8 +146,8 @@ class Sampler(io.ComfyNode):
                     seconds = [before + more for before, more in zip(seconds, monitor.take_seconds())]
                 reports += [f"window {index + 1} of {len(regions)}:"] if len(regions) > 1 else []
                 reports.append(run_report(
-                    region.plan, spec, guided=guidance.enabled, fts=fts, cache=cache, unknown=region.unknown,
-                    seconds=seconds, peak_bytes=host.peak_bytes(model.patcher)))
+                    region.plan, spec, guided=guidance.enabled, unguided=cfg_start, fts=fts, cache=cache,
+                    unknown=region.unknown, seconds=seconds, peak_bytes=host.peak_bytes(model.patcher)))
                 if len(parts) > 1:
                     reports.append(f"the batch ran in {len(parts)} parts of at most {parts[0].batch} images to fit "
                                    "memory")

@@ -81,12 +81,14 @@ def test_the_papers_table(capsys):
     (Schedule("full", "gtr", (2, 2, 1), diffusion=SHORT), True, FTS(0.3, 7, "all")),
     (Schedule("unguided", "gtr", (2, 1, 1), diffusion=SHORT), False, None),
     (Schedule("random", "random", (4,), diffusion=SHORT), True, FTS())], ids=lambda value: getattr(value, "name", None))
-def test_agreement_with_torchs_counter(schedule, guided, fts):
+@pytest.mark.parametrize("unguided", [0.0, 0.5])
+def test_agreement_with_torchs_counter(schedule, guided, fts, unguided):
     """The plain implementation really run, on the meta device: shapes and operations without numbers."""
     spec = replace(mar_spec("mar-b"), encoder_depth=3, decoder_depth=2)
     plan = make_plan(schedule, spec.grid, (0,))
     model = MAR(spec, device="meta").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         sample(model, plan, torch.zeros(1, dtype=torch.int64), MetaNoise((0,), 16), device="meta", fts=fts,
-               guidance=Guidance(3.0 if guided else 1.0), cache=Reference())
-    assert counter.get_total_flops() == pytest.approx(count_plan(plan, spec, guided=guided, fts=fts).total, rel=1e-3)
+               guidance=Guidance(3.0 if guided else 1.0, start=unguided), cache=Reference())
+    counted = count_plan(plan, spec, guided=guided, unguided=unguided, fts=fts)
+    assert counter.get_total_flops() == pytest.approx(counted.total, rel=1e-3)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.diffusion import chain, denoise
-from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.engine import Guidance, Reference
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.mar import MAR
@@ -261,6 +261,29 @@ def test_guidance_of_one_runs_half_the_rows(model):
     assert sum(rows) == 2 * plain
 
 
+@pytest.mark.parametrize("cache", [None, Reference()], ids=["direct", "reference"])
+def test_guidance_from_a_part_on(model, cache):
+    """Before its start a run is the unguided one, and evaluates the head on half the rows."""
+    rows = []
+    handle = model.head.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+
+    def tokens_and_rows(**guidance):
+        rows.clear()
+        seen = []
+        run(model, RANDOM, fts=None, guidance=Guidance(**guidance), cache=cache,
+            callback=lambda p: None if p.diffusion_step else seen.append(p.tokens.clone()))
+        return seen, sum(rows)
+
+    plain, fewest = tokens_and_rows(scale=1.0)
+    never, also_fewest = tokens_and_rows(scale=2.0, start=1.0)
+    late, some = tokens_and_rows(scale=2.0, start=0.5)
+    handle.remove()
+    assert fewest == also_fewest < some < 2 * fewest and all(map(torch.equal, plain, never))
+    steps = make_plan(RANDOM, model.spec.grid, (11, 12, 13)).steps
+    first = next(k for k, step in enumerate(steps) if step.progress >= 0.5)
+    assert [torch.equal(*pair) for pair in zip(plain, late)] == [k <= first for k in range(len(steps) + 1)]
+
+
 def test_progress_counts_up_to_the_end(model):
     seen = []
     run(model, callback=lambda p: seen.append((p.step, p.steps, p.known.shape[1])) if not p.diffusion_step else None)
@@ -291,7 +314,7 @@ def test_what_does_not_fit_is_refused(model, change, words):
         sample(model, plan, labels, SeededNoise((1, 2), 4), **change)
 
 
-@pytest.mark.parametrize("guidance", [dict(schedule="wavy"), dict(scale=float("nan"))])
+@pytest.mark.parametrize("guidance", [dict(schedule="wavy"), dict(scale=float("nan")), dict(start=1.5), dict(start=float("nan"))])
 def test_wrong_guidance(guidance):
     with pytest.raises(GtRError, match="expected"):
         Guidance(**guidance)

@@ -31,7 +31,7 @@ CONTRACT = {
     "GtR_FTS": (["fraction", "detail_steps", "selection"], ["GTR_FTS"]),
     "GtR_LazyMAR": (["start_step", "period", "prune_block", "extra", "head_period"], ["GTR_CACHE"]),
     "GtR_Sampler": (["model", "positive", "schedule", "latent_image", "seed", "cfg", "cfg_schedule", "temperature",
-                     "fts", "negative", "cache", "acceleration"], ["LATENT", "STRING", "GTR_STEPS"]),
+                     "fts", "negative", "cache", "acceleration", "cfg_start"], ["LATENT", "STRING", "GTR_STEPS"]),
     "GtR_PreviewSchedule": (["schedule", "rows", "columns", "seed", "fts", "model"], ["IMAGE"]),
     "GtR_Redraw": (["model", "schedule", "latent", "redraw", "denoise"], ["LATENT"]),
     "GtR_Outpaint": (["model", "latent", "left", "top", "right", "bottom", "overlap"], ["LATENT"]),
