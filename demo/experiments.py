@@ -88,7 +88,18 @@ def fts() -> Experiment:
     return Experiment((method(base), *(method(*pair) for pair in named)))
 
 
-EXPERIMENTS = {"gate": gate, "orders": orders, "budgets": budgets, "fts": fts}
+def guidance() -> Experiment:
+    """gtr-full without guidance, and with it from different parts of the picture on."""
+    chosen = (Guidance(), Guidance(2.0), Guidance(2.0, start=0.25), Guidance(2.0, start=0.5), Guidance(2.0, "constant"))
+    return Experiment(tuple(Method(replace(preset("gtr-full"), name=_guided_name(g)), g) for g in chosen))
+
+
+def _guided_name(chosen: Guidance) -> str:
+    begin = f" from {chosen.start:g} on" if chosen.start else ""
+    return f"cfg {chosen.scale:g} {chosen.schedule}{begin}" if chosen.enabled else "no guidance"
+
+
+EXPERIMENTS = {"gate": gate, "orders": orders, "budgets": budgets, "fts": fts, "guidance": guidance}
 
 
 def demo_studio() -> Studio:

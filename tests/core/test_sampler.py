@@ -314,7 +314,8 @@ def test_what_does_not_fit_is_refused(model, change, words):
         sample(model, plan, labels, SeededNoise((1, 2), 4), **change)
 
 
-@pytest.mark.parametrize("guidance", [dict(schedule="wavy"), dict(scale=float("nan")), dict(start=1.5), dict(start=float("nan"))])
+@pytest.mark.parametrize("guidance", [dict(schedule="wavy"), dict(scale=float("nan")), dict(start=1.5),
+                                      dict(start=float("nan"))])
 def test_wrong_guidance(guidance):
     with pytest.raises(GtRError, match="expected"):
         Guidance(**guidance)

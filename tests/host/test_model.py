@@ -239,8 +239,8 @@ def test_a_noise_mask_keeps_the_other_tokens(graph: Graph) -> None:
     before = given.clone()
     out, report = graph.sample(latent_image={"samples": given, "noise_mask": mask})
     patch = graph.model.spec.latent.patch
-    tokens = torch.nn.functional.max_pool2d(mask, patch * graph.model.spec.latent.stride).repeat_interleave(patch, -1).repeat_interleave(patch, -2)
-    tokens = tokens.bool().expand_as(given)
+    tokens = torch.nn.functional.max_pool2d(mask, patch * graph.model.spec.latent.stride)
+    tokens = tokens.repeat_interleave(patch, -1).repeat_interleave(patch, -2).bool().expand_as(given)
     assert torch.equal(given, before)
     assert torch.equal(out["samples"][~tokens], given[~tokens])
     assert (out["samples"][tokens] != given[tokens]).all() and "noise_mask" in out
