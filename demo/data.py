@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 SIZE, TOKEN, HUES = 128, 8, 8
+SHIFT = TOKEN // 2  # pixels of phase: half a token, so that a single token of a texture shows it
 MIDDLE = SIZE / 2
 FACTORS = {"hue": HUES, "background": 4, "size": 3, "phase": 2, "light": 2}
 
@@ -70,7 +71,7 @@ def box(x: Tensor, y: Tensor, cx: Tensor | float, cy: Tensor | float, half_x: Te
 
 def bands(position: Tensor, period: int, phase: Tensor) -> Tensor:
     """1 in one half of each period, 0 in the other."""
-    return ((position.floor() + phase * (period // 2)) % period < period // 2).float()
+    return ((position.floor() + SHIFT * phase) % period < period // 2).float()
 
 
 def checks(x: Tensor, y: Tensor, period: int, phase: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ def dots(x: Tensor, y: Tensor, period: int, radius: float, phase: Tensor) -> Ten
 def speckle(x: Tensor, y: Tensor, phase: Tensor) -> Tensor:
     """A fixed random pattern of 4 x 4 pixel grains that repeats every 16 pixels."""
     grains = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
-    return grains[(y.long() // 4) % 4, ((x.long() + 8 * phase) // 4) % 4]
+    return grains[(y.long() // 4) % 4, ((x.long() + SHIFT * phase) // 4) % 4]
 
 
 def striped_disk(d: Draw, x: Tensor, y: Tensor) -> list[Part]:

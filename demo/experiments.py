@@ -13,17 +13,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gtr_core import flops, quality
+from gtr_core.canvas import enlarge
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_core.engine import Guidance
 from gtr_core.evaluate import Method, Studio, Task, evaluate
 from gtr_core.extractor import load_extractor
 from gtr_core.fts import FTS
 from gtr_core.metrics import interval
+from gtr_core.noise import image_seeds
+from gtr_core.overlay import Spent, draw_heat, planned_steps
 from gtr_core.partition import PARTITIONS
-from gtr_core.pipeline import build_model, build_vae
+from gtr_core.pipeline import build_model, build_vae, decode_pictures, generate_latents
+from gtr_core.plan import make_plan
+from gtr_core.png import write_png
 from gtr_core.reference import Judge, load_reference
 from gtr_core.schedule import SCOPES, Schedule, preset
 
@@ -174,13 +180,26 @@ def observe(count: int, redraws: int) -> dict:
     return result
 
 
+def heat(count: int) -> np.ndarray:
+    """Where FTS spends its extra diffusion steps: pictures of the first classes with their heat maps below them."""
+    studio, own = demo_studio(), fts().methods[1]
+    plan = make_plan(own.schedule, studio.model.spec.grid, image_seeds(0, count))
+    spent = []
+    latents = generate_latents(studio.model, own.schedule, range(count), 0, guidance=GUIDANCE, fts=own.fts,
+                               callback=lambda progress: spent.append(progress.spent.clone()))
+    steps, planned = spent[-1].numpy(), planned_steps(plan)
+    marks = Spent(*(values.reshape(count, *plan.grid) for values in (steps, np.maximum(steps - planned, 0))))
+    return np.concatenate([np.concatenate([enlarge(picture, 3), draw_heat(picture, marks, "fts", k)[12:396, 12:396]])
+                           for k, picture in enumerate(decode_pictures(studio.vae, latents))], axis=1)
+
+
 def _tell(task: Task, done: int, total: int) -> None:
     print(f"{done} of {total}: {task.method.name}, seed {task.seed}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*EXPERIMENTS, "observations", "page"))
+    parser.add_argument("what", choices=(*EXPERIMENTS, "observations", "heat", "page"))
     parser.add_argument("--images", type=int, default=300, help="pictures per method and seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=20)
@@ -191,6 +210,8 @@ def main() -> None:
     if options.what == "page":
         from .quality_page import write_page
         return write_page(OUTPUT, ROOT / "docs" / "quality.md")
+    if options.what == "heat":
+        return write_png(OUTPUT / "heat.png", heat(6))
     if options.what == "observations":
         result = observe(options.images, options.redraws)
     else:

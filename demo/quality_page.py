@@ -44,6 +44,19 @@ def section(title: str, result: dict | None, folder: str, text: str) -> list[str
             f"![{title}: Frechet distance against speed-up]({folder}/{result['experiment']}.png)"]
 
 
+def searched(result: dict | None) -> list[str]:
+    """What a search found, and how it did on seeds that the search had not seen."""
+    if result is None:
+        return []
+    winner, seeds = result["winner"]["schedule"], len(result["verification_seeds"])
+    return [f"### At {result['target']:g} times fewer FLOPs",
+            f"`{result['command']}`",
+            f"Of {len(result['rounds'][0])} candidates: AR steps {', '.join(map(str, winner['steps']))}, diffusion "
+            f"steps {', '.join(map(str, winner['diffusion']))}, partition {winner['partition']}, decoder scope "
+            f"{winner['decoder_scope']}, FTS {'off' if result['winner']['fts'] is None else 'on'}. "
+            f"On {seeds} other seeds:", quality.markdown(result)]
+
+
 def observations(result: dict | None, folder: str) -> list[str]:
     title = "## Why a checkerboard: the paper's two observations"
     if result is None:
@@ -85,6 +98,15 @@ def write_page(folder: Path, target: Path) -> None:
                        "One line per family of methods, both decoder scopes of GtR; the paper's claim is marked."),
               *section("FTS", load(folder, "fts"), folder.name,
                        "On a GtR schedule with 8 diffusion steps in the reconstruction stage."),
+              *([f"Where the extra steps go (`python -m demo.experiments heat`):\n\n![pictures, and below them the "
+                 f"tokens that FTS gave extra diffusion steps]({folder.name}/heat.png)"]
+                if (folder / "heat.png").exists() else []),
+              *section("Guidance", load(folder, "guidance"), folder.name,
+                       "gtr-full with classifier-free guidance, from the first step on or later. Speed-up against the "
+                       "origin with (or without) guidance throughout."),
+              "## Search", "Random schedules of a cost (FLOPs of MAR-H), the better third of them measured again on "
+              "twice the pictures, and so on; the winner against the paper's preset on seeds never seen.",
+              *(searched(load(folder, "search-4x")) + searched(load(folder, "search-6x")) or ["Not run yet."]),
               *observations(load(folder, "observations"), folder.name)]
     runs.replace_file(target, lambda part: part.write_text("\n\n".join(block for block in blocks if block) + "\n"))
 

@@ -25,7 +25,7 @@ from .pool import Pool
 class MARPlan:
     """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late."""
 
-    steps: int = 3000
+    steps: int = 5000
     decay: int = 1000
     warm_up: int = 100
     batch: int = 24
