@@ -114,8 +114,11 @@ Training differs from MAR's, each time for the sake of a small model and little 
 - Muon instead of AdamW for the matrices of the blocks, and for the VAE's hidden convolutions.
 
 As in MAR's training the decoder sees every masked position; the stage scope of GtR was never trained.
-The shipped weights come from a run that was made longer on the way: its rate fell to 63 % in steps 1200 to 1500, as at
-the end of a run of 2000 steps, and went on as written above. A fresh run has the constant rate there.
+The shipped weights come from a run whose plan changed on the way. Steps 1200 to 1500 had a rate that fell to 63 %, as
+at the end of a run of 2000 steps; steps 1500 to 3000 the full rate and its decay, as of a run of 3000. Until then a
+texture's phase was a shift by half its period, which this model did not learn for the 16 pixel ones (a token shows
+only half of such a period); from step 3000 on it is half a token, and the rate is the
+one written above. A fresh run has one plan and one kind of pictures.
 
 ![loss](loss.png)
 

@@ -18,7 +18,7 @@ from . import data, runs
 
 @dataclass(frozen=True)
 class JudgePlan:
-    steps: int = 1000
+    steps: int = 700
     batch: int = 64
     rate: float = 2e-3
     noise: float = 0.2     # largest standard deviation of the noise that training pictures get
@@ -27,24 +27,8 @@ class JudgePlan:
     seed: int = 4
 
 
-FOREIGN, MOST = "foreign", 6
 SPEC = ExtractorSpec(size=data.SIZE, widths=(16, 32, 48, 64, 64), classes=data.CLASS_NAMES,
-                     factors=(*data.FACTORS.items(), (FOREIGN, 2)))
-
-
-def with_foreign(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Half of the pictures with 1 to 6 patches of a token's size from another one; and which ones that changed (n,).
-
-    What decoding too many tokens at once does to a picture is to count.
-    """
-    n, patches = len(images), data.SIZE // data.TOKEN
-    count = torch.randint(1, MOST + 1, (n, 1), generator=generator) * torch.randint(2, (n, 1), generator=generator)
-    chosen = torch.rand(n, patches**2, generator=generator).argsort(1).argsort(1) < count
-    mask = chosen.view(n, 1, patches, patches).repeat_interleave(data.TOKEN, 2).repeat_interleave(data.TOKEN, 3)
-    columns = torch.randperm(patches, generator=generator)[:, None] * data.TOKEN + torch.arange(data.TOKEN)
-    other = images.roll(1, 0)[..., columns.flatten()]
-    mixed = torch.where(mask, other, images)
-    return mixed, ((mixed - images).abs().amax((1, 2, 3)) > 0.1).long()
+                     factors=tuple(data.FACTORS.items()))
 
 
 def disturbed(images: Tensor, plan: JudgePlan, generator: torch.Generator) -> Tensor:
@@ -70,9 +54,8 @@ def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan(
         generator = runs.step_generator(plan.seed, step)
         labels = torch.randint(len(SPEC.classes), (plan.batch,), generator=generator)
         images, factors = data.pictures(labels, generator)
-        images, foreign = with_foreign(images, generator)
         scores = extractor(disturbed(images, plan, generator).to(device))
-        targets = {CLASS: labels, FOREIGN: foreign} | factors
+        targets = {CLASS: labels} | factors
         loss = sum(F.cross_entropy(scores[name], targets[name].to(device)) for name in scores)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -89,11 +72,9 @@ def held_out_accuracy(extractor: Extractor, plan: JudgePlan) -> dict[str, float]
     """Share of fresh pictures that each head gets right."""
     device = next(extractor.parameters()).device
     hits = {name: 0 for name in extractor.spec.heads}
-    for index, (images, labels, factors) in enumerate(fresh(plan.held_out, 9)):
-        images, foreign = with_foreign(images, runs.step_generator(10, index))
-        truth = {CLASS: labels, FOREIGN: foreign} | factors
+    for images, labels, factors in fresh(plan.held_out, 9):
         for name, scores in extractor(rounded(images).to(device)).items():
-            hits[name] += int((scores.argmax(1).cpu() == truth[name]).sum())
+            hits[name] += int((scores.argmax(1).cpu() == (labels if name == CLASS else factors[name])).sum())
     return {name: count / plan.held_out for name, count in hits.items()}
 
 

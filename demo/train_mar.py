@@ -25,8 +25,8 @@ from .pool import Pool
 class MARPlan:
     """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late."""
 
-    steps: int = 5000
-    decay: int = 1000
+    steps: int = 4200
+    decay: int = 800
     warm_up: int = 100
     batch: int = 24
     targets: int = 128       # masked positions that get a loss, per picture
