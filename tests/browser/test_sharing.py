@@ -144,7 +144,7 @@ def test_the_blueprint_draws_a_picture(front: FrontEnd) -> None:
     front.screenshot("blueprint-search")
     front.page.keyboard.press("Enter")
     front.page.wait_for_function("() => window.app.graph._nodes.length === 1", timeout=40_000)
-    front.page.keyboard.press("Escape")
+    front.page.mouse.click(500, 400)  # a node from the search follows the pointer until it is put down
     front.page.evaluate("""() => { const graph = window.app.graph, [node] = graph._nodes;
         const shown = window.LiteGraph.createNode('PreviewImage'); shown.pos = [node.pos[0] + 420, node.pos[1]];
         graph.add(shown); node.connect(0, shown, 0); }""")

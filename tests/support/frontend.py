@@ -44,7 +44,10 @@ DROP = """([data, name, type]) => { const bytes = Uint8Array.from(atob(data), c 
     const transfer = new DataTransfer(); transfer.items.add(new File([bytes], name, {type})); return transfer; }"""
 COMPLAINTS = ("[data-testid='error-overlay'], [data-testid^='missing-'], [data-testid='dialog-overlay'], "
               "[role='dialog'], .p-toast-message-error")
-HELP = ".node-help-content"
+HELP, INFO = ".node-help-content", "[data-testid='info-button']"
+SELECTED = """id => { const canvas = window.app.canvas; const node = window.app.graph.getNodeById(id);
+    if (canvas.selectedItems.has(node) && document.querySelector("[data-testid='info-button']")) return true;
+    canvas.deselectAll(); canvas.selectNode(node); return false; }"""
 MEDIA_TYPES = {".json": "application/json", ".png": "image/png"}
 
 
@@ -84,10 +87,10 @@ class FrontEnd:
 
     def help_of(self, node_id: int) -> str:
         """Select a node, click its info button; gives the text of the help page once it is there."""
-        self.page.evaluate("id => { const canvas = window.app.canvas; canvas.deselectAll();"
-                           " canvas.selectNode(window.app.graph.getNodeById(id)); }", node_id)
+        # Once is not enough while the page still settles after its start.
+        self.page.wait_for_function(SELECTED, arg=node_id, polling=2000, timeout=40_000)
         if not self.page.locator(HELP).is_visible():
-            self.page.locator("[data-testid='info-button']").first.click()
+            self.page.locator(INFO).first.click()
         self.page.locator(f"{HELP} h1").first.wait_for(timeout=40_000)
         return self.page.locator(HELP).first.inner_text()
 
