@@ -38,7 +38,7 @@ RECORDS = ".records"  # the folder of what is known of every finished piece
 
 @dataclass(frozen=True)
 class Order:
-    """What is wanted. Plain data: paths are absolute, ``labels`` are empty where ``prompts`` names a file of text states.
+    """What is wanted. Plain data: paths are absolute, ``prompts`` is a file of text states instead of ``labels``.
 
     ``shard`` pictures are one task and one safetensors file; they are made ``batch`` at a time.
     """
@@ -165,9 +165,11 @@ def finished(order: Order, keys: Keys, start: int) -> list[dict] | None:
     """The rows of a piece whose files are all there and whole; None if it has to be made."""
     try:
         record = json.loads(_record(order, start).read_bytes())
-        whole = record["key"] == keys.of(order, start) and all(
-            _sha256((order.output / name).read_bytes()) == own for name, own in record["files"].items())
-        return record["rows"] if whole else None
+        files, rows, indices = record["files"], record["rows"], order.indices(start)
+        whole = (record["key"] == keys.of(order, start) and [row["index"] for row in rows] == list(indices)
+                 and set(files) == {order.name(index) for index in indices}
+                 and all(_sha256((order.output / name).read_bytes()) == own for name, own in files.items()))
+        return rows if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -38,8 +38,8 @@ from .verbs import (
 from .workers import Worker
 
 DEFAULT, FIDELITY = "default", ("fid", "is")
-NOTHING = ("nothing to judge with: give a classifier of the model's pictures with --extractor and real pictures measured "
-           "by it with --reference, or use --metrics fid,is")
+NOTHING = ("nothing to judge with: give a classifier of the model's pictures with --extractor and real pictures "
+           "measured by it with --reference, or use --metrics fid,is")
 Measure = Callable[[Measured, int], quality.Figures]
 
 

@@ -16,6 +16,7 @@ from .evaluate import CHUNK, Method
 from .many import FORMATS, MANIFESTS, Order, check_manifest, make_many, prompt_states, write_manifest
 from .spec import MARSpec, ModelSpec
 from .verbs import (
+    AUTO,
     add_engine_options,
     add_guidance_options,
     cache_of,
@@ -74,13 +75,14 @@ def order_of(options: argparse.Namespace) -> Order:
         raise GtRError("no VAE: give the model's VAE file with --vae (kl16 for the published MAR models)")
     spec = model_spec(str(model_file(options.model)))
     labels, conditions = _conditions(options, spec)
+    prompts = Path(options.prompt_embeds).resolve() if options.prompt_embeds else None
     method = Method(schedule_of(options), guidance_of(options), fts_of(options), cache_of(options), options.temperature)
     return Order(
         Path(model_file(options.model)).resolve(), Path(options.vae or DEMO_VAE).resolve(), method,
         options.per_class * conditions if options.images is None else options.images, options.seed,
-        Path(options.output).resolve(), labels, Path(options.prompt_embeds).resolve() if options.prompt_embeds else None,
-        grid_of(options.size, spec) if options.size else None, options.format, max(options.shard, options.batch),
-        options.batch, dtype_of(options), options.acceleration == "auto")
+        Path(options.output).resolve(), labels, prompts, grid_of(options.size, spec) if options.size else None,
+        options.format, max(options.shard, options.batch), options.batch, dtype_of(options),
+        options.acceleration == AUTO)
 
 
 def _conditions(options: argparse.Namespace, spec: ModelSpec) -> tuple[tuple[int, ...], int]:

@@ -90,8 +90,8 @@ def count_flops(options: argparse.Namespace) -> None:
     if options.all:
         table = paper.compare()
         return print_report(options, table, paper.markdown(table))
-    facts = flops.report(schedule_of(options), model_spec(options.model), guided=not options.no_cfg, fts=fts_of(options),
-                         cache=cache_of(options))
+    facts = flops.report(schedule_of(options), model_spec(options.model), guided=not options.no_cfg,
+                         fts=fts_of(options), cache=cache_of(options))
     parts = "  ".join(f"{part} {value:.3f}" for part, value in facts["tflops"].items())
     print_report(options, facts, f"{facts['model']} {facts['preset']}: {parts} TFLOPs per image (2 per multiply-add, "
                             f"{'no ' if options.no_cfg else ''}guidance, no VAE); origin {facts['origin_total']:.3f}; "
@@ -264,8 +264,8 @@ def add_guidance_options(sub: argparse.ArgumentParser) -> None:
 
 def add_engine_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--engine", choices=ENGINES, default="local", help="ray: RAY_ADDRESS, or a cluster started here")
-    sub.add_argument("--workers", type=int, help="default: this process alone; ray: as many as the cluster has room for")
-    sub.add_argument("--threads", type=int, default=1, help="per worker; results do not depend on the number of workers")
+    sub.add_argument("--workers", type=int, help="default: this process alone; ray: as many as there is room for")
+    sub.add_argument("--threads", type=int, default=1, help="of every worker, whatever their number")
 
 
 def engine_of(options: argparse.Namespace) -> Engine:

@@ -114,9 +114,9 @@ def _dispatch(crew: Crew, tasks: Sequence, on_done: OnDone) -> list:
                 crew.send(slot, tasks[index])
                 busy[slot] = index, time.monotonic()
         for outcome in crew.outcomes(PAUSE):
-            index, since = busy.pop(outcome.slot)
-            if index in results:
-                continue  # the other one of two was faster
+            index, since = busy.pop(outcome.slot, (None, 0.0))
+            if index is None or index in results:
+                continue  # it died idle, or the other one of two was faster
             if outcome.error:
                 raise GtRError(outcome.error)
             if outcome.lost:
@@ -241,9 +241,9 @@ class Actors:
                        (("num_cpus", "CPU"), ("num_gpus", "GPU")) if self.needs[need]))
         if room < 1:
             self.close()
-            raise GtRError(f"the Ray cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, a worker "
-                           f"needs {self.needs['num_cpus']} and {self.needs['num_gpus']}: lower --threads, or use "
-                           "another --device")
+            raise GtRError(f"the Ray cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, a "
+                           f"worker needs {self.needs['num_cpus']} and {self.needs['num_gpus']}: lower --threads, or "
+                           "use another --device")
         self.size = min(engine.workers or room, room, most)
 
     def send(self, slot: int, task: Any) -> None:
