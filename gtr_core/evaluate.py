@@ -199,7 +199,7 @@ def evaluate(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], im
     for task in missing:
         rows[task] = stored(studio, task, work, pictures)
         if rows[task] is None:
-            raise GtRError(f"a worker left no result of {task.method.name}, seed {task.seed}, pictures from {task.start}: "
+            raise GtRError(f"a worker left no result of {task.method.name}, seed {task.seed}, from {task.start} on: "
                            f"expected it in {work}; all workers must see the same files")
     return {method.name: [joined([rows[task] for task in todo if (task.method, task.seed) == (method, seed)])
                           for seed in seeds] for method in methods}
