@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import verb_eval, verb_search, verbs
+from . import verb_eval, verb_many, verb_search, verbs
 from .budget import is_out_of_memory
 from .checkpoint import DTYPES
 from .errors import GtRError, first_line
@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=1.0)
     _device_options(sub)
     sub.add_argument("-o", "--output", default="gtr.png")
+
+    sub = verb("generate-many", verb_many.generate_many, "thousands of pictures on many workers, resumable")
+    verb_many.add_options(sub)
+    _schedule_options(sub)
+    _device_options(sub)
 
     sub = verb("bench", verbs.run_bench, "measured latency and memory of presets, all in one run")
     sub.add_argument("--model", default="mar-b", help=f"{', '.join(VARIANTS.values())}, lightgen, demo or a file")

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from .reference import Judge, Measured, joined, load_measured, save_measured
 from .schedule import Schedule
 from .spec import MARSpec
 from .vae import KLVAE
+from .workers import Engine, MakeWorker, run_tasks
 
 VERSION, CHUNK, MOST_IMAGES = 1, 64, 2**31
 
@@ -144,35 +145,73 @@ def shard(studio: Studio, task: Task, work: Path, batch: int, pictures: Path | N
 
     A shard that is damaged or of another key is made again. Processes may share the folder.
     """
-    key = studio.key(task)
-    path = work / f"{key[:32]}.safetensors"
-    wanted = [picture_path(pictures, task, task.start + k) for k in range(task.count)] if pictures else []
-    if path.is_file() and all(picture.is_file() for picture in wanted):
-        try:
-            return load_measured(path, key, "delete the file"), True
-        except GtRError:
-            pass  # computed again below, and replaced
-    for folder in {work, *(picture.parent for picture in wanted)}:
+    found = stored(studio, task, work, pictures)
+    if found is not None:
+        return found, True
+    for folder in {work, *(picture.parent for picture in _wanted(task, pictures))}:
         make_folder(folder)
     measured = evaluate_shard(studio, task, batch, pictures)
-    save_measured(path, measured, key, dtype=torch.float32)
+    key = studio.key(task)
+    save_measured(_shard_path(work, key), measured, key, dtype=torch.float32)
     return measured, False
 
 
+def stored(studio: Studio, task: Task, work: Path, pictures: Path | None = None) -> Measured | None:
+    """The result of a task from the folder ``work``, if it and the kept pictures are there and whole."""
+    key = studio.key(task)
+    path = _shard_path(work, key)
+    if not path.is_file() or not all(picture.is_file() for picture in _wanted(task, pictures)):
+        return None
+    try:
+        return load_measured(path, key, "delete the file")
+    except GtRError:
+        return None
+
+
+def make_shard(studio: Studio, work: Path, batch: int, pictures: Path | None, task: Task) -> None:
+    """What a worker does with a task: the result stays in the folder ``work``."""
+    shard(studio, task, work, batch, pictures)
+
+
 def evaluate(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], images: int, work: Path, *,
-             batch: int = 16, pictures: Path | None = None, on_shard: OnShard | None = None
-             ) -> dict[str, list[Measured]]:
-    """Per method the measured pictures of every seed. ``on_shard(task, done, total)`` is called when one was made."""
+             batch: int = 16, pictures: Path | None = None, on_shard: OnShard | None = None,
+             engine: Engine = Engine(), make_worker: MakeWorker | None = None) -> dict[str, list[Measured]]:
+    """Per method the measured pictures of every seed. ``on_shard(task, done, total)`` is called when one was made.
+
+    Workers other than this process make shards by ``make_worker``: what gives a partial of :func:`make_shard` with a
+    studio like this one, of their own.
+    """
     if batch < 1:
         raise GtRError(f"a batch of {batch}: expected at least 1")
     todo = tasks(methods, seeds, images, max(CHUNK, batch))
-    found: dict[tuple[str, int], list[Measured]] = {}
-    for done, task in enumerate(todo, start=1):
-        measured, stored = shard(studio, task, work, batch, pictures)
-        found.setdefault((task.method.name, task.seed), []).append(measured)
-        if on_shard is not None and not stored:
-            on_shard(task, done, len(todo))
-    return {method.name: [joined(found[method.name, seed]) for seed in seeds] for method in methods}
+    rows = {task: stored(studio, task, work, pictures) for task in todo}
+    missing = [task for task in todo if rows[task] is None]
+    done = len(todo) - len(missing)
+
+    def on_done(index: int, _: None) -> None:
+        nonlocal done
+        done += 1
+        if on_shard is not None:
+            on_shard(missing[index], done, len(todo))
+
+    own = partial(make_shard, studio, work, batch, pictures)
+    run_tasks(engine, make_worker or (lambda _: own), missing, on_done)
+    for task in missing:
+        rows[task] = stored(studio, task, work, pictures)
+        if rows[task] is None:
+            raise GtRError(f"a worker left no result of {task.method.name}, seed {task.seed}, from {task.start} on: "
+                           f"expected it in {work}; all workers must see the same files")
+    return {method.name: [joined([rows[task] for task in todo if (task.method, task.seed) == (method, seed)])
+                          for seed in seeds] for method in methods}
+
+
+def _shard_path(work: Path, key: str) -> Path:
+    return work / f"{key[:32]}.safetensors"
+
+
+def _wanted(task: Task, pictures: Path | None) -> list[Path]:
+    """The kept pictures of a task."""
+    return [picture_path(pictures, task, task.start + k) for k in range(task.count)] if pictures else []
 
 
 def as_images(pictures: np.ndarray, device: torch.device | str) -> Tensor:

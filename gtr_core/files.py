@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,8 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> No
     path = Path(path)
     if not path.name:
         raise GtRError(f"cannot write {path}: expected the name of a file")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Processes of several machines may share the folder: a process's number alone is not its own.
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.part")
     try:
         write(beside)
         os.replace(beside, path)

@@ -6,6 +6,8 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,16 +17,29 @@ from .bench import describe_machine
 from .checkpoint import DTYPES
 from .demo import DEMO_JUDGE, DEMO_REFERENCE, DEMO_VAE
 from .errors import GtRError
-from .evaluate import Method, OnShard, PictureJudge, Studio, Task, evaluate
+from .evaluate import Method, OnShard, PictureJudge, Studio, Task, evaluate, make_shard
 from .extractor import load_extractor
 from .lazymar import LazyMAR
 from .metrics import Interval
 from .picture import draw_bars
 from .png import write_png
 from .reference import Judge, Measured, load_reference
-from .verbs import add_guidance_options, check_device, fts_of, guidance_of, model_file, named_method, print_report
+from .verbs import (
+    add_engine_options,
+    add_guidance_options,
+    check_device,
+    engine_of,
+    fts_of,
+    guidance_of,
+    model_file,
+    named_method,
+    print_report,
+)
+from .workers import Worker
 
 DEFAULT, FIDELITY = "default", ("fid", "is")
+NOTHING = ("nothing to judge with: give a classifier of the model's pictures with --extractor and real pictures "
+           "measured by it with --reference, or use --metrics fid,is")
 Measure = Callable[[Measured, int], quality.Figures]
 
 
@@ -36,6 +51,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seeds", type=int, default=3, help="how many; intervals are over them")
     sub.add_argument("--first-seed", type=int, default=0)
     add_guidance_options(sub)
+    add_engine_options(sub)
     sub.add_argument("--temperature", type=float, default=1.0)
     sub.add_argument("--metrics", default=DEFAULT, help="default, or fid,is for real checkpoints (torch-fidelity)")
     sub.add_argument("--pictures", metavar="DIR", help="keep every picture as PNG")
@@ -59,12 +75,16 @@ def evaluate_methods(options: argparse.Namespace) -> None:
     check_device(options.device)
     if options.png and not Path(options.png).parent.is_dir():
         raise GtRError(f"no folder {Path(options.png).parent}: make it, or choose another")
-    judge, measure, floor = _fidelity(options) if options.metrics != DEFAULT else default_judge(options)
-    studio = make_studio(options, judge)
+    engine = engine_of(options)
+    here = options if engine.alone else on_device(options, "cpu")  # weights are read for their identity only
+    judge, measure, floor = _fidelity(here) if options.metrics != DEFAULT else default_judge(here)
+    studio = replace(make_studio(here, judge), device=options.device)
     methods = [_method(name.strip(), options, studio) for name in options.presets.split(",") if name.strip()]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    measured = evaluate(studio, methods, seeds, options.images, Path(options.work), batch=options.batch,
-                        pictures=Path(options.pictures) if options.pictures else None, on_shard=progress())
+    work, pictures = Path(options.work).resolve(), Path(options.pictures).resolve() if options.pictures else None
+    measured = evaluate(studio, methods, seeds, options.images, work, batch=options.batch, pictures=pictures,
+                        on_shard=progress(), engine=engine,
+                        make_worker=None if engine.alone else partial(_make_worker, options, work, pictures))
     rows = quality.rows(measured, seeds, measure, {method.name: _cost(method, studio) for method in methods})
     result = {"command": options.command, "model": studio.model.spec.name, "metrics": options.metrics,
               "images": options.images, "seeds": list(seeds), "interval": "95 % Student t over the seeds",
@@ -78,15 +98,23 @@ def evaluate_methods(options: argparse.Namespace) -> None:
                                   "FLOPs against the origin")
 
 
+def _make_worker(options: argparse.Namespace, work: Path, pictures: Path | None, device: str) -> Worker:
+    """A studio of its own for a worker elsewhere."""
+    own = on_device(options, device)
+    judge = _fidelity_judge(own) if options.metrics != DEFAULT else _own_judge(own)
+    return partial(make_shard, make_studio(own, judge), work, options.batch, pictures)
+
+
+def on_device(options: argparse.Namespace, device: str) -> argparse.Namespace:
+    return argparse.Namespace(**vars(options) | {"device": device})
+
+
 def default_judge(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Callable]:
     """The judge with the project's own figures, and the row of real pictures."""
-    demo = options.model == "demo"
-    paths = options.extractor or (DEMO_JUDGE if demo else None), options.reference or (DEMO_REFERENCE if demo else None)
-    if None in paths:
-        raise GtRError("nothing to judge with: give a classifier of the model's pictures with --extractor and real "
-                       "pictures measured by it with --reference, or use --metrics fid,is")
-    judge = Judge(load_extractor(paths[0], device=options.device))
-    real = load_reference(paths[1], judge)
+    judge, reference = _own_judge(options), options.reference or (DEMO_REFERENCE if options.model == "demo" else None)
+    if reference is None:
+        raise GtRError(NOTHING)
+    real = load_reference(reference, judge)
 
     def measure(made: Measured, seed: int) -> quality.Figures:
         return quality.figures(made, real, seed)
@@ -103,6 +131,17 @@ def default_judge(options: argparse.Namespace) -> tuple[PictureJudge, Measure, C
     return judge, measure, floor
 
 
+def _own_judge(options: argparse.Namespace) -> Judge:
+    path = options.extractor or (DEMO_JUDGE if options.model == "demo" else None)
+    if path is None:
+        raise GtRError(NOTHING)
+    return Judge(load_extractor(path, device=options.device))
+
+
+def _fidelity_judge(options: argparse.Namespace) -> fidelity.InceptionJudge:
+    return fidelity.inception_judge(options.extractor, device=options.device)
+
+
 def _fidelity(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Callable]:
     """The judge with FID and Inception Score."""
     wanted = tuple(name.strip() for name in options.metrics.split(","))
@@ -111,7 +150,7 @@ def _fidelity(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Calla
     if "fid" in wanted and not options.reference:
         raise GtRError("fid needs the statistics of the real pictures: give an .npz with mu and sigma (such as "
                        "adm_in256_stats.npz) with --reference")
-    judge = fidelity.inception_judge(options.extractor, device=options.device)
+    judge = _fidelity_judge(options)
     statistics = fidelity.read_statistics(options.reference) if "fid" in wanted else {}
     return judge, lambda made, _: fidelity.fid_figures(made, statistics, wanted), lambda _: {}
 

@@ -22,6 +22,7 @@ from .fts import FTS
 from .hardware import best_dtype
 from .infer import is_vae
 from .lazymar import LazyMAR
+from .many import prompt_states
 from .noise import image_seeds
 from .picture import draw_bars, draw_plan
 from .plan import make_plan
@@ -30,6 +31,7 @@ from .report import run_report
 from .sampler import Callback, Progress
 from .schedule import Schedule, preset
 from .spec import LIGHTGEN, VARIANTS, LightGenSpec, MARSpec, ModelSpec, mar_spec
+from .workers import ENGINES, Engine
 
 LAZYMAR, REFERENCE, AUTO = "lazymar", "reference", "auto"
 LARGEST_BATCH = 4096
@@ -75,7 +77,7 @@ def convert_file(options: argparse.Namespace) -> None:
 
 def schedule(options: argparse.Namespace) -> None:
     """The plan of a schedule on a grid, as text, JSON or picture."""
-    plan = make_plan(_schedule(options), _grid(options.grid), image_seeds(options.seed, 1))
+    plan = make_plan(schedule_of(options), _grid(options.grid), image_seeds(options.seed, 1))
     if options.png:
         write_png(options.png, draw_plan(plan, fts_of(options)))
     lines = [f"{index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
@@ -88,8 +90,8 @@ def count_flops(options: argparse.Namespace) -> None:
     if options.all:
         table = paper.compare()
         return print_report(options, table, paper.markdown(table))
-    facts = flops.report(_schedule(options), model_spec(options.model), guided=not options.no_cfg, fts=fts_of(options),
-                         cache=_cache(options))
+    facts = flops.report(schedule_of(options), model_spec(options.model), guided=not options.no_cfg,
+                         fts=fts_of(options), cache=cache_of(options))
     parts = "  ".join(f"{part} {value:.3f}" for part, value in facts["tflops"].items())
     print_report(options, facts, f"{facts['model']} {facts['preset']}: {parts} TFLOPs per image (2 per multiply-add, "
                             f"{'no ' if options.no_cfg else ''}guidance, no VAE); origin {facts['origin_total']:.3f}; "
@@ -111,7 +113,7 @@ def generate(options: argparse.Namespace) -> None:
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     pipeline.check_pair(model, vae)
     condition, grid = _condition(options, model.spec)
-    schedule, guidance, marks = _schedule(options), guidance_of(options), []
+    schedule, guidance, marks = schedule_of(options), guidance_of(options), []
     latents = pipeline.generate_latents(
         model,
         schedule,
@@ -119,7 +121,7 @@ def generate(options: argparse.Namespace) -> None:
         options.seed,
         guidance=guidance,
         graphs=options.acceleration == AUTO,
-        cache=_cache(options),
+        cache=cache_of(options),
         grid=grid,
         temperature=options.temperature,
         fts=fts_of(options),
@@ -129,7 +131,7 @@ def generate(options: argparse.Namespace) -> None:
     )
     plan = make_plan(schedule, grid, image_seeds(options.seed, len(condition)))
     text = run_report(plan, model.spec, guided=guidance.enabled, unguided=guidance.start, fts=fts_of(options),
-                      cache=_cache(options),
+                      cache=cache_of(options),
                       seconds=[after - before for before, after in zip(marks, marks[1:])])
     count = len(condition)
     paths = [output if count == 1 else output.with_stem(f"{output.stem}_{k:03}") for k in range(count)]
@@ -149,7 +151,7 @@ def run_bench(options: argparse.Namespace) -> None:
     if not methods or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
         raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1 to "
                        f"{LARGEST_BATCH}")
-    grid = _size(options.size, spec) if options.size else None
+    grid = grid_of(options.size, spec) if options.size else None
     setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), fts_of(options),
                             options.acceleration == AUTO)
     known = {*VARIANTS.values(), LIGHTGEN.name}
@@ -179,18 +181,12 @@ def check_device(device: str) -> None:
 
 def _condition(options: argparse.Namespace, spec: ModelSpec) -> tuple[torch.Tensor | tuple[int, ...], tuple[int, int]]:
     """Labels, or text states from a file, and the token grid."""
-    grid = _size(options.size, spec) if options.size else spec.grid
+    grid = grid_of(options.size, spec) if options.size else spec.grid
     if isinstance(spec, MARSpec):
         return _labels(options, spec), grid
     if not options.prompt_embeds:
         raise GtRError(f"{spec.name} draws from text: give its encoded prompts with --prompt-embeds FILE")
-    states = read_checkpoint(options.prompt_embeds).tensors.get("prompt_embeds")
-    if states is None or states.shape[1:] != (spec.text_length, spec.caption_dim):
-        raise GtRError(
-            f"{options.prompt_embeds}: expected a tensor 'prompt_embeds' of shape (prompts, "
-            f"{spec.text_length}, {spec.caption_dim}), found {None if states is None else tuple(states.shape)}"
-        )
-    return states.float(), grid
+    return prompt_states(options.prompt_embeds, spec).float(), grid
 
 
 def dtype_of(options: argparse.Namespace) -> torch.dtype:
@@ -198,7 +194,7 @@ def dtype_of(options: argparse.Namespace) -> torch.dtype:
     return best_dtype(options.device) if options.dtype == AUTO else DTYPES[options.dtype]
 
 
-def _size(text: str, spec: ModelSpec) -> tuple[int, int]:
+def grid_of(text: str, spec: ModelSpec) -> tuple[int, int]:
     """WIDTHxHEIGHT in pixels -> the token grid."""
     values, pixels = numbers(text.lower().replace("x", ","), int), spec.latent.stride * spec.latent.patch
     if len(values) != 2 or any(value < 1 or value % pixels for value in values):
@@ -217,7 +213,7 @@ def _labels(options: argparse.Namespace, spec: MARSpec) -> tuple[int, ...]:
     return tuple(labels[k % len(labels)] for k in range(batch))
 
 
-def _schedule(options: argparse.Namespace) -> Schedule:
+def schedule_of(options: argparse.Namespace) -> Schedule:
     """The preset with the given changes, or a custom GtR schedule when --steps or --rates are given."""
     changes = {"diffusion": numbers(options.diffusion, int), "partition": options.partition,
                "decoder_scope": options.scope}
@@ -266,6 +262,16 @@ def add_guidance_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--cfg-start", type=float, default=0.0, help="part of the tokens that is drawn without guidance")
 
 
+def add_engine_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--engine", choices=ENGINES, default="local", help="ray: RAY_ADDRESS, or a cluster started here")
+    sub.add_argument("--workers", type=int, help="default: this process alone; ray: as many as there is room for")
+    sub.add_argument("--threads", type=int, default=1, help="of every worker, whatever their number")
+
+
+def engine_of(options: argparse.Namespace) -> Engine:
+    return Engine(options.engine, options.workers, options.threads, options.device)
+
+
 def guidance_of(options: argparse.Namespace) -> Guidance:
     return Guidance(options.cfg, options.cfg_schedule, options.cfg_start)
 
@@ -284,7 +290,7 @@ def named_method(name: str, spec: ModelSpec | None = None) -> bench.Method:
     return (replace(preset("origin"), name=LAZYMAR), LazyMAR()) if name == LAZYMAR else (preset(name), None)
 
 
-def _cache(options: argparse.Namespace) -> LazyMAR | None:
+def cache_of(options: argparse.Namespace) -> LazyMAR | None:
     return LazyMAR() if options.cache == LAZYMAR else named_method(options.preset)[1]
 
 

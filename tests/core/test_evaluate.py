@@ -249,6 +249,16 @@ def test_a_killed_evaluation_goes_on_with_the_same_numbers(whole, files, tmp_pat
     assert err.count("\n") == 4 - left and json.loads(out)["rows"] == whole[0]["rows"]
 
 
+def test_workers_give_the_same_figures(files, tmp_path):
+    """Shards made by two processes: the rows of one."""
+    command = [sys.executable, "-m", "gtr_core", "eval", *files, *QUICK, "--presets", "gtr-extreme"]
+    done = [subprocess.run([*command, "--workers", str(count), "--work", str(tmp_path / str(count))], cwd=ROOT,
+                           capture_output=True, text=True, check=True) for count in (1, 2)]
+    assert json.loads(done[0].stdout)["rows"] == json.loads(done[1].stdout)["rows"]
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "12")
+    assert one == two and len(one) == 2
+
+
 @pytest.mark.parametrize("change, words", [
     (["--extractor", "nowhere"], "no file at nowhere"), (["--images", "200"], "make a larger one or lower --images"),
     (["--seeds", "0"], "at least 4 images and 1 seed"), (["--first-seed", "-1"], "1 seed from 0"),
