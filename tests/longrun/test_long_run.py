@@ -1,0 +1,136 @@
+"""Many queued prompts of every kind in one server, from two clients: memory, open files, latency, the pictures.
+
+    python3 dev.py test tests/longrun --long 1000 [--update]
+
+Without --long a short queue shows that the program works and that the pictures are right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gtr_tests import rest
+from gtr_tests.rest import Graph
+
+if TYPE_CHECKING:
+    from gtr_tests.client import Client
+    from gtr_tests.longrun import Note
+    from gtr_tests.server import ComfyServer
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = ROOT / "output"
+SHORT, LONG = 13, 200
+"""Prompts without --long; from so many on memory is judged, shorter runs show each kind a few times only."""
+GROWTH, DRIFT = 0.02, 1.5
+"""How much memory may grow after the first tenth, and how much slower the last third may be: other work runs beside."""
+
+
+@pytest.fixture(scope="module")
+def count(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("long") or SHORT
+
+
+class Follower:
+    """One client: notes every run of its own as it ends."""
+
+    def __init__(self, client: Client, server: ComfyServer) -> None:
+        self.client, self.server = client, server
+        self.queued: list[tuple[int, str, str]] = []
+        self.notes: list[Note] = []
+        self.pictures: dict[int, list[str]] = {}
+
+    def queue(self, number: int, kind: str, graph: Graph) -> None:
+        answer = rest.post(f"{self.client.url}/prompt", {"prompt": graph, "client_id": self.client.id})
+        self.queued.append((number, kind, answer["prompt_id"]))
+
+    def follow(self) -> None:
+        from gtr_tests.client import Run
+        from gtr_tests.longrun import Note, look
+
+        for number, kind, prompt_id in self.queued:
+            seen: list[tuple[int, int]] = []
+
+            def note(message: Any) -> None:
+                if getattr(message, "type", "") == "execution_success":
+                    seen.append(look(self.server.pid))
+
+            run = self.client.follow(Run(prompt_id), note)
+            assert run.status == "success", f"prompt {number} ({kind}): {run.trouble}"
+            start, end = (run.of_type(f"execution_{what}")[0].data["timestamp"] for what in ("start", "success"))
+            self.notes.append(Note(number, kind, *seen[0], (end - start) / 1000))
+            self.pictures[number] = digests(run.images["save"])
+
+
+def digests(images: list[bytes]) -> list[str]:
+    """Of size and pixels, whatever text the files carry."""
+    from gtr_tests.client import pixels
+
+    return [hashlib.sha256(repr(pixels(image)).encode()).hexdigest() for image in images]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="open files are counted as Unix counts them")
+def test_a_long_queue(comfy_path: Path, comfy_server: ComfyServer, model_files: frozenset[str], count: int,
+                      update: bool, tmp_path: Path) -> None:
+    pytest.importorskip("websocket", reason="websocket-client is not installed: run python3 dev.py test")
+    from gtr_tests import longrun
+    from gtr_tests.client import Client
+
+    kinds = longrun.order_of_kinds(count)
+    graphs = [longrun.graph_of(kind, number) for number, kind in enumerate(kinds)]
+    with ExitStack() as stack:
+        pair = [Follower(stack.enter_context(closing(Client(comfy_server.url))), comfy_server) for _ in range(2)]
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        for number, graph in enumerate(graphs):
+            pair[number % 2].queue(number, kinds[number].name, graph)
+        for done in [pool.submit(follower.follow) for follower in pair]:
+            done.result()
+    notes = sorted((note for follower in pair for note in follower.notes), key=lambda note: note.number)
+    pictures = pair[0].pictures | pair[1].pictures
+    found = longrun.figures(notes)
+    report(longrun.plain(notes, found), update)
+    assert len(notes) == count and all(len(pictures[number]) == kind.batch for number, kind in enumerate(kinds))
+    assert len({picture for made in pictures.values() for picture in made}) == sum(kind.batch for kind in kinds)
+    for number in longrun.spread(kinds, min(len(longrun.KINDS), max(1, count // 50))):
+        base = tmp_path / str(number)
+        assert fresh(comfy_path, comfy_server.base, base, graphs[number]) == pictures[number], (
+            f"prompt {number} ({kinds[number].name}) differs from a fresh process")
+    assert found.descriptors[1] <= found.descriptors[0] + (0 if count >= LONG else 2)
+    if count >= LONG:
+        assert found.growth <= GROWTH, f"memory grew by {found.growth:.1%}: {found.memory} MiB"
+        assert found.seconds[1] < DRIFT * found.seconds[0], f"prompts became slower: {found.seconds}"
+
+
+def report(result: dict[str, Any], update: bool) -> None:
+    """Say the figures; write everything to output/, and the picture of the documentation when asked."""
+    from gtr_tests import longrun
+
+    print(json.dumps(result["figures"], indent=1))
+    OUTPUT.mkdir(exist_ok=True)
+    (OUTPUT / "long_run.json").write_text(json.dumps(result), encoding="utf-8")
+    notes = [longrun.Note(**note) for note in result["notes"]]
+    longrun.draw(notes, (ROOT / "docs" if update else OUTPUT) / "long_run.png")
+
+
+def fresh(comfy: Path, models: Path, base: Path, graph: Graph) -> list[str]:
+    """The pictures that a new server makes of a prompt, alone."""
+    from gtr_tests.server import ComfyServer, link_folder, make_base
+
+    make_base(base)
+    (base / "models").rename(base / "unused")
+    link_folder(models / "models", base / "models")
+    link_folder(ROOT / "tests" / "support" / "tiny_t5", base / "custom_nodes" / "gtr-test-t5")
+    server = ComfyServer(Path(sys.executable), comfy, base, "--cpu", "--preview-method", "latent2rgb")
+    try:
+        server.start()
+        entry = rest.wait(server.url, rest.queue(server.url, graph), server.check_alive)
+        assert rest.failure(entry) is None
+        return digests([rest.fetch(rest.view_url(server.url, image)) for image in entry["outputs"]["save"]["images"]])
+    finally:
+        server.stop()
