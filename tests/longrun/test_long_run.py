@@ -13,6 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,19 +43,20 @@ class Follower:
 
     def __init__(self, client: Client, server: ComfyServer) -> None:
         self.client, self.server = client, server
-        self.queued: list[tuple[int, str, str]] = []
+        self.queued: SimpleQueue[tuple[int, str, str] | None] = SimpleQueue()
         self.notes: list[Note] = []
         self.pictures: dict[int, list[str]] = {}
 
     def queue(self, number: int, kind: str, graph: Graph) -> None:
         answer = rest.post(f"{self.client.url}/prompt", {"prompt": graph, "client_id": self.client.id})
-        self.queued.append((number, kind, answer["prompt_id"]))
+        self.queued.put((number, kind, answer["prompt_id"]))
 
     def follow(self) -> None:
+        """Until None is queued: prompts end while others are still being queued."""
         from gtr_tests.client import Run
         from gtr_tests.longrun import Note, look
 
-        for number, kind, prompt_id in self.queued:
+        for number, kind, prompt_id in iter(self.queued.get, None):
             seen: list[tuple[int, int]] = []
 
             def note(message: Any) -> None:
@@ -87,17 +89,22 @@ def test_a_long_queue(comfy_path: Path, comfy_server: ComfyServer, model_files: 
     with ExitStack() as stack:
         pair = [Follower(stack.enter_context(closing(Client(comfy_server.url))), comfy_server) for _ in range(2)]
         pool = stack.enter_context(ThreadPoolExecutor(2))
-        for number, graph in enumerate(graphs):
-            pair[number % 2].queue(number, kinds[number].name, graph)
-        for done in [pool.submit(follower.follow) for follower in pair]:
-            done.result()
+        runs = [pool.submit(follower.follow) for follower in pair]
+        try:
+            for number, graph in enumerate(graphs):
+                pair[number % 2].queue(number, kinds[number].name, graph)
+        finally:
+            for follower in pair:
+                follower.queued.put(None)
+        for run in runs:
+            run.result()
     notes = sorted((note for follower in pair for note in follower.notes), key=lambda note: note.number)
     pictures = pair[0].pictures | pair[1].pictures
     found = longrun.figures(notes)
     report(longrun.plain(notes, found), update)
     assert len(notes) == count and all(len(pictures[number]) == kind.batch for number, kind in enumerate(kinds))
     assert len({picture for made in pictures.values() for picture in made}) == sum(kind.batch for kind in kinds)
-    for number in longrun.spread(kinds, min(len(longrun.KINDS), max(1, count // 50))):
+    for number in longrun.spread(kinds, min(len(longrun.KINDS), max(1, count // 200))):
         base = tmp_path / str(number)
         assert fresh(comfy_path, comfy_server.base, base, graphs[number]) == pictures[number], (
             f"prompt {number} ({kinds[number].name}) differs from a fresh process")

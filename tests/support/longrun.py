@@ -1,4 +1,4 @@
-"""A long queue of prompts of every kind: the kinds and their graphs, what is noted after each, and the figures of it."""
+"""A long queue of prompts: their kinds and graphs, what is noted after each, and the figures and curves of it."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Kind:
 
     @property
     def name(self) -> str:
-        parts = [self.model, f"batch {self.batch}", self.order, *(["FTS"] if self.fts else []),
-                 *(["LazyMAR"] if self.lazy else []), *(["mask"] if self.masked else []),
-                 *(["no guidance"] if self.cfg == 1 else []), *(["{} x {}".format(*self.size)] if any(self.size) else [])]
-        return ", ".join(parts)
+        marks = {"FTS": self.fts, "LazyMAR": self.lazy, "mask": self.masked, "no guidance": self.cfg == 1,
+                 "{} x {}".format(*self.size): any(self.size)}
+        used = [mark for mark, wanted in marks.items() if wanted]
+        return ", ".join([self.model, f"batch {self.batch}", self.order, *used])
 
 
 KINDS = (
     Kind("demo", 1, "gtr", "2, 1", fts=True),
-    Kind("demo", 3, "random", "3", cfg=1),
-    Kind("demo", 2, "gtr", "2, 1, 1", lazy=True),
+    Kind("demo", 3, "random", "2", cfg=1),
+    Kind("demo", 2, "gtr", "1, 1, 1", lazy=True),
     Kind("demo", 1, "gtr", "1, 1", fts=True, masked=True),
-    Kind("demo", 4, "halton", "2", cfg=4),
+    Kind("demo", 2, "halton", "2", cfg=4),
     Kind("mar", 1, "gtr", "1, 1", fts=True),
-    Kind("mar", 2, "random", "4", lazy=True),
+    Kind("mar", 2, "random", "3", lazy=True),
     Kind("mar", 1, "subsample", "2", masked=True),
     Kind("lightgen", 1, "gtr", "2, 1", fts=True, size=(64, 64)),
     Kind("lightgen", 2, "random", "2", size=(128, 64)),
@@ -78,19 +78,21 @@ def graph_of(kind: Kind, number: int) -> Graph:
         "latent": node("GtR_EmptyLatent", model=["model", 0], width=kind.size[0], height=kind.size[1],
                        batch_size=kind.batch),
         "schedule": node("GtR_Scheduler", preset="custom", order=kind.order, steps=kind.steps, rates="",
-                         partition="quincunx", decoder_scope="full" if kind.lazy else "stage", diffusion_start=4,
-                         diffusion_end=3, diffusion_reconstruction=3),
+                         partition="quincunx", decoder_scope="full" if kind.lazy else "stage", diffusion_start=3,
+                         diffusion_end=2, diffusion_reconstruction=2),
         "sampler": sampler("latent", kind, number),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["vae", 0]),
         "save": node("SaveImage", images=["decode", 0], filename_prefix=f"longrun/{number:05}"),
     }
     if text:
         graph["clip"] = node("GtRTest_TinyT5", masked=True)
-        graph["condition"] = node("GtR_EncodeText", clip=["clip", 0], text=f"{SUBJECTS[number % len(SUBJECTS)]}, {number}")
+        subject = SUBJECTS[number % len(SUBJECTS)]
+        graph["condition"] = node("GtR_EncodeText", clip=["clip", 0], text=f"{subject}, {number}")
     else:
-        graph["condition"] = node("GtR_ClassCondition", model=["model", 0], class_name="207: golden retriever", class_list=str(number % 10))
+        graph["condition"] = node("GtR_ClassCondition", model=["model", 0], class_name="207: golden retriever",
+                                  class_list=str(number % 10))
     if kind.fts:
-        graph["fts"] = node("GtR_FTS", fraction=0.1, detail_steps=6, selection="high")
+        graph["fts"] = node("GtR_FTS", fraction=0.1, detail_steps=4, selection="high")
     if kind.lazy:
         graph["cache"] = node("GtR_LazyMAR", start_step=1, period=3, prune_block=3, extra=15, head_period=2)
     if kind.masked:
