@@ -18,6 +18,7 @@ from .stand_ins import LIGHTGEN_FILE, MAR_FILE, SD3_VAE_FILE, VAE_FILE
 MIB = 1 << 20
 DEMO = "demo (built-in)"
 FILES = {"demo": (DEMO, DEMO), "mar": (MAR_FILE, VAE_FILE), "lightgen": (LIGHTGEN_FILE, SD3_VAE_FILE)}
+BEGIN, END = "<!-- long run: begin (written by the test) -->", "<!-- long run: end -->"
 SUBJECTS = ("a red fox", "an owl at night", "two boats", "a paper lamp")
 
 
@@ -131,19 +132,22 @@ def spread(kinds: Sequence[Kind], count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Note:
-    """What was seen when a prompt had ended: the server's memory in bytes, its open descriptors, the run's seconds."""
+    """What was seen when a prompt had ended: the server's memory in bytes, its open descriptors, its processor seconds
+    so far, and the seconds of this run."""
 
     number: int
     kind: str
     resident: int
     descriptors: int
+    processor: float
     seconds: float
 
 
-def look(pid: int) -> tuple[int, int]:
-    """Resident bytes and open descriptors of a process."""
+def look(pid: int) -> tuple[int, int, float]:
+    """Resident bytes, open descriptors and processor seconds of a process."""
     process = psutil.Process(pid)
-    return process.memory_info().rss, process.num_fds()
+    spent = process.cpu_times()
+    return process.memory_info().rss, process.num_fds(), spent.user + spent.system
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,8 @@ class Figures:
     memory: tuple[float, float]
     most_memory: float
     descriptors: tuple[float, float]
+    processor: tuple[float, float]
+    """Processor seconds per prompt in the second and in the last third: while the first runs, prompts still come in."""
     seconds: tuple[float, float]
     """Median of the kinds' medians in the first and in the last third."""
     drift: dict[str, float]
@@ -172,13 +178,15 @@ def figures(notes: Sequence[Note]) -> Figures:
     window, count = 2 * len(KINDS), len(notes)
     mark = min(max(count // 10, 1), 100)
     early, late = notes[max(mark - window, 0):max(mark, 1)], notes[-window:]
-    thirds = [by_kind(part) for part in (notes[:count // 3], notes[-(count // 3):])]
+    third = count // 3
+    thirds = [by_kind(part) for part in (notes[:third], notes[-third:])]
     both = [kind for kind in thirds[0] if kind in thirds[1]]
     return Figures(
         count, mark, tuple(median(n.resident for n in part) / MIB for part in (early, late)),
         max(n.resident for n in notes) / MIB,
         tuple(median(n.descriptors for n in part) for part in (early, late)),
-        tuple(median(third[kind] for kind in both) for third in thirds) if both else (0.0, 0.0),
+        tuple((notes[end].processor - notes[end - third].processor) / third for end in (2 * third, count - 1)),
+        tuple(median(of[kind] for kind in both) for of in thirds) if both else (0.0, 0.0),
         {kind: thirds[1][kind] / thirds[0][kind] for kind in both})
 
 
@@ -190,6 +198,30 @@ def by_kind(notes: Sequence[Note]) -> dict[str, float]:
 def plain(notes: Sequence[Note], found: Figures) -> dict[str, Any]:
     """Everything, to be written as JSON."""
     return {"figures": asdict(found) | {"growth": found.growth}, "notes": [asdict(note) for note in notes]}
+
+
+def table(found: Figures, compared: int, machine: str) -> str:
+    """The figures as a table for the documentation."""
+    low, high = min(found.drift.values()), max(found.drift.values())
+    rows = (("what", "before", "at the end", "change"), ("---",) * 4,
+            (f"resident memory, MiB: after prompt {found.mark}, after prompt {found.prompts}",
+             *(f"{value:.1f}" for value in found.memory), f"{found.growth:+.2%}"),
+            ("open files and sockets, at the same prompts", *(f"{value:g}" for value in found.descriptors),
+             f"{found.descriptors[1] - found.descriptors[0]:+g}"),
+            ("processor seconds per prompt, second and last third", *(f"{value:.3f}" for value in found.processor),
+             f"{found.processor[1] / found.processor[0]:.2f} x"),
+            ("seconds per prompt, median, first and last third", *(f"{value:.2f}" for value in found.seconds),
+             f"{low:.2f} to {high:.2f} x by kind"))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", f"The most memory at the end of a prompt was {found.most_memory:.0f} MiB. {compared} "
+                      "prompts were repeated in a fresh process each, and every pixel was equal.", "",
+                      f"Machine: {machine}."])
+
+
+def fill(page: str, text: str) -> str:
+    """The page with this text between its marks."""
+    head, _, rest = page.partition(BEGIN)
+    return f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
 
 
 WIDTH, PANEL, LEFT, TOP, GAP = 1200, 300, 110, 60, 70
