@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,7 +33,7 @@ OUTPUT = ROOT / "output"
 SHORT, LONG = 13, 200
 """Prompts without --long; from so many on memory, files and latency are judged: before, every kind is still new."""
 GROWTH, DRIFT, OPEN = 0.02, 1.3, 4
-"""How much memory may grow after the first tenth, how much more of the processor the last third may need, and how many
+"""How much memory may grow after the mark, how much more of the processor the last third may need, and how many
 more files may be open: a run holds three for its event loop, and a client one while it fetches a picture."""
 
 
@@ -42,10 +43,10 @@ def count(request: pytest.FixtureRequest) -> int:
 
 
 class Follower:
-    """One client: notes every run of its own as it ends."""
+    """One client: notes every run of its own as it ends, and gives up at the next message once it is `stopped`."""
 
-    def __init__(self, client: Client, server: ComfyServer) -> None:
-        self.client, self.server = client, server
+    def __init__(self, client: Client, server: ComfyServer, stopped: Event) -> None:
+        self.client, self.server, self.stopped = client, server, stopped
         self.queued: SimpleQueue[tuple[int, str, str] | None] = SimpleQueue()
         self.notes: list[Note] = []
         self.pictures: dict[int, list[str]] = {}
@@ -63,6 +64,7 @@ class Follower:
             seen: list[tuple[int, int, float]] = []
 
             def note(message: Any) -> None:
+                assert not self.stopped.is_set(), "stopped"
                 if getattr(message, "type", "") == "execution_success":
                     seen.append(look(self.server.pid))
 
@@ -90,8 +92,10 @@ def test_a_long_queue(comfy_path: Path, comfy_server: ComfyServer, model_files: 
     kinds = longrun.order_of_kinds(count)
     graphs = [longrun.graph_of(kind, number) for number, kind in enumerate(kinds)]
     with ExitStack() as stack:
-        pair = [Follower(stack.enter_context(closing(Client(comfy_server.url))), comfy_server) for _ in range(2)]
-        pool = stack.enter_context(ThreadPoolExecutor(2))
+        clients = [stack.enter_context(closing(Client(comfy_server.url))) for _ in range(2)]
+        pool, stopped = stack.enter_context(ThreadPoolExecutor(2)), Event()
+        stack.callback(stopped.set)
+        pair = [Follower(client, comfy_server, stopped) for client in clients]
         runs = [pool.submit(follower.follow) for follower in pair]
         try:
             for number, graph in enumerate(graphs):

@@ -176,7 +176,7 @@ class Figures:
 def figures(notes: Sequence[Note]) -> Figures:
     """Of notes in the order of their prompts."""
     window, count = 2 * len(KINDS), len(notes)
-    mark = min(max(count // 10, 1), 100)
+    mark = min(max(count // 2, 1), 100)
     early, late = notes[max(mark - window, 0):max(mark, 1)], notes[-window:]
     third = count // 3
     thirds = [by_kind(part) for part in (notes[:third], notes[-third:])]
