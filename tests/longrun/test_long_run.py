@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "output"
-SHORT, LONG = 13, 200
+SHORT, LONG = 12, 200
 """Prompts without --long; from so many on memory, files and latency are judged: before, every kind is still new."""
 GROWTH, DRIFT, OPEN = 0.02, 1.3, 4
 """How much memory may grow after the mark, how much more of the processor the last third may need, and how many
