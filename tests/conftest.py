@@ -44,6 +44,8 @@ _alias("gtr_tests", ROOT / "tests" / "support")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true",
                      help="write recorded files anew: schemas, names, thumbnails, pictures of the documentation")
+    parser.addoption("--long", type=int, default=0, metavar="PROMPTS",
+                     help="length of the queue in tests/longrun, such as 1000; 0 is a short one")
 
 
 @pytest.fixture(scope="session")

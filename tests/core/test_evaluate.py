@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -232,21 +231,6 @@ def test_the_verb(whole, files, tmp_path):
     table, progress = run(*files, *QUICK[:-1], "--work", str(work), "--png", str(tmp_path / "plot.png"))
     assert progress == "" and "| real pictures | 2 x 5 |" in table and "95 %" in table
     assert (tmp_path / "plot.png").stat().st_size > 1000
-
-
-def test_a_killed_evaluation_goes_on_with_the_same_numbers(whole, files, tmp_path):
-    """Killed without warning once one shard is there; the rerun makes only the others."""
-    arguments = [*files, *QUICK, "--work", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    victim = subprocess.Popen([sys.executable, "-m", "gtr_core", "eval", *arguments], cwd=ROOT, env=environment,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert victim.stderr.readline().startswith("1 of 4"), "the evaluation did not start"
-    victim.kill()
-    victim.communicate()
-    left = len(list(tmp_path.glob("*.safetensors")))
-    assert 1 <= left < 4
-    out, err = run(*arguments)
-    assert err.count("\n") == 4 - left and json.loads(out)["rows"] == whole[0]["rows"]
 
 
 def test_workers_give_the_same_figures(files, tmp_path):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from gtr_pack.gtr_core.checkpoint import convert, load_model, read_checkpoint
 from gtr_pack.gtr_core.cli import main
-from gtr_pack.gtr_core.demo import DEMO_MAR
+from gtr_pack.gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_pack.gtr_core.errors import GtRError
+from gtr_pack.gtr_core.mar import MAR
+from gtr_pack.gtr_core.metadata import spec_metadata
+from gtr_pack.gtr_core.spec import HeadSpec
+from gtr_tests.stand_ins import randomised
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 # A command line that tells where it is and then stands still, to be killed there.
@@ -42,6 +50,22 @@ from gtr_core.cli import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.exit(main(sys.argv[2:]))
 """
+# An evaluation that stands still when half of its second result is written.
+HALF_EVALUATED = """
+import os, sys, time
+from gtr_core.cli import main
+targets = []
+def replace(source, target):
+    targets.append(target)
+    if len(targets) == 2:
+        os.truncate(source, os.path.getsize(source) // 2)
+        print("here", flush=True)
+        time.sleep(600)
+    rename(source, target)
+rename, os.replace = os.replace, replace
+sys.exit(main(sys.argv[1:]))
+"""
+EVALUATION = ["--presets", "gtr-extreme", "--images", "4", "--seeds", "2", "--batch", "4", "--device", "cpu", "--json"]
 FAST = ["generate", "--steps", "1,1,1", "--diffusion", "2,2,2", "--fts-steps", "2", "--json"]
 
 
@@ -66,6 +90,56 @@ def test_a_conversion_that_is_killed(where: str, tmp_path: Path) -> None:
     convert(DEMO_MAR, target)
     assert load_model(read_checkpoint(target))[0] == load_model(read_checkpoint(DEMO_MAR))[0]
     assert sorted(tmp_path.iterdir()) == sorted([*left, target])
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The verb with a small random model that fits the demo's VAE and judge."""
+    demo = load_model(read_checkpoint(DEMO_MAR))[0]
+    spec = replace(demo, name="small", dim=32, heads=2, encoder_depth=1, decoder_depth=1, buffer=4,
+                   head=HeadSpec(demo.head.channels, 32, 32, 1))
+    file = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_file(randomised(MAR(spec), 1).state_dict(), file, spec_metadata(spec, "model"))
+    return ["eval", "--model", str(file), "--vae", str(DEMO_VAE), "--extractor", str(DEMO_JUDGE), "--reference",
+            str(DEMO_REFERENCE), *EVALUATION, "--work"]
+
+
+def evaluated(arguments: list[str], work: Path, capsys: pytest.CaptureFixture) -> tuple[list, dict[str, bytes], int]:
+    """The figures of an evaluation, its stored results, and how many of them were made."""
+    capsys.readouterr()
+    assert main([*arguments, str(work)]) == 0
+    said = capsys.readouterr()
+    return json.loads(said.out)["rows"], results(work), said.err.count("\n")
+
+
+def results(work: Path) -> dict[str, bytes]:
+    """Every file of a result in the work folder, and each can be read."""
+    found = sorted(work.glob("*.safetensors"))
+    assert all(load_file(path) for path in found)
+    return {path.name: path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("program", [["-m", "gtr_core"], ["-c", HALF_EVALUATED]], ids=["computing", "writing"])
+def test_an_evaluation_that_is_killed(program: list[str], evaluation: list[str], tmp_path: Path,
+                                      capsys: pytest.CaptureFixture) -> None:
+    """What was stored is whole and is not made again; the rest follows, and all is as without the kill."""
+    work = tmp_path / "work"
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, *program, *evaluation, str(work)], cwd=ROOT, env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stderr.readline().startswith("1 of 2: gtr-extreme, seed 0")
+        assert "-m" in program or process.stdout.readline() == "here\n"
+    finally:
+        process.kill()
+        process.communicate()
+    stored, half = results(work), list(work.glob("*.part"))
+    assert len(stored) == 1 and len(half) == ("-c" in program)
+    (kept,) = (work / name for name in stored)
+    made_at = kept.stat().st_mtime_ns
+    rows, files, made = evaluated(evaluation, work, capsys)
+    assert made == 1 and kept.stat().st_mtime_ns == made_at and list(work.glob("*.part")) == half
+    assert (rows, files, 2) == evaluated(evaluation, tmp_path / "undisturbed", capsys)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of a process's file size are a Unix feature")
