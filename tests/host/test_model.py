@@ -79,7 +79,7 @@ def test_the_model_in_the_host_equals_the_plain_one(graph: Graph) -> None:
     pipeline, engine = core(graph, "pipeline"), core(graph, "engine")
     plain = pipeline.build_model(core(graph, "demo").DEMO_MAR)
     latents = pipeline.generate_latents(plain, graph.schedule(), (0, 1), 5, guidance=engine.Guidance(2.0))
-    torch.testing.assert_close(out["samples"], latents, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(out["samples"], latents, rtol=5e-3, atol=5e-3)
     assert "demo: 2 images, 6 AR steps" in report
 
 
@@ -97,7 +97,7 @@ def test_a_batch_that_does_not_fit_runs_in_parts(graph: Graph, monkeypatch: pyte
     budget = asked[0] // 2
     monkeypatch.setattr(graph.pack.module("nodes.host"), "activation_budget", lambda patcher: budget)
     parts, report = graph.sample(**inputs)
-    torch.testing.assert_close(parts["samples"], whole["samples"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(parts["samples"], whole["samples"], rtol=5e-3, atol=5e-3)
     assert "parts of at most" in report and asked[1] <= budget
     assert "5 images" in report
 
@@ -213,7 +213,7 @@ def test_images_of_a_batch_are_those_of_their_seeds(graph: Graph) -> None:
         latent_image=graph.latent(1) | {"batch_index": [1]}, positive=graph.condition("checked ring")
     )
     assert torch.equal(alone["samples"], picked["samples"])
-    torch.testing.assert_close(alone["samples"][0], whole["samples"][1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(alone["samples"][0], whole["samples"][1], rtol=5e-3, atol=5e-3)
 
 
 def test_an_image_picked_from_a_batch_keeps_its_class(graph: Graph) -> None:
@@ -221,7 +221,7 @@ def test_an_image_picked_from_a_batch_keeps_its_class(graph: Graph) -> None:
     whole, _ = graph.sample()
     picked = graph.pack.host.NODE_CLASS_MAPPINGS["LatentFromBatch"]().frombatch(graph.latent(), 1, 1)[0]
     out, _ = graph.sample(latent_image=picked)
-    torch.testing.assert_close(out["samples"][0], whole["samples"][1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(out["samples"][0], whole["samples"][1], rtol=5e-3, atol=5e-3)
 
 
 def test_the_stock_empty_latent_fits(graph: Graph) -> None:
