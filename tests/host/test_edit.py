@@ -203,7 +203,7 @@ def test_windows_of_an_image_do_not_depend_on_its_batch(editing: Editing) -> Non
     larger = editing.outpaint(editing.picture(), right=4, bottom=4)
     whole = editing.sample(larger)[0]["samples"]
     alone = editing.sample(larger | {"samples": larger["samples"][1:], "batch_index": [1]})[0]["samples"]
-    torch.testing.assert_close(alone[0], whole[1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(alone[0], whole[1], rtol=5e-3, atol=5e-3)
 
 
 def test_the_heat_map_shows_where_fts_spent_steps(editing: Editing) -> None:
