@@ -229,7 +229,8 @@ def big_graph(graph: Graph, name: str) -> Graph:
     text = "lightgen" in name
     made = {
         "model": {"class_type": "GtR_LoadLightGen" if text else "GtR_LoadMAR",
-                  "inputs": {"model_name": name, "weight_dtype": "fp32"}},
+                  "inputs": {"model_name": name, "weight_dtype": "fp32",
+                             **({"weights": "model", "corrected_positions": False} if text else {})}},
         "clip": {"class_type": "GtRTest_TinyT5", "inputs": {"masked": True}},
         "text": {"class_type": "GtR_EncodeText", "inputs": {"clip": ["clip", 0], "text": "a fox"}},
         "label": {"class_type": "GtR_ClassCondition",
