@@ -27,7 +27,7 @@ def verdict(gate: dict) -> tuple[bool, list[str]]:
     for other in ("random-18", "random-8"):
         difference = rows[other]["difference"]["frechet"]
         parts.append((difference["clear"] and difference["mean"] > 0,
-                      f"{other} is {_interval(difference)} worse in Frechet distance than origin"))
+                      f"{other} clearly worse than origin: Frechet distance {_interval(difference)} higher"))
     parts.append((origin["accuracy"]["mean"] > 0.95, f"class accuracy {_interval(origin['accuracy'])}"))
     ratio = origin["frechet"]["mean"] / floor
     parts.append((ratio < 5, f"Frechet distance {ratio:.1f} times the floor ({floor:.3g})"))
