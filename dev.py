@@ -40,6 +40,7 @@ from gtr_tests.server import ComfyServer, link_folder, make_base, port_is_free  
 
 DEMO = ROOT / "workflows" / "api" / "demo.json"
 OUTPUT = ROOT / "output"
+PROCESSES = 4  # of a whole test run, at most
 # Unlike -m, this keeps the repository root, with its folder `nodes`, off the import path.
 RUN_PYTEST = "import sys; sys.path[:] = [p for p in {tools} + sys.path if p]; import pytest; sys.exit(pytest.main())"
 
@@ -67,12 +68,21 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def test(options: argparse.Namespace) -> int:
-    """Run every test, those in ComfyUI and in the browser included; what is skipped is listed with its reason."""
+    """Run every test, those in ComfyUI and in the browser included; what is skipped is listed with its reason.
+
+    Arguments are pytest's. Without any, the tests are shared between a few processes, each with a server of its own.
+    """
     host = environment.prepare()
     tools = environment.add_test_tools(host)
     extra = {"COMFYUI_PATH": str(host.comfy), **_browser(host, tools)}
+    words = options.pytest
+    if not words:
+        cores = os.cpu_count() or 1
+        processes = min(cores, PROCESSES)
+        words = ["-n", str(processes), "--no-loadscope-reorder", "--dist", "loadfile"]
+        extra["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(cores // processes))
     code = RUN_PYTEST.format(tools=[str(tools)] if tools else [])
-    return _child([str(host.python), "-c", code, "-rfEs", *options.pytest], {**os.environ, **extra})
+    return _child([str(host.python), "-c", code, "-rfEs", *words], {**os.environ, **extra})
 
 
 def serve(options: argparse.Namespace) -> int:

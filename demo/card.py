@@ -88,8 +88,10 @@ Classes: {", ".join(data.CLASS_NAMES)}.
 Synthetic pictures of {data.SIZE} x {data.SIZE} pixels, drawn by `demo/data.py` (no photographs, nobody's work): an
 arrangement of objects per class, with a texture of the class. Each picture draws, once for all of its objects:
 {", ".join(f"{name} ({count})" for name, count in data.FACTORS.items())}; layouts of two colours also a second hue (2).
-Far-apart tokens are right only if they agree on these. There are fewer than 8,000 different pictures in all: this is
-a world that a small model can know completely, not a stand-in for photographs.
+Far-apart tokens are right only if they agree on these, and they leave fewer than 8,000 different arrangements: a world
+that a small model can know, not a stand-in for photographs. The background carries clouds, of which a token tells only
+what its neighbours need to continue them. They are what makes the number of steps matter: everything else of a picture
+is settled by the first few tokens, and tokens drawn at once later on could not contradict each other.
 The files and the pictures that they make are under the repository's licence.
 
 ## Model
@@ -101,7 +103,8 @@ The MAR: {spec.grid[0]} x {spec.grid[1]} tokens of {spec.head.channels} values (
 {spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999: MAR's
 first reverse step multiplies the head's error by more than 300, which a head of this size cannot afford.
 The VAE has {VAE_SPEC.groups} norm groups; the node that loads it gives ComfyUI the same function with the 32 groups
-that it knows. The judge's held-out accuracy (n = {JudgePlan().held_out}): {accuracy}.
+that it knows. The judge's held-out accuracy (n = {JudgePlan().held_out}): {accuracy}. By `seams`
+it tells pictures of which some tokens (up to {JudgePlan().torn:.0%}) do not continue the clouds of their neighbours.
 
 ## Training
 {training_table(folder)}
@@ -111,14 +114,15 @@ Training differs from MAR's, each time for the sake of a small model and little 
 - {plan.low_masks:.0%} of the mask ratios are uniform in [0, 0.7] instead of MAR's truncated normal, and
   {plan.all_masked:.0%} of them are 1;
 - {plan.high_noise:.0%} of the timesteps are drawn from the last tenth alone;
+- known tokens get noise of a standard deviation of 0 to {plan.known_noise:g}: those that a sampler knows have errors;
 - Muon instead of AdamW for the matrices of the blocks, and for the VAE's hidden convolutions.
 
 As in MAR's training the decoder sees every masked position; the stage scope of GtR was never trained.
-The shipped weights come from a run whose plan changed on the way. Steps 1200 to 1500 had a rate that fell to 63 %, as
-at the end of a run of 2000 steps; steps 1500 to 3000 the full rate and its decay, as of a run of 3000. Until then a
-texture's phase was a shift by half its period, which this model did not learn for the 16 pixel ones (a token shows
-only half of such a period); from step 3000 on it is half a token, and the rate is the
-one written above. A fresh run has one plan and one kind of pictures.
+The shipped weights come from a run whose plan changed on the way, each time after a decay of the rate: at step 3000,
+where a texture's phase became half a token (half a period until then: not learned for textures of 16 pixels, of which
+a token shows just half a period), and at step 4200, where the clouds came, the noise on known tokens, and a VAE that
+had seen clouds in its last {VAEPlan().phases[-1][0]} steps. Steps 1200 to 1500 had a falling rate, as at the end of a
+shorter run. A fresh run has one plan and one kind of pictures.
 
 ![loss](loss.png)
 

@@ -3,29 +3,33 @@
 Global structure and fine detail can both fail visibly. Every picture draws a few things once that tokens far apart must
 agree on: hue, second hue, background, size, the phase of the texture and the side that the light comes from. Textures
 have the class's own period, from one token to two tokens (a token is 8 x 8 pixels) and positions and
-sizes are whole tokens, so that a small model can learn them.
+sizes are whole tokens, so that a small model can learn them. The background carries clouds that only neighbours agree
+on: without them a picture is decided by its first few tokens, and how many are drawn at once later cannot matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 SIZE, TOKEN, HUES = 128, 8, 8
 SHIFT = TOKEN // 2  # pixels of phase: half a token, so that a single token of a texture shows it
 MIDDLE = SIZE / 2
 FACTORS = {"hue": HUES, "background": 4, "size": 3, "phase": 2, "light": 2}
 
-# Muted backgrounds (r, g, b) in [0, 1]; a vertical gradient is laid over them.
-BACKGROUNDS = ((0.13, 0.15, 0.22), (0.30, 0.27, 0.25), (0.86, 0.84, 0.78), (0.62, 0.68, 0.74))
+CLOUDS = ((TOKEN, 0.12), (2 * TOKEN, 0.12))  # octaves: pixels between two random values, and their largest size
+
+# Muted backgrounds (r, g, b) in [0, 1]; a vertical gradient and clouds are laid over them.
+BACKGROUNDS = ((0.24, 0.27, 0.34), (0.40, 0.37, 0.35), (0.78, 0.76, 0.70), (0.62, 0.68, 0.74))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices behind n pictures; every field (n, 1, 1)."""
+    """The random choices behind n pictures; every field (n, 1, 1) but the clouds."""
 
     hue: Tensor          # 0..7
     other: Tensor        # 0..7, another hue for layouts of two colours
@@ -33,6 +37,7 @@ class Draw:
     size: Tensor         # 0, 1 or 2
     phase: Tensor        # 0 or 1, in half periods
     light: Tensor        # 0: brighter above, 1: brighter below
+    clouds: Tensor       # (n, 1, H, W), added to the background
 
 
 @dataclass(frozen=True)
@@ -159,13 +164,26 @@ LAYOUTS: dict[str, Layout] = {
 CLASS_NAMES: tuple[str, ...] = tuple(LAYOUTS)
 
 
+def clouds(n: int, generator: torch.Generator) -> Tensor:
+    """Value noise (n, 1, H, W): random values at the corners of squares, bilinear between them.
+
+    Squares of the finest octave are tokens, so tokens share values with their neighbours and with no others of it.
+    """
+    out = torch.zeros(n, 1, SIZE, SIZE)
+    for spacing, size in CLOUDS:
+        values = size * (2 * torch.rand(n, 1, SIZE // spacing + 1, SIZE // spacing + 1, generator=generator) - 1)
+        corners = F.interpolate(values, size=SIZE + 1, mode="bilinear", align_corners=True)
+        out += F.avg_pool2d(corners, 2, stride=1)  # from the corners of pixels to their centres
+    return out
+
+
 def choose(n: int, generator: torch.Generator) -> Draw:
     """Draw the random choices of n pictures."""
     def pick(count: int) -> Tensor:
         return torch.randint(count, (n, 1, 1), generator=generator)
 
     draws = {name: pick(count) for name, count in FACTORS.items()}
-    return Draw(**draws, other=(draws["hue"] + 3 + 2 * pick(2)) % HUES)
+    return Draw(**draws, other=(draws["hue"] + 3 + 2 * pick(2)) % HUES, clouds=clouds(n, generator))
 
 
 def render(draw: Draw, layout: Layout) -> Tensor:
@@ -174,7 +192,7 @@ def render(draw: Draw, layout: Layout) -> Tensor:
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     colours = palette()
     slope = (0.2 - 0.4 * draw.light) * (0.5 - y / SIZE)
-    image = torch.tensor(BACKGROUNDS)[draw.background[:, 0, 0]][..., None, None] * (1 + slope)[:, None]
+    image = torch.tensor(BACKGROUNDS)[draw.background[:, 0, 0]][..., None, None] * (1 + slope)[:, None] + draw.clouds
     for part in layout(draw, x, y):
         dark, bright = colours[part.hue[:, 0, 0]].unbind(1)
         cover, texture = (field.expand(len(image), SIZE, SIZE)[:, None] for field in (part.cover, part.texture))
@@ -183,14 +201,21 @@ def render(draw: Draw, layout: Layout) -> Tensor:
     return image.clamp(0, 1) * 2 - 1
 
 
-def pictures(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """labels (n,) int64 -> pictures (n, 3, 128, 128) float32 in [-1, 1], and the factors of each, (n,) int64."""
+def pictures(labels: Tensor, generator: torch.Generator, torn: Tensor | None = None
+             ) -> tuple[Tensor, dict[str, Tensor]]:
+    """labels (n,) int64 -> pictures (n, 3, 128, 128) float32 in [-1, 1], and the factors of each, (n,) int64.
+
+    ``torn`` (n, 16, 16) bool: tokens whose background does not continue their neighbours'.
+    """
     out = torch.empty(len(labels), 3, SIZE, SIZE)
     drawn = {name: torch.empty_like(labels) for name in FACTORS}
     for index, layout in enumerate(LAYOUTS.values()):
         rows = (labels == index).nonzero()[:, 0]
         if len(rows):
             draw = choose(len(rows), generator)
+            if torn is not None:
+                cut = F.interpolate(torn[rows, None].float(), scale_factor=TOKEN) > 0
+                draw = replace(draw, clouds=torch.where(cut, clouds(len(rows), generator), draw.clouds))
             out[rows] = render(draw, layout)
             for name, values in drawn.items():
                 values[rows] = getattr(draw, name)[:, 0, 0]

@@ -18,17 +18,19 @@ from . import data, runs
 
 @dataclass(frozen=True)
 class JudgePlan:
-    steps: int = 700
+    steps: int = 900
     batch: int = 64
     rate: float = 2e-3
-    noise: float = 0.2     # largest standard deviation of the noise that training pictures get
+    torn: float = 0.4      # largest share of tokens torn out of half of the pictures
+    noise: float = 0.1     # largest standard deviation of the noise that training pictures get
     held_out: int = 2000
     reference: int = 4000
     seed: int = 4
 
 
+SEAMS = "seams"  # is every token's background the continuation of its neighbours', or not
 SPEC = ExtractorSpec(size=data.SIZE, widths=(16, 32, 48, 64, 64), classes=data.CLASS_NAMES,
-                     factors=tuple(data.FACTORS.items()))
+                     factors=(*data.FACTORS.items(), (SEAMS, 2)), contrast=8.0)
 
 
 def disturbed(images: Tensor, plan: JudgePlan, generator: torch.Generator) -> Tensor:
@@ -53,9 +55,8 @@ def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan(
     for step in range(plan.steps):
         generator = runs.step_generator(plan.seed, step)
         labels = torch.randint(len(SPEC.classes), (plan.batch,), generator=generator)
-        images, factors = data.pictures(labels, generator)
+        images, targets = half_torn(labels, plan, generator)
         scores = extractor(disturbed(images, plan, generator).to(device))
-        targets = {CLASS: labels} | factors
         loss = sum(F.cross_entropy(scores[name], targets[name].to(device)) for name in scores)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -72,21 +73,35 @@ def held_out_accuracy(extractor: Extractor, plan: JudgePlan) -> dict[str, float]
     """Share of fresh pictures that each head gets right."""
     device = next(extractor.parameters()).device
     hits = {name: 0 for name in extractor.spec.heads}
-    for images, labels, factors in fresh(plan.held_out, 9):
+    for index, labels in enumerate(balanced(plan.held_out)):
+        images, targets = half_torn(labels, plan, runs.step_generator(9, index))
         for name, scores in extractor(rounded(images).to(device)).items():
-            hits[name] += int((scores.argmax(1).cpu() == (labels if name == CLASS else factors[name])).sum())
+            hits[name] += int((scores.argmax(1).cpu() == targets[name]).sum())
     return {name: count / plan.held_out for name, count in hits.items()}
 
 
-def fresh(count: int, seed: int) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+def half_torn(labels: Tensor, plan: JudgePlan, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pictures of which the second half is torn, and the truth of every head."""
+    n, side = len(labels), data.SIZE // data.TOKEN
+    seams = (torch.arange(n) >= n // 2).long()
+    shares = plan.torn * torch.rand(n, 1, 1, generator=generator) * seams[:, None, None]
+    torn = torch.rand(n, side, side, generator=generator) < shares
+    images, factors = data.pictures(labels, generator, torn)
+    return images, {CLASS: labels, SEAMS: seams} | factors
+
+
+def balanced(count: int) -> tuple[Tensor, ...]:
+    """Labels 0, 1, ... in turn, in batches."""
+    return (torch.arange(count) % len(data.CLASS_NAMES)).split(100)
+
+
+def fresh(count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """``count`` pictures with balanced labels, in batches."""
-    for index, labels in enumerate((torch.arange(count) % len(data.CLASS_NAMES)).split(100)):
-        images, factors = data.pictures(labels, runs.step_generator(seed, index))
-        yield images, labels, factors
+    for index, labels in enumerate(balanced(count)):
+        yield data.pictures(labels, runs.step_generator(seed, index))[0], labels
 
 
 def write_reference(path: Path, extractor: Extractor, plan: JudgePlan = JudgePlan()) -> None:
     """What the extractor sees in fresh pictures: the real ones that generated ones are compared with."""
     judge = Judge(extractor)
-    batches = ((images, labels) for images, labels, _ in fresh(plan.reference, 8))
-    save_measured(path, make_reference(judge, batches), judge.identity)
+    save_measured(path, make_reference(judge, fresh(plan.reference, 8)), judge.identity)

@@ -25,7 +25,7 @@ from .pool import Pool
 class MARPlan:
     """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late."""
 
-    steps: int = 4200
+    steps: int = 8200
     decay: int = 800
     warm_up: int = 100
     batch: int = 24
@@ -35,6 +35,7 @@ class MARPlan:
     all_masked: float = 0.05
     high_noise: float = 0.1  # share of draws in the last tenth of the timesteps
     label_drop: float = 0.1
+    known_noise: float = 0.1  # largest standard deviation of the noise on known tokens
     rate: float = 1.5e-3
     muon_rate: float = 3e-3
     ema: float = 0.998
@@ -109,6 +110,12 @@ def rate_factor(step: int, plan: MARPlan) -> float:
     return min(1.0, (step + 1) / plan.warm_up, max(0.02, (plan.steps - step) / plan.decay))
 
 
+def disturbed(tokens: Tensor, plan: MARPlan, generator: torch.Generator) -> Tensor:
+    """Tokens (B, L, C) with noise, of a strength of its own for each picture: what a sampler knows has errors."""
+    strength = plan.known_noise * torch.rand(len(tokens), 1, 1, generator=generator)
+    return tokens + (strength * torch.randn(tokens.shape, generator=generator)).to(tokens.device)
+
+
 def mar_loss(model: MAR, process: Process, tokens: Tensor, labels: Tensor, plan: MARPlan,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Mean eps error and variational term of one batch: tokens (B, L, C), labels (B,)."""
@@ -118,7 +125,8 @@ def mar_loss(model: MAR, process: Process, tokens: Tensor, labels: Tensor, plan:
     dropped = torch.rand(n, generator=generator) < plan.label_drop
     labels = torch.where(dropped.to(device), -1, labels)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        (z,) = model(tokens, known, targets, context, [model.embed_condition(labels, torch.float32)])
+        (z,) = model(disturbed(tokens, plan, generator), known, targets, context,
+                     [model.embed_condition(labels, torch.float32)])
     x0 = tokens.gather(1, targets[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)
     x0, z = x0.repeat(plan.draws, 1), z.float().flatten(0, 1).repeat(plan.draws, 1)
     t = draw_timesteps(len(x0), process.steps, plan.high_noise, generator).to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,8 @@ class ExtractorSpec:
 
     ``widths`` are the channels of its convolutions, each of stride 2. ``factors`` are (name, count) of what else it
     tells apart: hue, background and so on. ``accuracy`` is the share of held-out pictures that it gets right, by head.
+    With a ``contrast`` above 0 it also sees ``tanh(contrast * (pixel - mean of its 3 x 3 pixels))``: faint detail,
+    which strong objects would drown.
     """
 
     size: int
@@ -34,11 +37,14 @@ class ExtractorSpec:
     classes: tuple[str, ...]
     factors: tuple[tuple[str, int], ...] = ()
     feature_dim: int = 64
+    contrast: float = 0.0
     accuracy: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.widths or any(width < GROUPS or width % GROUPS for width in self.widths):
             raise GtRError(f"extractor widths {list(self.widths)}: expected multiples of {GROUPS}")
+        if not 0 <= self.contrast < math.inf:
+            raise GtRError(f"extractor contrast {self.contrast:g}: expected 0 or a positive number")
         if self.size % 2 ** len(self.widths):
             raise GtRError(f"extractor for {self.size} pixels: expected a multiple of {2 ** len(self.widths)}")
         if len(set(self.heads)) != 1 + len(self.factors) or min(self.heads.values()) < 2:
@@ -59,7 +65,7 @@ class Extractor(nn.Module):
     def __init__(self, spec: ExtractorSpec):
         super().__init__()
         self.spec = spec
-        widths = (3, *spec.widths)
+        widths = (6 if spec.contrast else 3, *spec.widths)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
         self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, width) for width in spec.widths)
         self.pooled = nn.Linear(2 * widths[-1], spec.feature_dim)
@@ -71,6 +77,9 @@ class Extractor(nn.Module):
             raise GtRError(f"the extractor judges {self.spec.size} x {self.spec.size} pixels, found "
                            f"{' x '.join(map(str, images.shape[:1:-1]))}: use the extractor of this model")
         h = images
+        if self.spec.contrast:
+            means = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+            h = torch.cat([images, torch.tanh(self.spec.contrast * (images - means))], dim=1)
         for conv, norm in zip(self.convs, self.norms):
             h = F.silu(norm(conv(h)))
         return F.silu(self.pooled(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1)))
@@ -138,4 +147,4 @@ def _accuracy(shares: Mapping) -> dict[str, float]:
 
 
 _PARSERS = {"size": parse_count, "widths": _widths, "classes": parse_names, "factors": _factors,
-            "feature_dim": parse_count, "accuracy": _accuracy}
+            "feature_dim": parse_count, "contrast": parse_finite, "accuracy": _accuracy}

@@ -10,6 +10,14 @@ PARTITIONS = ("quincunx", "diagonal")
 LONGEST_SIDE = 256
 
 
+def check_grid(grid: tuple[int, int]) -> None:
+    """Raise GtRError for a grid that no plan is made for, before anything of its size is made."""
+    height, width = grid
+    if not (1 <= height <= LONGEST_SIDE and 1 <= width <= LONGEST_SIDE):
+        raise GtRError(f"a grid of {height} x {width} tokens: expected at least 1 x 1 and at most "
+                       f"{LONGEST_SIDE} x {LONGEST_SIDE}")
+
+
 def stage_of_tokens(grid: tuple[int, int], stages: int, partition: str) -> np.ndarray:
     """The stage 1..K of every token, (h, w) int64.
 
@@ -18,10 +26,7 @@ def stage_of_tokens(grid: tuple[int, int], stages: int, partition: str) -> np.nd
     ``quincunx`` alternates rows and checkerboards of the remaining lattice, which keeps tokens of one subset as
     far apart as possible. Raises GtRError when a subset would be empty.
     """
-    height, width = grid
-    if not (1 <= height <= LONGEST_SIDE and 1 <= width <= LONGEST_SIDE):
-        raise GtRError(f"a grid of {height} x {width} tokens: expected at least 1 x 1 and at most "
-                       f"{LONGEST_SIDE} x {LONGEST_SIDE}")
+    check_grid(grid)
     if partition not in PARTITIONS:
         raise GtRError(f"partition '{partition}': expected one of {', '.join(PARTITIONS)}")
     if stages < 1:
@@ -34,7 +39,7 @@ def stage_of_tokens(grid: tuple[int, int], stages: int, partition: str) -> np.nd
         stage[half] = stages - cut + 1
         unassigned &= ~half
         if not half.any() or not unassigned.any():
-            raise GtRError(f"{stages} stages leave an empty subset on a grid of {height} x {width} tokens "
+            raise GtRError(f"{stages} stages leave an empty subset on a grid of {grid[0]} x {grid[1]} tokens "
                            f"({partition} partition): use at most {cut} stages")
     return stage
 

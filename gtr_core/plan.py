@@ -12,7 +12,7 @@ from .budget import check_budget
 from .errors import GtRError
 from .noise import ORDER, generator
 from .orders import halton_order, raster_order, shifted, subsample_order
-from .partition import stage_of_tokens
+from .partition import check_grid, stage_of_tokens
 from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, steps_per_stage
 
 LARGEST_PLAN = 2**32  # bytes
@@ -75,11 +75,15 @@ def make_plan(schedule: Schedule, grid: tuple[int, int], seeds: Sequence[int], *
     """
     if not seeds:
         raise GtRError("an empty batch: expected at least 1 image; set the batch size to 1 or more")
+    check_grid(grid)
     mask = np.ones(grid, dtype=bool) if unknown is None else np.asarray(unknown, dtype=bool)
     if mask.shape != tuple(grid):
         raise GtRError(f"a mask of {mask.shape} tokens for a grid of {tuple(grid)}: give one value per token")
     whole, subsets = _subsets(schedule, grid), _subsets(schedule, grid, mask)
     counts = _counts(schedule, [len(s) for s in whole], [len(s) for s in subsets])
+    # Every step holds each position once, int64.
+    check_budget(len(seeds) * mask.size * 8 * sum(bool(size) for sizes in counts for size in sizes),
+                 "the plan's steps need", LARGEST_PLAN)
     orders = [token_sequences(schedule, grid, generator(seed, ORDER), mask) for seed in seeds]
     return plan_from_sequences(schedule, grid, [np.stack(stage) for stage in zip(*orders)], counts)
 
@@ -97,9 +101,6 @@ def plan_from_sequences(schedule: Schedule, grid: tuple[int, int], sequences: Se
     Positions in no sequence are known from the start. Steps without tokens are left out.
     """
     total, batch = grid[0] * grid[1], sequences[0].shape[0]
-    # Every step holds each position once, int64.
-    check_budget(batch * total * 8 * sum(bool(size) for sizes in counts for size in sizes), "the plan's steps need",
-                 LARGEST_PLAN)
     everything = np.concatenate(sequences, axis=1)
     known = np.ones((batch, total), dtype=bool)
     np.put_along_axis(known, everything, False, axis=1)

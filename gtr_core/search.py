@@ -19,7 +19,7 @@ from .schedule import SCOPES, Schedule
 from .spec import ModelSpec
 
 FIGURE, KEPT = "frechet", 3
-MOST_DRAWS = 20_000
+DRAWS = 500  # per candidate: one in twenty or so is of the budget, or hardly any
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Budget:
 def candidates(space: Space, budget: Budget, count: int, seed: int) -> list[Method]:
     """``count`` different random methods of the budget. Raises GtRError when there are hardly any."""
     generator, found = torch.Generator().manual_seed(seed), {}
-    for _ in range(MOST_DRAWS):
+    for _ in range(DRAWS * count):
         method = _draw(space, generator)
         if method is not None and method.name not in found and budget.fits(method):
             found[method.name] = method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -130,26 +131,26 @@ class Sampler(io.ComfyNode):
             dtype=model.patcher.model.compute_dtype, callback=monitor)
         tokens = latent_to_tokens(samples, spec.latent).cpu().clone()
         steps, planned = np.zeros((2, batch, tokens.shape[1]), np.int64)
-        reports, parts_left = list(model.notes), iter(split)
+        reports, plans_left = list(model.notes), iter(split)
         for rows, regions in groups:
             for index, region in enumerate(regions):
-                parts, start, seconds = next(parts_left), 0, [0.0] * len(region.plan.steps)
-                for part in parts:
-                    its_seeds, its_rows = (list(of)[start:start + part.batch] for of in (region.seeds, rows))
-                    start, area = start + part.batch, np.ix_(its_rows, region.positions)
-                    shown = (*regions[:index], replace(region, plan=part), *regions[index + 1:])
-                    monitor.enter(shown, index, tokens[its_rows[0]])
+                plans, seconds = next(plans_left), []
+                for part, its_rows in parts_of(region, rows, plans):
+                    area = np.ix_(its_rows, part.positions)
+                    monitor.enter((*regions[:index], part, *regions[index + 1:]), index, tokens[its_rows[0]])
                     tokens[area] = draw(
-                        part, condition[its_rows], SeededNoise(tuple(its_seeds), spec.head.channels),
+                        part.plan, condition[its_rows], SeededNoise(part.seeds, spec.head.channels),
                         tokens=tokens[area], negative=None if against is None else against[its_rows]).cpu()
-                    steps[area], planned[area] = steps[area] + monitor.spent, planned[area] + planned_steps(part)
-                    seconds = [before + more for before, more in zip(seconds, monitor.take_seconds())]
+                    steps[area] += monitor.spent
+                    planned[area] += planned_steps(part.plan)
+                    seconds.append(monitor.take_seconds())
                 reports += [f"window {index + 1} of {len(regions)}:"] if len(regions) > 1 else []
                 reports.append(run_report(
                     region.plan, spec, guided=guidance.enabled, unguided=cfg_start, fts=fts, cache=cache,
-                    unknown=region.unknown, seconds=seconds, peak_bytes=host.peak_bytes(model.patcher)))
-                if len(parts) > 1:
-                    reports.append(f"the batch ran in {len(parts)} parts of at most {parts[0].batch} images to fit "
+                    unknown=region.unknown, seconds=[sum(step) for step in zip(*seconds)],
+                    peak_bytes=host.peak_bytes(model.patcher)))
+                if len(plans) > 1:
+                    reports.append(f"the batch ran in {len(plans)} parts of at most {plans[0].batch} images to fit "
                                    "memory")
         report = "\n".join(reports)
         host.show_text(f"done: {monitor.done} AR steps")
@@ -178,6 +179,15 @@ def in_parts(model: host.ModelHandle, plan: Plan, **settings) -> list[Plan]:
     itemsize = model.patcher.model.compute_dtype.itemsize
     size = images_that_fit(host.activation_budget(model.patcher), plan, model.spec, itemsize=itemsize, **settings)
     return [plan.part(slice(start, start + size)) for start in range(0, plan.batch, size)]
+
+
+def parts_of(region: Region, rows: list[int], plans: list[Plan]) -> Iterator[tuple[Region, list[int]]]:
+    """The region once per part of its plan, with the rows of that part's images in the batch."""
+    start = 0
+    for plan in plans:
+        images = slice(start, start + plan.batch)
+        yield replace(region, plan=plan, seeds=tuple(region.seeds[images])), rows[images]
+        start = images.stop
 
 
 def load_model(model: host.ModelHandle, plans: list[Plan], **settings) -> None:

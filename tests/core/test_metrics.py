@@ -16,7 +16,7 @@ from gtr_tests.stand_ins import randomised
 from safetensors.torch import save_file
 from torch import Tensor
 
-SPEC = ExtractorSpec(32, (8, 16), ("a", "b", "c"), (("hue", 4), ("phase", 2)), 12, {"class": 0.99, "hue": 1.0})
+SPEC = ExtractorSpec(32, (8, 16), ("a", "b", "c"), (("hue", 4), ("phase", 2)), 12, 2.0, {"class": 0.99, "hue": 1.0})
 
 
 def normal(n: int, dim: int, seed: int = 0) -> Tensor:

@@ -26,9 +26,9 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(
     [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])}
 # Workers are other processes, that import what they do from a file: squares, written beside and renamed. The first to
-# try task 2 is killed, task 3 kills everyone if asked to, task 4 cannot be done.
+# try task 2 is killed, task 3 kills everyone if asked to, task 4 cannot be done, the first to try task 5 hangs.
 SQUARES = """
-import os, signal, sys
+import os, signal, sys, time
 from functools import partial
 from pathlib import Path
 from gtr_core.errors import GtRError
@@ -46,6 +46,9 @@ def square(folder, task):
         os.kill(os.getpid(), signal.SIGKILL)
     if task == 4:
         raise GtRError("four is not for squares")
+    if task == 5 and not (folder / "hung").exists():
+        (folder / "hung").touch()
+        time.sleep(600)
     replace_file(folder / f"{task}.txt", lambda beside: beside.write_text(str(task ** 2)))
     return task ** 2
 """
@@ -57,8 +60,9 @@ from gtr_core.errors import GtRError
 from gtr_core.workers import Engine, run_tasks
 import squares
 if __name__ == "__main__":
-    seen, lines = [], []
-    for tasks, cursed in (([0, 1, 2, 3], False), ([0, 4], False), ([1, 3], True)):
+    lines = []
+    for tasks, cursed in (([0, 1, 2, 3], False), ([0, 4], False), ([1, 3], True), ([6, 7, 8, 0, 1, 5], False)):
+        seen = []
         (Path("out") / "cursed").touch() if cursed else None
         try:
             results = run_tasks(Engine(sys.argv[1], 2), partial(squares.make, Path("out").resolve()), tasks,
@@ -72,21 +76,22 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a Unix signal")
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=needs_ray)])
-def test_a_killed_worker(engine: str, tmp_path: Path) -> None:
-    """Its task is done by another, once; bad input and a task that kills everyone end in one line."""
+def test_a_killed_worker_and_a_slow_one(engine: str, tmp_path: Path) -> None:
+    """Their tasks are done by another, once; bad input and a task that kills everyone end in one line."""
     (tmp_path / "squares.py").write_text(SQUARES)
     (tmp_path / "drive.py").write_text(DRIVE)
     (tmp_path / "out").mkdir()
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])}
     done = subprocess.run([sys.executable, "drive.py", engine], cwd=tmp_path, env=environment, capture_output=True,
-                          text=True, check=False)
+                          text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = (tmp_path / "lines.txt").read_text().splitlines()
-    assert len(lines) == 3, lines
+    assert len(lines) == 4, lines
     assert lines[0] == "[0, 1, 4, 9] [0, 1, 2, 3]" and (tmp_path / "out" / "killed").exists()
     assert lines[1] == "four is not for squares" and "3 workers died at the same task" in lines[2]
-    assert sorted(path.name for path in (tmp_path / "out").glob("*")) == [
-        "0.txt", "1.txt", "2.txt", "3.txt", "cursed", "killed"]
+    assert lines[3] == "[36, 49, 64, 0, 1, 25] [0, 1, 2, 3, 4, 5]" and (tmp_path / "out" / "hung").exists()
+    assert {path.name for path in (tmp_path / "out").glob("*")} == {
+        *(f"{task}.txt" for task in (0, 1, 2, 3, 5, 6, 7, 8)), "cursed", "killed", "hung"}
 
 
 def test_engines_that_cannot_be(monkeypatch) -> None:

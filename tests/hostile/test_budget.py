@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from gtr_pack.gtr_core import budget, memory
 from gtr_pack.gtr_core.budget import available_bytes, check_budget
@@ -37,8 +39,22 @@ def test_a_system_that_tells_nothing_lets_everything_pass(monkeypatch: pytest.Mo
                                                    (Schedule("x", "random", (65_536,)), (256, 256), 1),
                                                    (preset("lightgen-origin"), (256, 256), 4096)])
 def test_plans_that_nobody_can_hold(schedule: Schedule, grid: tuple[int, int], batch: int) -> None:
-    with pytest.raises(GtRError, match="the plan's steps need"):
-        make_plan(schedule, grid, (1,) * batch)
+    assert needed_to_refuse("the plan's steps need", schedule, grid, (1,) * batch) < 100 * 2**20
+
+
+def test_a_grid_that_nobody_can_hold() -> None:
+    assert needed_to_refuse("expected at least 1 x 1 and at most 256 x 256", preset("origin"), (50_000,) * 2, (1,)) < 2**20
+
+
+def needed_to_refuse(words: str, *settings) -> int:
+    """The most bytes in use at once while a plan with these settings is refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(GtRError, match=words):
+            make_plan(*settings)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_runs_that_nobody_can_hold() -> None:

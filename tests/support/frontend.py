@@ -136,6 +136,14 @@ class FrontEnd:
         found = self.page.locator(COMPLAINTS).all()
         return [text for text in (item.inner_text().strip() for item in found if item.is_visible()) if text]
 
+    def assert_shows(self, workflow: dict[str, Any]) -> None:
+        """Every node of the workflow is on the canvas, known and with an area, and nothing complains."""
+        drawn = self.nodes()
+        assert sorted(node.type for node in drawn) == sorted(node["type"] for node in workflow["nodes"])
+        assert [node.type for node in drawn if not node.known] == []
+        assert all(min(node.size) > 0 for node in drawn)
+        assert self.complaints() == []
+
     def fit(self) -> None:
         """Bring the whole graph into view."""
         self.page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
