@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from gtr_core import flops, quality
 from gtr_core.canvas import enlarge
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_core.engine import Guidance
-from gtr_core.evaluate import Method, Studio, Task, evaluate
+from gtr_core.evaluate import Method, Studio, Task, evaluate, make_shard
 from gtr_core.extractor import load_extractor
 from gtr_core.fts import FTS
 from gtr_core.metrics import interval
@@ -32,6 +33,7 @@ from gtr_core.plan import make_plan
 from gtr_core.png import write_png
 from gtr_core.reference import Judge, load_reference
 from gtr_core.schedule import SCOPES, Schedule, preset
+from gtr_core.workers import Engine, Worker
 
 from . import observations, pictures, runs
 
@@ -119,11 +121,16 @@ def speedup(own: Method, studio: Studio) -> float:
     return report["speedup"]
 
 
-def run(name: str, images: int, seeds: Sequence[int], batch: int) -> dict:
+def _make_worker(batch: int, device: str) -> Worker:
+    return partial(make_shard, demo_studio(), WORK, batch, None)
+
+
+def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int | None = None) -> dict:
     """Evaluate an experiment's methods; the rows of :mod:`gtr_core.quality` as plain data."""
     experiment, studio = EXPERIMENTS[name](), demo_studio()
     reference = load_reference(DEMO_REFERENCE, studio.judge)
-    measured = evaluate(studio, experiment.methods, seeds, images, WORK, batch=batch, on_shard=_tell)
+    measured = evaluate(studio, experiment.methods, seeds, images, WORK, batch=batch, on_shard=_tell,
+                        engine=Engine(workers=workers), make_worker=workers and partial(_make_worker, batch))
     facts = {own.name: {"speedup": speedup(own, studio)} for own in experiment.methods}
     rows = quality.rows(measured, seeds, lambda made, seed: quality.figures(made, reference, seed), facts)
     floor = [quality.figures(made, others, seed) for seed, (made, others)
@@ -204,9 +211,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--redraws", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, help="processes of one thread each; default: this one alone")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     if options.what == "page":
         from .quality_page import write_page
         return write_page(OUTPUT, ROOT / "docs" / "quality.md")
@@ -215,7 +222,7 @@ def main() -> None:
     if options.what == "observations":
         result = observe(options.images, options.redraws)
     else:
-        result = run(options.what, options.images, range(options.seeds), options.batch)
+        result = run(options.what, options.images, range(options.seeds), options.batch, options.workers)
         plot(result)
         print(quality.markdown(result))
     runs.replace_file(OUTPUT / f"{options.what}.json", lambda part: part.write_text(json.dumps(result, indent=1)))

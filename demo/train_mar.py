@@ -25,7 +25,7 @@ from .pool import Pool
 class MARPlan:
     """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late."""
 
-    steps: int = 8200
+    steps: int = 7400
     decay: int = 800
     warm_up: int = 100
     batch: int = 24

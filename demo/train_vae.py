@@ -20,12 +20,13 @@ from .muon import Muon
 
 @dataclass(frozen=True)
 class VAEPlan:
-    """Small crops first (textures are local: more, cheaper steps), then larger ones, then whole pictures.
+    """Small crops first (textures are local: more, cheaper steps), then larger ones and whole pictures.
 
     After ``warm_up`` steps the KL weight is steered so that the posterior width becomes ``sigma``.
     """
 
-    phases: tuple[tuple[int, int, int], ...] = ((1500, 32, 8), (300, 64, 8), (150, 128, 4), (450, 64, 8))  # steps, pixels, batch
+    # Steps, pixels, batch.
+    phases: tuple[tuple[int, int, int], ...] = ((1500, 32, 8), (300, 64, 8), (150, 128, 4), (450, 64, 8))
     rate: float = 1.5e-3
     muon_rate: float = 3e-3
     warm_up: int = 600

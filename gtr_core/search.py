@@ -11,7 +11,7 @@ import torch
 from . import flops, quality
 from .engine import Guidance
 from .errors import GtRError
-from .evaluate import Method, OnShard, Studio, evaluate
+from .evaluate import Method, Studio, evaluate
 from .fts import FTS
 from .partition import PARTITIONS
 from .reference import Measured
@@ -69,14 +69,13 @@ def candidates(space: Space, budget: Budget, count: int, seed: int) -> list[Meth
 
 
 def search(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], images: int, work: Path,
-           measure: Callable[[Measured, int], quality.Figures], *, batch: int = 16, on_shard: OnShard | None = None
-           ) -> Iterator[list[dict]]:
+           measure: Callable[[Measured, int], quality.Figures], **how) -> Iterator[list[dict]]:
     """Rounds of :func:`quality.rows`, best first: all methods, then a third of them with twice the pictures, and so on
-    until at most ``KEPT`` are left, which are measured once more."""
+    until at most ``KEPT`` are left, which are measured once more. ``how`` is passed on to :func:`evaluate`."""
     left, last = list(methods), False
     while not last:
         last = len(left) <= KEPT
-        measured = evaluate(studio, left, seeds, images, work, batch=batch, on_shard=on_shard)
+        measured = evaluate(studio, left, seeds, images, work, **how)
         rows = quality.rows(measured, seeds, measure, {})
         rows.sort(key=lambda row: row["figures"][FIGURE]["mean"])
         yield rows

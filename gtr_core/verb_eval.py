@@ -77,14 +77,15 @@ def evaluate_methods(options: argparse.Namespace) -> None:
         raise GtRError(f"no folder {Path(options.png).parent}: make it, or choose another")
     engine = engine_of(options)
     here = options if engine.alone else on_device(options, "cpu")  # weights are read for their identity only
+    judge_of = _fidelity_judge if options.metrics != DEFAULT else own_judge
     judge, measure, floor = _fidelity(here) if options.metrics != DEFAULT else default_judge(here)
     studio = replace(make_studio(here, judge), device=options.device)
     methods = [_method(name.strip(), options, studio) for name in options.presets.split(",") if name.strip()]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     work, pictures = Path(options.work).resolve(), Path(options.pictures).resolve() if options.pictures else None
+    make_worker = None if engine.alone else partial(studio_worker, judge_of, options, work, pictures)
     measured = evaluate(studio, methods, seeds, options.images, work, batch=options.batch, pictures=pictures,
-                        on_shard=progress(), engine=engine,
-                        make_worker=None if engine.alone else partial(_make_worker, options, work, pictures))
+                        on_shard=progress(), engine=engine, make_worker=make_worker)
     rows = quality.rows(measured, seeds, measure, {method.name: _cost(method, studio) for method in methods})
     result = {"command": options.command, "model": studio.model.spec.name, "metrics": options.metrics,
               "images": options.images, "seeds": list(seeds), "interval": "95 % Student t over the seeds",
@@ -98,11 +99,11 @@ def evaluate_methods(options: argparse.Namespace) -> None:
                                   "FLOPs against the origin")
 
 
-def _make_worker(options: argparse.Namespace, work: Path, pictures: Path | None, device: str) -> Worker:
+def studio_worker(make_judge: Callable[[argparse.Namespace], PictureJudge], options: argparse.Namespace, work: Path,
+                  pictures: Path | None, device: str) -> Worker:
     """A studio of its own for a worker elsewhere."""
     own = on_device(options, device)
-    judge = _fidelity_judge(own) if options.metrics != DEFAULT else _own_judge(own)
-    return partial(make_shard, make_studio(own, judge), work, options.batch, pictures)
+    return partial(make_shard, make_studio(own, make_judge(own)), work, options.batch, pictures)
 
 
 def on_device(options: argparse.Namespace, device: str) -> argparse.Namespace:
@@ -111,7 +112,7 @@ def on_device(options: argparse.Namespace, device: str) -> argparse.Namespace:
 
 def default_judge(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Callable]:
     """The judge with the project's own figures, and the row of real pictures."""
-    judge, reference = _own_judge(options), options.reference or (DEMO_REFERENCE if options.model == "demo" else None)
+    judge, reference = own_judge(options), options.reference or (DEMO_REFERENCE if options.model == "demo" else None)
     if reference is None:
         raise GtRError(NOTHING)
     real = load_reference(reference, judge)
@@ -131,7 +132,7 @@ def default_judge(options: argparse.Namespace) -> tuple[PictureJudge, Measure, C
     return judge, measure, floor
 
 
-def _own_judge(options: argparse.Namespace) -> Judge:
+def own_judge(options: argparse.Namespace) -> Judge:
     path = options.extractor or (DEMO_JUDGE if options.model == "demo" else None)
     if path is None:
         raise GtRError(NOTHING)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from . import quality
 from .engine import GUIDANCE_SCHEDULES, Guidance
 from .evaluate import Method, evaluate
 from .search import Budget, Space, candidates, search
-from .verb_eval import add_judge_options, default_judge, make_studio, progress
-from .verbs import check_device, model_spec, named_method, numbers, print_report
+from .verb_eval import add_judge_options, default_judge, make_studio, on_device, own_judge, progress, studio_worker
+from .verbs import add_engine_options, check_device, engine_of, model_spec, named_method, numbers, print_report
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     add_judge_options(sub)
+    add_engine_options(sub)
     sub.add_argument("--target", type=float, default=4.0, help="how many times fewer FLOPs than the origin")
     sub.add_argument("--cost", default="mar-h", help="the model whose FLOPs count: mar-b, mar-l, mar-h, demo or a file")
     sub.add_argument("--against", default="gtr-paper", help="presets that the winner is compared with")
@@ -30,24 +32,26 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 def search_schedule(options: argparse.Namespace) -> None:
     """Search on the first seeds, then compare the winner with ``--against`` on as many others."""
     check_device(options.device)
-    judge, measure, _ = default_judge(options)
-    studio = make_studio(options, judge)
+    engine = engine_of(options)
+    here = options if engine.alone else on_device(options, "cpu")  # weights are read for their identity only
+    judge, measure, _ = default_judge(here)
+    studio = replace(make_studio(here, judge), device=options.device)
     scales, starts = (numbers(text, float) for text in (options.guidance, options.guidance_starts))
     guidance = {Guidance(scale, schedule, start) if scale != 1 else Guidance()
                 for scale in scales for schedule in GUIDANCE_SCHEDULES for start in starts}
     space = Space(guidance=sorted(guidance, key=str))
     budget = Budget(model_spec(options.cost), options.target)
-    work, seeds = Path(options.work), range(options.seeds)
+    work, seeds = Path(options.work).resolve(), range(options.seeds)
+    how = {"batch": options.batch, "on_shard": progress(), "engine": engine,
+           "make_worker": None if engine.alone else partial(studio_worker, own_judge, options, work, None)}
     pool = candidates(space, budget, options.candidates, options.space_seed)
-    rounds = list(search(studio, pool, seeds, options.images, work, measure, batch=options.batch,
-                         on_shard=progress()))
+    rounds = list(search(studio, pool, seeds, options.images, work, measure, **how))
     winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
     rivals = [Method(named_method(name.strip(), studio.model.spec)[0], winner.guidance)
               for name in options.against.split(",") if name.strip()]
     others = range(options.seeds, 2 * options.seeds)
     compared = [winner, *rivals]
-    measured = evaluate(studio, compared, others, rounds[-1][0]["images"], work, batch=options.batch,
-                        on_shard=progress())
+    measured = evaluate(studio, compared, others, rounds[-1][0]["images"], work, **how)
     rows = quality.rows(measured, others, measure, {m.name: {"speedup": budget.speedup(m)} for m in compared})
     result = {"command": options.command, "target": options.target, "cost": options.cost, "space": asdict(space),
               "winner": winner.settings(), "rounds": rounds, "search_seeds": list(seeds),

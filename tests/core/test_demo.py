@@ -26,7 +26,7 @@ def judge() -> Extractor:
 
 
 def test_the_judge_knows_fresh_pictures(judge):
-    """Every head gets nearly all of them right, as the file says of itself; half of them have a fifth of torn tokens."""
+    """Every head gets nearly all of them right, as the file says of itself; half of them are torn by a fifth."""
     generator = torch.Generator().manual_seed(2)
     labels, seams = torch.arange(200) % 10, torch.arange(200) // 100
     torn = (torch.rand(200, 16, 16, generator=generator) < 0.2) & (seams[:, None, None] == 1)

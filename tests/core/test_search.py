@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,8 @@ from gtr_pack.gtr_core.search import KEPT, Budget, Space, candidates, search
 from gtr_pack.gtr_core.spec import mar_spec
 from gtr_tests.stand_ins import randomised
 
-VAE = Path(__file__).resolve().parents[1] / "golden" / "vae_tiny_fp16.safetensors"
+ROOT = Path(__file__).resolve().parents[2]
+VAE = ROOT / "tests" / "golden" / "vae_tiny_fp16.safetensors"
 
 
 def test_candidates_keep_to_the_budget():
@@ -55,3 +60,17 @@ def test_rounds_keep_the_best(tiny_mar, tmp_path):
     alone = evaluate(studio, [method for method in methods if method.name == last[0]["method"]], (0, 1), 8,
                      tmp_path / "again", batch=4)[last[0]["method"]]
     assert last[0]["values"]["frechet"] == pytest.approx([measure(made, 0)["frechet"] for made in alone])
+
+
+def test_workers_find_the_same(tmp_path):
+    """The verb on the demo model: two processes end with the winner and the figures of one."""
+    command = [sys.executable, "-m", "gtr_core", "search", "--cost", "demo", "--target", "5", "--candidates", "2",
+               "--images", "4", "--seeds", "1", "--batch", "4", "--device", "cpu", "--json", "--work"]
+    found = []
+    for engine in ([], ["--workers", "2"]):
+        done = subprocess.run([*command, str(tmp_path / str(len(engine))), *engine], cwd=ROOT, capture_output=True,
+                              text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout))
+    for part in ("winner", "rounds", "rows"):
+        assert found[0][part] == found[1][part]

@@ -53,7 +53,8 @@ class ComfyServer:
         command = [str(self.python), "main.py", "--listen", "127.0.0.1", "--port", str(self.port),
                    "--base-directory", str(self.base), *QUIET, *self.flags]
         # glibc keeps large blocks that were freed, as it sees fit; the tests ask what the server holds.
-        environment = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+        environment = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), **os.environ, "PYTHONUNBUFFERED": "1",
+                       "PYTHONUTF8": "1"}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, cwd=self.comfy, env=environment, stdin=subprocess.DEVNULL,
                                              stdout=log, stderr=subprocess.STDOUT)
