@@ -73,6 +73,8 @@ class Follower:
             start, end = (run.of_type(f"execution_{what}")[0].data["timestamp"] for what in ("start", "success"))
             self.notes.append(Note(number, kind, *seen[0], (end - start) / 1000))
             self.pictures[number] = digests(run.images["save"])
+            # Else ComfyUI keeps a record of each of the last 10,000 prompts, which is not the pack's to answer for.
+            rest.post(f"{self.client.url}/history", {"delete": [prompt_id]})
 
 
 def digests(images: list[bytes]) -> list[str]:
