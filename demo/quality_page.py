@@ -81,8 +81,8 @@ def write_page(folder: Path, target: Path) -> None:
     gate = load(folder, "gate")
     passed, parts = verdict(gate) if gate else (False, ["Not run yet."])
     caution = ("The gate is passed: what is called clear below is this model's opinion." if passed else
-               "**The gate is not passed: nothing on this page ranks methods.** The tables are shown for what they are, "
-               "figures of a weak judge." if gate else "**Until it is, nothing on this page ranks methods.**")
+               "**The gate is not passed: nothing on this page ranks methods.** The tables are shown for what they "
+               "are, figures of a weak judge." if gate else "**Until it is, nothing on this page ranks methods.**")
     blocks = ["# Quality, judged by the demo model",
               "No published weights were used. The judge is the demo model of this repository "
               "([model card](../demo/MODEL_CARD.md)): a small MAR that knows a small synthetic world. Figures come "
