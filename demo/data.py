@@ -35,7 +35,7 @@ class Draw:
     other: Tensor        # 0..7, another hue for layouts of two colours
     background: Tensor   # 0..3
     size: Tensor         # 0, 1 or 2
-    phase: Tensor        # 0 or 1, in half periods
+    phase: Tensor        # 0 or 1, in units of SHIFT
     light: Tensor        # 0: brighter above, 1: brighter below
     clouds: Tensor       # (n, 1, H, W), added to the background
 
