@@ -90,7 +90,7 @@ def write_page(folder: Path, target: Path) -> None:
               "Student's 95 % interval over seeds; differences are over the same seeds, labels and noise; one inside "
               "its interval is called noise.",
               "Backgrounds carry clouds that only neighbouring tokens agree on, and the classifier has learned to see "
-              "seams. That is what makes it matter how many tokens are drawn at once: in an earlier version of this "
+              "seams. That is meant to make it matter how many tokens are drawn at once: in an earlier version of this "
               "world, where the first few tokens decided all the others, 18 random steps were as good as 64. It also "
               "means that the paper's assumption, neighbours depending on each other and far tokens hardly, holds in "
               "this world by construction; whether photographs are like that is not asked here.",
