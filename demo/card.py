@@ -90,7 +90,7 @@ arrangement of objects per class, with a texture of the class. Each picture draw
 {", ".join(f"{name} ({count})" for name, count in data.FACTORS.items())}; layouts of two colours also a second hue (2).
 Far-apart tokens are right only if they agree on these, and they leave fewer than 8,000 different arrangements: a world
 that a small model can know, not a stand-in for photographs. The background carries clouds, of which a token tells only
-what its neighbours need to continue them. They are there to make the number of steps matter: everything else of a picture
+what its neighbours need to continue them. They are there to make the number of steps matter: all else of a picture
 is settled by the first few tokens, and tokens drawn at once later on could not contradict each other.
 The files and the pictures that they make are under the repository's licence.
 
