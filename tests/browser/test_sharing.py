@@ -68,8 +68,11 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, upda
     texts = front.page.evaluate(TEXTS)
     for text in texts:
         assert "AR steps" in text and "TFLOPs" in text, "a report should be readable on its node"
-    for text in front.widget_texts("GtR_Sampler", "gtr_report"):
-        assert " on demo:" in text or "window 1 of" in text, "a report should be readable on the sampler"
+    drawn = [node["type"] for node in read_json(path)["nodes"]]
+    assert min(front.picture_size("SaveImage" if "SaveImage" in drawn else "PreviewImage")) >= 64
+    reports = front.widget_texts("GtR_Sampler", "gtr_report")
+    assert len(reports) == drawn.count("GtR_Sampler")
+    assert all(" on demo:" in text or "window 1 of" in text for text in reports)
     if path.stem == "compare":
         for method in ("origin", "step-n-16", "gtr-paper"):
             assert any(text.startswith(f"{method} on demo") for text in texts)

@@ -34,7 +34,8 @@ def test_the_judge_knows_fresh_pictures(judge):
     assert set(factors) == set(FACTORS) and judge.spec.classes == CLASS_NAMES
     for name, scores in judge(images).items():
         truth = {"class": labels, "seams": seams, **factors}[name]
-        assert (scores.argmax(1) == truth).float().mean() > 0.96 and judge.spec.accuracy[name] > 0.93
+        least = 0.93 if name == "seams" else 0.97  # of some torn pictures hardly a token is torn
+        assert (scores.argmax(1) == truth).float().mean() > least and judge.spec.accuracy[name] > least
 
 
 def test_only_neighbours_agree_on_clouds():
