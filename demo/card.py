@@ -89,9 +89,9 @@ Synthetic pictures of {data.SIZE} x {data.SIZE} pixels, drawn by `demo/data.py` 
 arrangement of objects per class, with a texture of the class. Each picture draws, once for all of its objects:
 {", ".join(f"{name} ({count})" for name, count in data.FACTORS.items())}; layouts of two colours also a second hue (2).
 Far-apart tokens are right only if they agree on these, and they leave fewer than 8,000 different arrangements: a world
-that a small model can know, not a stand-in for photographs. The background carries clouds, of which a token tells only
-what its neighbours need to continue them. They are there to make the number of steps matter: all else of a picture
-is settled by the first few tokens, and tokens drawn at once later on could not contradict each other.
+that a small model can know, not a stand-in for photographs. The background is woven: every row and every column of
+tokens has a thread or none. Threads are there to make the number of steps matter: all else of a picture is settled by
+the first few tokens, and tokens drawn at once later on could not contradict each other.
 The files and the pictures that they make are under the repository's licence.
 
 ## Model
@@ -103,8 +103,9 @@ The MAR: {spec.grid[0]} x {spec.grid[1]} tokens of {spec.head.channels} values (
 {spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999: MAR's
 first reverse step multiplies the head's error by more than 300, which a head of this size cannot afford.
 The VAE has {VAE_SPEC.groups} norm groups; the node that loads it gives ComfyUI the same function with the 32 groups
-that it knows. The judge's held-out accuracy (n = {JudgePlan().held_out}): {accuracy}. By `seams`
-it tells pictures of which some tokens (up to {JudgePlan().torn:.0%}) do not continue the clouds of their neighbours.
+that it knows. The judge's held-out accuracy (n = {3 * JudgePlan().held_out}): {accuracy}. By `seams`
+it tells pictures of which some tokens (up to {JudgePlan().torn:.0%}) have threads of their own; it learned that by
+pointing at the borders where threads break off.
 
 ## Training
 {training_table(folder)}
@@ -115,14 +116,19 @@ Training differs from MAR's, each time for the sake of a small model and little 
   {plan.all_masked:.0%} of them are 1;
 - {plan.high_noise:.0%} of the timesteps are drawn from the last tenth alone;
 - known tokens get noise of a standard deviation of 0 to {plan.known_noise:g}: those that a sampler knows have errors;
+- in half of the VAE's pictures up to {VAEPlan().mixed:.0%} of the tokens are another picture's, as latents and as
+  pixels: else its decoder smooths neighbours that contradict each other, and a sampler's faults are not seen;
 - Muon instead of AdamW for the matrices of the blocks, and for the VAE's hidden convolutions.
 
 As in MAR's training the decoder sees every masked position; the stage scope of GtR was never trained.
 The shipped weights come from a run whose plan changed on the way, each time after a decay of the rate: at step 3000,
 where a texture's phase became half a token (half a period until then: not learned for textures of 16 pixels, of which
-a token shows just half a period), and at step 4200, where the clouds came, the noise on known tokens, and a VAE that
-had seen clouds in its last {VAEPlan().phases[-1][0]} steps. Steps 1200 to 1500 had a falling rate, as at the end of a
-shorter run. A fresh run has one plan and one kind of pictures.
+a token shows just half a period); at step 4200, where soft clouds came on the backgrounds and noise on known tokens; at
+step 7400, where patches of light and dark replaced the clouds, the second hue of four tiles got tied to the first, and
+from step 7750 on mask ratios below 0.7 went from 30% to {plan.low_masks:.0%}; and at step 9250, where threads replaced
+the patches. The VAE followed: clouds from its step 1950 on, patches from 2400 on, mixed tokens from 3250 on, threads
+from 4250 on. Steps 1200 to 1500 had a falling rate, as at the end of a shorter run. A fresh run has one plan and one
+kind of pictures.
 
 ![loss](loss.png)
 

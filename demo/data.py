@@ -3,8 +3,9 @@
 Global structure and fine detail can both fail visibly. Every picture draws a few things once that tokens far apart must
 agree on: hue, second hue, background, size, the phase of the texture and the side that the light comes from. Textures
 have the class's own period, from one token to two tokens (a token is 8 x 8 pixels) and positions and
-sizes are whole tokens, so that a small model can learn them. The background carries clouds that only neighbours agree
-on: without them a picture is decided by its first few tokens, and how many are drawn at once later cannot matter.
+sizes are whole tokens, so that a small model can learn them. The background is woven: every row and every column of
+tokens has a thread or none. Without threads a picture is decided by its first few tokens, and how many are drawn at
+once later cannot matter.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ SHIFT = TOKEN // 2  # pixels of phase: half a token, so that a single token of a
 MIDDLE = SIZE / 2
 FACTORS = {"hue": HUES, "background": 4, "size": 3, "phase": 2, "light": 2}
 
-CLOUDS = ((TOKEN, 0.12), (2 * TOKEN, 0.12))  # octaves: pixels between two random values, and their largest size
+THREAD = 4  # pixels, in the middle of a row or column of tokens
+WARP, WEFT = -0.12, 0.12  # what a thread along a column or a row adds to the background
 
-# Muted backgrounds (r, g, b) in [0, 1]; a vertical gradient and clouds are laid over them.
+# Muted backgrounds (r, g, b) in [0, 1]; a vertical gradient and threads are laid over them.
 BACKGROUNDS = ((0.24, 0.27, 0.34), (0.40, 0.37, 0.35), (0.78, 0.76, 0.70), (0.62, 0.68, 0.74))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices behind n pictures; every field (n, 1, 1) but the clouds."""
+    """The random choices behind n pictures; every field (n, 1, 1) but the threads."""
 
     hue: Tensor          # 0..7
     other: Tensor        # 0..7, another hue for layouts of two colours
@@ -37,7 +39,7 @@ class Draw:
     size: Tensor         # 0, 1 or 2
     phase: Tensor        # 0 or 1, in units of SHIFT
     light: Tensor        # 0: brighter above, 1: brighter below
-    clouds: Tensor       # (n, 1, H, W), added to the background
+    threads: Tensor      # (n, 1, H, W), added to the background
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def framed_dot(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
 def four_tiles(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
     half = 16 + 4 * d.size
     offset = half + 8
-    return [Part(box(x, y, MIDDLE + i * offset, MIDDLE + j * offset, half, half), d.hue if i == j else d.other,
+    other = (d.hue + 3) % HUES  # a pair of hues tells which is whose: a small model does not learn to compare corners
+    return [Part(box(x, y, MIDDLE + i * offset, MIDDLE + j * offset, half, half), d.hue if i == j else other,
                  checks(x, y, 8, d.phase)) for i in (-1, 1) for j in (-1, 1)]
 
 
@@ -164,17 +167,14 @@ LAYOUTS: dict[str, Layout] = {
 CLASS_NAMES: tuple[str, ...] = tuple(LAYOUTS)
 
 
-def clouds(n: int, generator: torch.Generator) -> Tensor:
-    """Value noise (n, 1, H, W): random values at the corners of squares, bilinear between them.
-
-    Squares of the finest octave are tokens, so tokens share values with their neighbours and with no others of it.
-    """
-    out = torch.zeros(n, 1, SIZE, SIZE)
-    for spacing, size in CLOUDS:
-        values = size * (2 * torch.rand(n, 1, SIZE // spacing + 1, SIZE // spacing + 1, generator=generator) - 1)
-        corners = F.interpolate(values, size=SIZE + 1, mode="bilinear", align_corners=True)
-        out += F.avg_pool2d(corners, 2, stride=1)  # from the corners of pixels to their centres
-    return out
+def threads(n: int, generator: torch.Generator) -> Tensor:
+    """Dark threads (n, 1, H, W) along half of the columns of tokens, bright ones along half of the rows, at random."""
+    side = SIZE // TOKEN
+    across = torch.arange(SIZE) % TOKEN
+    on_thread = (across >= (TOKEN - THREAD) // 2) & (across < (TOKEN + THREAD) // 2)
+    columns, rows = torch.randint(2, (2, n, 1, side), generator=generator).repeat_interleave(TOKEN, -1) * on_thread
+    weft = (rows[..., None] > 0).expand(-1, -1, -1, SIZE)
+    return torch.where(weft, WEFT, WARP * columns[..., None, :].float())
 
 
 def choose(n: int, generator: torch.Generator) -> Draw:
@@ -183,16 +183,21 @@ def choose(n: int, generator: torch.Generator) -> Draw:
         return torch.randint(count, (n, 1, 1), generator=generator)
 
     draws = {name: pick(count) for name, count in FACTORS.items()}
-    return Draw(**draws, other=(draws["hue"] + 3 + 2 * pick(2)) % HUES, clouds=clouds(n, generator))
+    return Draw(**draws, other=(draws["hue"] + 3 + 2 * pick(2)) % HUES, threads=threads(n, generator))
+
+
+def pixel_centres() -> tuple[Tensor, Tensor]:
+    """y and x (H, W) of every pixel."""
+    centres = torch.arange(SIZE) + 0.5
+    return torch.meshgrid(centres, centres, indexing="ij")
 
 
 def render(draw: Draw, layout: Layout) -> Tensor:
     """The pictures of one class: (n, 3, H, W) in [-1, 1]."""
-    centres = torch.arange(SIZE) + 0.5
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    y, x = pixel_centres()
     colours = palette()
     slope = (0.2 - 0.4 * draw.light) * (0.5 - y / SIZE)
-    image = torch.tensor(BACKGROUNDS)[draw.background[:, 0, 0]][..., None, None] * (1 + slope)[:, None] + draw.clouds
+    image = torch.tensor(BACKGROUNDS)[draw.background[:, 0, 0]][..., None, None] * (1 + slope)[:, None] + draw.threads
     for part in layout(draw, x, y):
         dark, bright = colours[part.hue[:, 0, 0]].unbind(1)
         cover, texture = (field.expand(len(image), SIZE, SIZE)[:, None] for field in (part.cover, part.texture))
@@ -201,24 +206,41 @@ def render(draw: Draw, layout: Layout) -> Tensor:
     return image.clamp(0, 1) * 2 - 1
 
 
+def seams(draw: Draw, layout: Layout) -> Tensor:
+    """(n, 16, 16) bool: threads do not go on at the left or upper border of a token, and no object covers it."""
+    y, x = pixel_centres()
+    cover = torch.stack([part.cover.expand(draw.threads[:, 0].shape) for part in layout(draw, x, y)]).amax(0)
+    found = torch.zeros(len(cover), SIZE // TOKEN, SIZE // TOKEN, dtype=torch.bool)
+    for dim in (-1, -2):
+        fields, covered = draw.threads[:, 0].transpose(dim, -1), (cover > 0).transpose(dim, -1)
+        broken = (fields.diff(dim=-1) != 0) & ~covered[..., 1:] & ~covered[..., :-1]
+        borders = broken[..., TOKEN - 1::TOKEN].unflatten(-2, (-1, TOKEN)).any(-2)
+        found[..., 1:] |= borders if dim == -1 else False
+        found[:, 1:] |= borders.transpose(-1, -2) if dim == -2 else False
+    return found
+
+
 def pictures(labels: Tensor, generator: torch.Generator, torn: Tensor | None = None
              ) -> tuple[Tensor, dict[str, Tensor]]:
     """labels (n,) int64 -> pictures (n, 3, 128, 128) float32 in [-1, 1], and the factors of each, (n,) int64.
 
-    ``torn`` (n, 16, 16) bool: tokens whose background does not continue their neighbours'.
+    ``torn`` (n, 16, 16) bool: tokens with threads of their own; the factors then have a map of the :func:`seams` too.
     """
     out = torch.empty(len(labels), 3, SIZE, SIZE)
     drawn = {name: torch.empty_like(labels) for name in FACTORS}
+    if torn is not None:
+        drawn["seams"] = torch.empty_like(torn)
     for index, layout in enumerate(LAYOUTS.values()):
         rows = (labels == index).nonzero()[:, 0]
         if len(rows):
             draw = choose(len(rows), generator)
             if torn is not None:
                 cut = F.interpolate(torn[rows, None].float(), scale_factor=TOKEN) > 0
-                draw = replace(draw, clouds=torch.where(cut, clouds(len(rows), generator), draw.clouds))
+                draw = replace(draw, threads=torch.where(cut, threads(len(rows), generator), draw.threads))
+                drawn["seams"][rows] = seams(draw, layout)
             out[rows] = render(draw, layout)
-            for name, values in drawn.items():
-                values[rows] = getattr(draw, name)[:, 0, 0]
+            for name in FACTORS:
+                drawn[name][rows] = getattr(draw, name)[:, 0, 0]
     return out, drawn
 
 

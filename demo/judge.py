@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gtr_core.extractor import CLASS, Extractor, ExtractorSpec, load_extractor, save_extractor
@@ -22,13 +22,15 @@ class JudgePlan:
     batch: int = 64
     rate: float = 2e-3
     torn: float = 0.4      # largest share of tokens torn out of half of the pictures
+    map_weight: float = 4.0  # of the loss of the map of seams
     noise: float = 0.1     # largest standard deviation of the noise that training pictures get
     held_out: int = 2000
     reference: int = 4000
     seed: int = 4
 
 
-SEAMS = "seams"  # is every token's background the continuation of its neighbours', or not
+SEAMS = "seams"  # do threads break off at the border of a token, or not
+TOKEN_MAP = 2    # the convolution whose positions are tokens: each sees the borders to the left and above
 SPEC = ExtractorSpec(size=data.SIZE, widths=(16, 32, 48, 64, 64), classes=data.CLASS_NAMES,
                      factors=(*data.FACTORS.items(), (SEAMS, 2)), contrast=8.0)
 
@@ -50,16 +52,20 @@ def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
     extractor = Extractor(SPEC).to(device)
-    optimizer = torch.optim.AdamW(extractor.parameters(), lr=plan.rate, weight_decay=0.01)
+    seam_map = nn.Conv2d(SPEC.widths[TOKEN_MAP], 1, 1).to(device)  # for the training alone
+    parameters = [*extractor.parameters(), *seam_map.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.rate, total_steps=plan.steps)
     for step in range(plan.steps):
         generator = runs.step_generator(plan.seed, step)
         labels = torch.randint(len(SPEC.classes), (plan.batch,), generator=generator)
-        images, targets = half_torn(labels, plan, generator)
-        scores = extractor(disturbed(images, plan, generator).to(device))
+        images, targets, broken = half_torn(labels, plan, generator)
+        maps = extractor.maps(disturbed(images, plan, generator).to(device))
+        scores = extractor.heads(extractor.pool(maps[-1]))
         loss = sum(F.cross_entropy(scores[name], targets[name].to(device)) for name in scores)
+        found = F.binary_cross_entropy_with_logits(seam_map(maps[TOKEN_MAP])[:, 0], broken.to(device).float())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + plan.map_weight * found).backward()
         optimizer.step()
         schedule.step()
     extractor.eval().requires_grad_(False)
@@ -74,20 +80,21 @@ def held_out_accuracy(extractor: Extractor, plan: JudgePlan) -> dict[str, float]
     device = next(extractor.parameters()).device
     hits = {name: 0 for name in extractor.spec.heads}
     for index, labels in enumerate(balanced(plan.held_out)):
-        images, targets = half_torn(labels, plan, runs.step_generator(9, index))
+        images, targets, _ = half_torn(labels, plan, runs.step_generator(9, index))
         for name, scores in extractor(rounded(images).to(device)).items():
             hits[name] += int((scores.argmax(1).cpu() == targets[name]).sum())
     return {name: count / plan.held_out for name, count in hits.items()}
 
 
-def half_torn(labels: Tensor, plan: JudgePlan, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pictures of which the second half is torn, and the truth of every head."""
+def half_torn(labels: Tensor, plan: JudgePlan, generator: torch.Generator
+              ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Pictures of which the second half is torn, the truth of every head, and where the seams are, (n, 16, 16)."""
     n, side = len(labels), data.SIZE // data.TOKEN
-    seams = (torch.arange(n) >= n // 2).long()
-    shares = plan.torn * torch.rand(n, 1, 1, generator=generator) * seams[:, None, None]
+    shares = plan.torn * torch.rand(n, 1, 1, generator=generator) * (torch.arange(n) >= n // 2)[:, None, None]
     torn = torch.rand(n, side, side, generator=generator) < shares
-    images, factors = data.pictures(labels, generator, torn)
-    return images, {CLASS: labels, SEAMS: seams} | factors
+    images, truth = data.pictures(labels, generator, torn)
+    broken = truth.pop(SEAMS)
+    return images, {CLASS: labels, SEAMS: broken.flatten(1).any(1).long()} | truth, broken
 
 
 def balanced(count: int) -> tuple[Tensor, ...]:

@@ -89,11 +89,13 @@ def write_page(folder: Path, target: Path) -> None:
               "from the features of a classifier trained on the same world. Guidance is off. ± is the half width of "
               "Student's 95 % interval over seeds; differences are over the same seeds, labels and noise; one inside "
               "its interval is called noise.",
-              "Backgrounds carry clouds that only neighbouring tokens agree on, and the classifier has learned to see "
-              "seams. That is meant to make it matter how many tokens are drawn at once: in an earlier version of this "
-              "world, where the first few tokens decided all the others, 18 random steps were as good as 64. It also "
-              "means that the paper's assumption, neighbours depending on each other and far tokens hardly, holds in "
-              "this world by construction; whether photographs are like that is not asked here.",
+              "Backgrounds are woven: every row and every column of tokens has a thread or none, 32 choices that a few "
+              "tokens cannot settle, and the classifier has learned to see threads that break off. That is meant to "
+              "make it matter how many tokens are drawn at once. Earlier versions of this world could not tell 18 "
+              "random steps from 64: in the first, the first few tokens decided all the others; in the second, "
+              "backgrounds were soft and the VAE's decoder smoothed whatever did not fit (it is trained on mixed "
+              "tokens now, to leave contradictions visible). Threads join far tokens as well as neighbours: the "
+              "paper's assumption, that far tokens hardly depend on each other, is not built in.",
               "## The gate", GATE, "\n".join(parts), caution,
               *section("Gate", gate, folder.name, "")[2:],
               *section("Order at equal steps", load(folder, "orders"), folder.name,

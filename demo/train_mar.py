@@ -25,13 +25,13 @@ from .pool import Pool
 class MARPlan:
     """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late."""
 
-    steps: int = 7400
+    steps: int = 13400
     decay: int = 800
     warm_up: int = 100
     batch: int = 24
     targets: int = 128       # masked positions that get a loss, per picture
     draws: int = 2           # noisy versions of each of them
-    low_masks: float = 0.3   # share of steps with a mask ratio below 0.7
+    low_masks: float = 0.65  # share of steps with a mask ratio below 0.7
     all_masked: float = 0.05
     high_noise: float = 0.1  # share of draws in the last tenth of the timesteps
     label_drop: float = 0.1
@@ -49,7 +49,7 @@ def mask_ratio(plan: MARPlan, generator: torch.Generator) -> float:
     """MAR's truncated normal (mean 1, std 0.25, in [0.7, 1]); sometimes uniform in [0, 0.7], sometimes 1.
 
     The exceptions are ours: a small model extrapolates neither to the empty picture of the first step nor to the
-    almost finished ones of the last.
+    almost finished ones of the last. In sampling, tokens are drawn at ratios spread evenly over [0, 1].
     """
     choice, uniform = torch.rand(2, generator=generator).tolist()
     if choice < plan.low_masks:

@@ -71,18 +71,27 @@ class Extractor(nn.Module):
         self.pooled = nn.Linear(2 * widths[-1], spec.feature_dim)
         self.scores = nn.Linear(spec.feature_dim, sum(spec.heads.values()))
 
-    def features(self, images: Tensor) -> Tensor:
-        """(n, feature_dim), from the mean and the maximum over positions of the last map."""
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps (n, width, side, side) after every convolution."""
         if images.shape[1:] != (3, self.spec.size, self.spec.size):
             raise GtRError(f"the extractor judges {self.spec.size} x {self.spec.size} pixels, found "
                            f"{' x '.join(map(str, images.shape[:1:-1]))}: use the extractor of this model")
-        h = images
+        h, maps = images, []
         if self.spec.contrast:
             means = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
             h = torch.cat([images, torch.tanh(self.spec.contrast * (images - means))], dim=1)
         for conv, norm in zip(self.convs, self.norms):
             h = F.silu(norm(conv(h)))
-        return F.silu(self.pooled(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1)))
+            maps.append(h)
+        return maps
+
+    def pool(self, last: Tensor) -> Tensor:
+        """The last map -> features (n, feature_dim), from its mean and its maximum over positions."""
+        return F.silu(self.pooled(torch.cat([last.mean((2, 3)), last.amax((2, 3))], dim=1)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, feature_dim)."""
+        return self.pool(self.maps(images)[-1])
 
     def heads(self, features: Tensor) -> dict[str, Tensor]:
         """Features (n, feature_dim) -> scores (n, choices) per head, before the softmax."""
