@@ -35,12 +35,14 @@ from .verbs import (
     named_method,
     print_report,
 )
-from .workers import Worker
+from .workers import Engine, Worker
 
 DEFAULT, FIDELITY = "default", ("fid", "is")
 NOTHING = ("nothing to judge with: give a classifier of the model's pictures with --extractor and real pictures "
            "measured by it with --reference, or use --metrics fid,is")
 Measure = Callable[[Measured, int], quality.Figures]
+Floor = Callable[[range], dict]
+Judged = tuple[PictureJudge, Measure, Floor]
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
@@ -75,11 +77,8 @@ def evaluate_methods(options: argparse.Namespace) -> None:
     check_device(options.device)
     if options.png and not Path(options.png).parent.is_dir():
         raise GtRError(f"no folder {Path(options.png).parent}: make it, or choose another")
-    engine = engine_of(options)
-    here = options if engine.alone else on_device(options, "cpu")  # weights are read for their identity only
-    judge_of = _fidelity_judge if options.metrics != DEFAULT else own_judge
-    judge, measure, floor = _fidelity(here) if options.metrics != DEFAULT else default_judge(here)
-    studio = replace(make_studio(here, judge), device=options.device)
+    judge_of, judged = (own_judge, default_judge) if options.metrics == DEFAULT else (_fidelity_judge, _fidelity)
+    engine, studio, measure, floor = prepare(options, judged)
     methods = [_method(name.strip(), options, studio) for name in options.presets.split(",") if name.strip()]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     work, pictures = Path(options.work).resolve(), Path(options.pictures).resolve() if options.pictures else None
@@ -99,6 +98,15 @@ def evaluate_methods(options: argparse.Namespace) -> None:
                                   "FLOPs against the origin")
 
 
+def prepare(options: argparse.Namespace, judged: Callable[[argparse.Namespace], Judged]
+            ) -> tuple[Engine, Studio, Measure, Floor]:
+    """The engine, the studio, what measures its pictures, and the row of real ones."""
+    engine = engine_of(options)
+    here = options if engine.alone else on_device(options, "cpu")  # weights are read for their identity only
+    judge, measure, floor = judged(here)
+    return engine, replace(make_studio(here, judge), device=options.device), measure, floor
+
+
 def studio_worker(make_judge: Callable[[argparse.Namespace], PictureJudge], options: argparse.Namespace, work: Path,
                   pictures: Path | None, device: str) -> Worker:
     """A studio of its own for a worker elsewhere."""
@@ -110,7 +118,7 @@ def on_device(options: argparse.Namespace, device: str) -> argparse.Namespace:
     return argparse.Namespace(**vars(options) | {"device": device})
 
 
-def default_judge(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Callable]:
+def default_judge(options: argparse.Namespace) -> Judged:
     """The judge with the project's own figures, and the row of real pictures."""
     judge, reference = own_judge(options), options.reference or (DEMO_REFERENCE if options.model == "demo" else None)
     if reference is None:
@@ -143,7 +151,7 @@ def _fidelity_judge(options: argparse.Namespace) -> fidelity.InceptionJudge:
     return fidelity.inception_judge(options.extractor, device=options.device)
 
 
-def _fidelity(options: argparse.Namespace) -> tuple[PictureJudge, Measure, Callable]:
+def _fidelity(options: argparse.Namespace) -> Judged:
     """The judge with FID and Inception Score."""
     wanted = tuple(name.strip() for name in options.metrics.split(","))
     if not set(wanted) <= set(FIDELITY):

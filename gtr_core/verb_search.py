@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from . import quality
 from .engine import GUIDANCE_SCHEDULES, Guidance
 from .evaluate import Method, evaluate
 from .search import Budget, Space, candidates, search
-from .verb_eval import add_judge_options, default_judge, make_studio, on_device, own_judge, progress, studio_worker
-from .verbs import add_engine_options, check_device, engine_of, model_spec, named_method, numbers, print_report
+from .verb_eval import add_judge_options, default_judge, own_judge, prepare, progress, studio_worker
+from .verbs import add_engine_options, check_device, model_spec, named_method, numbers, print_report
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
@@ -32,10 +32,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 def search_schedule(options: argparse.Namespace) -> None:
     """Search on the first seeds, then compare the winner with ``--against`` on as many others."""
     check_device(options.device)
-    engine = engine_of(options)
-    here = options if engine.alone else on_device(options, "cpu")  # weights are read for their identity only
-    judge, measure, _ = default_judge(here)
-    studio = replace(make_studio(here, judge), device=options.device)
+    engine, studio, measure, _ = prepare(options, default_judge)
     scales, starts = (numbers(text, float) for text in (options.guidance, options.guidance_starts))
     guidance = {Guidance(scale, schedule, start) if scale != 1 else Guidance()
                 for scale in scales for schedule in GUIDANCE_SCHEDULES for start in starts}
