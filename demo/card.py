@@ -122,8 +122,8 @@ Training differs from MAR's, each time for the sake of a small model and little 
 
 As in MAR's training the decoder sees every masked position; the stage scope of GtR was never trained.
 
-One thing it did not learn, whatever the schedule: in four tiles each tile has one of two hues, and it mixes both in every
-tile. The judge's figures hardly show that; look at the samples.
+One thing it did not learn, whatever the schedule: in four tiles each tile has one of two hues, and it mixes both in
+every tile. The judge's figures hardly show that; look at the samples.
 
 The shipped weights come from a run whose plan changed on the way, each time after a decay of the rate: at step 3000,
 where a texture's phase became half a token (half a period until then: not learned for textures of 16 pixels, of which

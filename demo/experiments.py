@@ -24,14 +24,14 @@ from gtr_core.engine import Guidance
 from gtr_core.evaluate import Method, Studio, Task, evaluate, make_shard
 from gtr_core.extractor import load_extractor
 from gtr_core.fts import FTS
-from gtr_core.metrics import interval
+from gtr_core.metrics import frechet, interval
 from gtr_core.noise import image_seeds
 from gtr_core.overlay import Spent, draw_heat, planned_steps
 from gtr_core.partition import PARTITIONS
 from gtr_core.pipeline import build_model, build_vae, decode_pictures, generate_latents
 from gtr_core.plan import make_plan
 from gtr_core.png import write_png
-from gtr_core.reference import Judge, load_reference
+from gtr_core.reference import Judge, Measured, joined, load_reference
 from gtr_core.schedule import SCOPES, Schedule, preset
 from gtr_core.workers import Engine, Worker
 
@@ -135,9 +135,19 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
     rows = quality.rows(measured, seeds, lambda made, seed: quality.figures(made, reference, seed), facts)
     floor = [quality.figures(made, others, seed) for seed, (made, others)
              in zip(seeds, quality.floor_sets(reference, images, seeds))]
+    first = measured[experiment.methods[0].name]
     return {"experiment": name, "command": command(name, images, seeds), "images": images, "seeds": list(seeds),
+            "together": together(first, reference) if name == "gate" else None,
             "rows": rows, "floor": quality.row(quality.FLOOR, images, floor),
             "groups": {group: list(names) for group, names in experiment.groups}}
+
+
+def together(made: Sequence[Measured], reference: Measured) -> dict:
+    """Frechet distances of all seeds' pictures at once, and of as many real ones: both fall with the number."""
+    everything = joined(list(made))
+    (real, others), = quality.floor_sets(reference, len(everything), [0])
+    return {"pictures": len(everything), "frechet": frechet(everything.features, reference.features),
+            "floor": frechet(real.features, others.features)}
 
 
 def command(name: str, images: int, seeds: Sequence[int]) -> str:

@@ -31,8 +31,11 @@ def verdict(gate: dict) -> tuple[bool, list[str]]:
     parts.append((origin["accuracy"]["mean"] > 0.95, f"class accuracy {_interval(origin['accuracy'])}"))
     ratio = origin["frechet"]["mean"] / floor
     parts.append((ratio < 5, f"Frechet distance {ratio:.1f} times the floor ({floor:.3g})"))
-    total = gate["images"] * len(gate["seeds"])
-    parts.append((total >= 1000, f"{total:,} pictures over {len(gate['seeds'])} seeds"))
+    pooled = gate["together"]
+    parts.append((pooled["frechet"] < 5 * pooled["floor"],
+                  f"the same with all seeds' pictures as one set: {pooled['frechet'] / pooled['floor']:.1f} times "
+                  f"({pooled['frechet']:.3g} and {pooled['floor']:.3g}; both fall with the number of pictures)"))
+    parts.append((pooled["pictures"] >= 1000, f"{pooled['pictures']:,} pictures over {len(gate['seeds'])} seeds"))
     return all(ok for ok, _ in parts), [f"- {'yes' if ok else '**no**'}: {text}" for ok, text in parts]
 
 
