@@ -68,7 +68,8 @@ def orders() -> Experiment:
     """18 AR steps of 50 diffusion steps each, and nothing but the order different."""
     even = {"diffusion": (50, 50, 50)}
     single = [Schedule(order, order, (18,), **even) for order in ("random", "raster", "subsample", "halton")]
-    staged = [Schedule(f"gtr {partition}", "gtr", (10, 6, 2), partition=partition, **even) for partition in PARTITIONS]
+    staged = [Schedule(f"gtr {partition}, {len(steps)} stages", "gtr", steps, partition=partition, **even)
+              for steps in ((10, 6, 2), (8, 3, 3, 2, 2)) for partition in PARTITIONS]
     return Experiment(tuple(map(method, single + staged)))
 
 
@@ -85,6 +86,12 @@ def budgets() -> Experiment:
             for steps in ((24, 6, 2), (10, 6, 2), (8, 3, 2), (5, 2, 1))]
     return Experiment(tuple(method(s) for family in families.values() for s in family),
                       tuple((name, tuple(s.name for s in family)) for name, family in families.items()))
+
+
+def defaults() -> Experiment:
+    """gtr-full's AR and diffusion steps, by partition and decoder scope: which should be the default?"""
+    return Experiment(tuple(method(Schedule(f"{partition}, {scope}", "gtr", (10, 6, 2), partition=partition,
+                                            decoder_scope=scope)) for partition in PARTITIONS for scope in SCOPES))
 
 
 def fts() -> Experiment:
@@ -107,7 +114,8 @@ def _guided_name(chosen: Guidance) -> str:
     return f"cfg {chosen.scale:g} {chosen.schedule}{begin}" if chosen.enabled else "no guidance"
 
 
-EXPERIMENTS = {"gate": gate, "orders": orders, "budgets": budgets, "fts": fts, "guidance": guidance}
+EXPERIMENTS = {"gate": gate, "orders": orders, "budgets": budgets, "defaults": defaults, "fts": fts,
+               "guidance": guidance}
 
 
 def demo_studio() -> Studio:

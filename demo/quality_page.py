@@ -102,8 +102,12 @@ def write_page(folder: Path, target: Path) -> None:
               "## The gate", GATE, "\n".join(parts), caution,
               *section("Gate", gate, folder.name, "")[2:],
               *section("Order at equal steps", load(folder, "orders"), folder.name,
-                       "18 AR steps of 50 diffusion steps each; only the order differs. The paper finds raster << "
-                       "subsample < random < GtR."),
+                       "18 AR steps of 50 diffusion steps each; only the order differs, and with it the tokens per "
+                       "step: cosine for one stage (the first step decodes one token), even within a stage of GtR (6 "
+                       "tokens in the first step with 3 stages, 2 with 5). The paper finds raster << subsample < "
+                       "random < GtR."),
+              *section("Partition and decoder scope", load(folder, "defaults"), folder.name,
+                       "gtr-full's steps with both partitions and both decoder scopes, on twice as many seeds."),
               *section("Quality against FLOPs", load(folder, "budgets"), folder.name,
                        "One line per family of methods, both decoder scopes of GtR; the paper's claim is marked."),
               *section("FTS", load(folder, "fts"), folder.name,

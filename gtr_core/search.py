@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import flops, quality
@@ -13,7 +14,7 @@ from .engine import Guidance
 from .errors import GtRError
 from .evaluate import Method, Studio, evaluate
 from .fts import FTS
-from .partition import PARTITIONS
+from .partition import PARTITIONS, stage_of_tokens
 from .reference import Measured
 from .schedule import SCOPES, Schedule
 from .spec import ModelSpec
@@ -24,11 +25,13 @@ DRAWS = 500  # per candidate: one in twenty or so is of the budget, or hardly an
 
 @dataclass(frozen=True)
 class Space:
-    """What is drawn from: AR steps of up to three stages, diffusion steps, decoder scope, partition, guidance, FTS."""
+    """What is drawn from: stages, AR steps of each, diffusion steps, decoder scope, partition, guidance, FTS.
 
-    first: Sequence[int] = (5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
-    middle: Sequence[int] = (0, 1, 2, 3, 4, 6, 8)   # 0: two stages
-    last: Sequence[int] = (1, 2, 3, 4)
+    No stage has fewer tokens per AR step than the one before it.
+    """
+
+    stages: Sequence[int] = (2, 3, 4, 5)
+    steps: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
     start: Sequence[int] = (25, 35, 50, 75, 100)
     end: Sequence[int] = (15, 20, 25, 35, 50)
     reconstruction: Sequence[int] = (10, 15, 20, 25, 35)
@@ -59,7 +62,7 @@ def candidates(space: Space, budget: Budget, count: int, seed: int) -> list[Meth
     """``count`` different random methods of the budget. Raises GtRError when there are hardly any."""
     generator, found = torch.Generator().manual_seed(seed), {}
     for _ in range(DRAWS * count):
-        method = _draw(space, generator)
+        method = _draw(space, budget.spec.grid, generator)
         if method is not None and method.name not in found and budget.fits(method):
             found[method.name] = method
             if len(found) == count:
@@ -84,19 +87,24 @@ def search(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], imag
         images *= 2
 
 
-def _draw(space: Space, generator: torch.Generator) -> Method | None:
+def _draw(space: Space, grid: tuple[int, int], generator: torch.Generator) -> Method | None:
     """A random method; None for a combination that makes no sense."""
     def pick(options: Sequence):
         return options[int(torch.randint(len(options), (), generator=generator))]
 
-    first, middle, last = pick(space.first), pick(space.middle), pick(space.last)
     start, end, reconstruction = pick(space.start), pick(space.end), pick(space.reconstruction)
     scope, partition, guidance, fts = (pick(o) for o in (space.scopes, space.partitions, space.guidance, space.fts))
-    if end > start or middle > first or last > (middle or first) or (fts and fts.detail_steps <= reconstruction):
+    if end > start or (fts and fts.detail_steps <= reconstruction):
         return None
-    steps = (first, middle, last) if middle else (first, last)
+    rate, steps = 1.0, []
+    for size in np.bincount(stage_of_tokens(grid, pick(space.stages), partition).ravel())[1:]:
+        fitting = [count for count in space.steps if size / count >= rate]
+        if not fitting:
+            return None
+        steps.append(pick(fitting))
+        rate = size / steps[-1]
     detail = f" fts {fts.fraction:g}" if fts else ""
     guided = f" cfg {guidance.scale:g} {guidance.schedule} from {guidance.start:g}" if guidance.enabled else ""
     name = (f"{','.join(map(str, steps))} {start},{end},{reconstruction} {partition} {scope}{detail}{guided}")
-    return Method(Schedule(name, "gtr", steps, diffusion=(start, end, reconstruction), partition=partition,
+    return Method(Schedule(name, "gtr", tuple(steps), diffusion=(start, end, reconstruction), partition=partition,
                            decoder_scope=scope), guidance, fts)

@@ -15,6 +15,7 @@ from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.evaluate import Method, Studio, evaluate
 from gtr_pack.gtr_core.extractor import Extractor, ExtractorSpec
 from gtr_pack.gtr_core.pipeline import build_vae
+from gtr_pack.gtr_core.plan import make_plan
 from gtr_pack.gtr_core.reference import Judge, Measured
 from gtr_pack.gtr_core.schedule import Schedule
 from gtr_pack.gtr_core.search import KEPT, Budget, Space, candidates, search
@@ -30,7 +31,10 @@ def test_candidates_keep_to_the_budget():
     found = candidates(space, Budget(spec, 4.0), 12, seed=1)
     assert len({method.name for method in found}) == 12
     assert {method.guidance.scale for method in found} == {1.0, 3.0}
+    assert len({method.schedule.stages for method in found}) > 2
     for method in found:
+        tokens = [step.tokens for step in make_plan(method.schedule, spec.grid, (0,)).steps]
+        assert all(after >= before - 1 for before, after in zip(tokens, tokens[1:]))  # even counts differ by one
         own = flops.count_schedule(method.schedule, spec, guided=method.guidance.enabled, fts=method.fts).total
         origin = flops.count_schedule(flops.origin_of(spec), spec, guided=method.guidance.enabled).total
         assert 4.0 <= origin / own <= 4.0 * 1.06
