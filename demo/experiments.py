@@ -80,10 +80,12 @@ def budgets() -> Experiment:
         "Halton": [preset("halton-16"), preset("halton-8")],
         "DiSA": [preset("disa-24"), preset("disa-16")],
     }
+    default, short = (50, 20, 20), (25, 15, 10)
+    staged = [*((steps, default) for steps in ((24, 6, 2), (10, 6, 2), (8, 3, 2), (5, 2, 1))), ((5, 2, 1), short)]
     for scope in SCOPES:
         families[f"GtR, {scope} scope"] = [
-            Schedule(f"gtr {','.join(map(str, steps))} {scope}", "gtr", steps, decoder_scope=scope)
-            for steps in ((24, 6, 2), (10, 6, 2), (8, 3, 2), (5, 2, 1))]
+            Schedule(f"gtr {','.join(map(str, steps))}{' short chains' if chains == short else ''} {scope}", "gtr",
+                     steps, decoder_scope=scope, diffusion=chains) for steps, chains in staged]
     return Experiment(tuple(method(s) for family in families.values() for s in family),
                       tuple((name, tuple(s.name for s in family)) for name, family in families.items()))
 
