@@ -33,6 +33,7 @@ from gtr_core.plan import make_plan
 from gtr_core.png import write_png
 from gtr_core.reference import Judge, Measured, joined, load_reference
 from gtr_core.schedule import SCOPES, Schedule, preset
+from gtr_core.spec import MARSpec, mar_spec
 from gtr_core.workers import Engine, Worker
 
 from . import observations, pictures, runs
@@ -45,10 +46,14 @@ PAPER_CLAIM = 3.72
 
 @dataclass(frozen=True)
 class Experiment:
-    """Methods to compare with the first, and the groups that share a line in the plot: (name, methods)."""
+    """Methods to compare with the first, and the groups that share a line in the plot: (name, methods).
+
+    ``cost`` is the model whose FLOPs count; by default the one that makes the pictures.
+    """
 
     methods: tuple[Method, ...]
     groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    cost: MARSpec | None = None
 
 
 def method(schedule: Schedule, fts: FTS | None = None) -> Method:
@@ -111,22 +116,30 @@ def guidance() -> Experiment:
     return Experiment(tuple(Method(replace(preset("gtr-full"), name=_guided_name(g)), g) for g in chosen))
 
 
+def best() -> Experiment:
+    """The presets that the search found, beside the paper's and the origin; for seeds that the search did not see."""
+    families = {"MAR's own": ("origin",), "after the paper": ("gtr-paper", "gtr-full", "gtr-extreme"),
+                "found by the search": ("gtr-best-4x", "gtr-best-6x")}
+    return Experiment(tuple(method(preset(name)) for family in families.values() for name in family),
+                      tuple(families.items()), mar_spec("mar-h"))
+
+
 def _guided_name(chosen: Guidance) -> str:
     begin = f" from {chosen.start:g} on" if chosen.start else ""
     return f"cfg {chosen.scale:g} {chosen.schedule}{begin}" if chosen.enabled else "no guidance"
 
 
 EXPERIMENTS = {"gate": gate, "orders": orders, "budgets": budgets, "defaults": defaults, "fts": fts,
-               "guidance": guidance}
+               "guidance": guidance, "best": best}
 
 
 def demo_studio() -> Studio:
     return Studio(build_model(DEMO_MAR), build_vae(DEMO_VAE), Judge(load_extractor(DEMO_JUDGE)))
 
 
-def speedup(own: Method, studio: Studio) -> float:
-    """FLOPs of the origin over those of a method, both without guidance."""
-    report = flops.report(own.schedule, studio.model.spec, guided=own.guidance.enabled, unguided=own.guidance.start,
+def speedup(own: Method, spec: MARSpec) -> float:
+    """FLOPs of the origin over those of a method, on a model of ``spec``."""
+    report = flops.report(own.schedule, spec, guided=own.guidance.enabled, unguided=own.guidance.start,
                           fts=own.fts)
     return report["speedup"]
 
@@ -141,7 +154,7 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
     reference = load_reference(DEMO_REFERENCE, studio.judge)
     measured = evaluate(studio, experiment.methods, seeds, images, WORK, batch=batch, on_shard=_tell,
                         engine=Engine(workers=workers), make_worker=workers and partial(_make_worker, batch))
-    facts = {own.name: {"speedup": speedup(own, studio)} for own in experiment.methods}
+    facts = {own.name: {"speedup": speedup(own, experiment.cost or studio.model.spec)} for own in experiment.methods}
     rows = quality.rows(measured, seeds, lambda made, seed: quality.figures(made, reference, seed), facts)
     floor = [quality.figures(made, others, seed) for seed, (made, others)
              in zip(seeds, quality.floor_sets(reference, images, seeds))]
@@ -161,7 +174,8 @@ def together(made: Sequence[Measured], reference: Measured) -> dict:
 
 
 def command(name: str, images: int, seeds: Sequence[int]) -> str:
-    return f"python -m demo.experiments {name} --images {images} --seeds {len(seeds)}"
+    first = f" --first-seed {seeds[0]}" if seeds[0] else ""
+    return f"python -m demo.experiments {name} --images {images} --seeds {len(seeds)}{first}"
 
 
 def plot(result: dict) -> None:
@@ -229,6 +243,7 @@ def main() -> None:
     parser.add_argument("what", choices=(*EXPERIMENTS, "observations", "heat", "page"))
     parser.add_argument("--images", type=int, default=300, help="pictures per method and seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--redraws", type=int, default=7)
     parser.add_argument("--workers", type=int, help="processes of one thread each; default: this one alone")
@@ -242,7 +257,8 @@ def main() -> None:
     if options.what == "observations":
         result = observe(options.images, options.redraws)
     else:
-        result = run(options.what, options.images, range(options.seeds), options.batch, options.workers)
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        result = run(options.what, options.images, seeds, options.batch, options.workers)
         plot(result)
         print(quality.markdown(result))
     runs.replace_file(OUTPUT / f"{options.what}.json", lambda part: part.write_text(json.dumps(result, indent=1)))
