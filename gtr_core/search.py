@@ -33,7 +33,7 @@ class Space:
     stages: Sequence[int] = (2, 3, 4, 5)
     steps: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
     start: Sequence[int] = (25, 35, 50, 75, 100)
-    end: Sequence[int] = (15, 20, 25, 35, 50)
+    end: Sequence[int] = (10, 15, 20, 25, 35, 50)
     reconstruction: Sequence[int] = (10, 15, 20, 25, 35)
     scopes: Sequence[str] = SCOPES
     partitions: Sequence[str] = PARTITIONS
