@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from gtr_core import quality
-from gtr_core.metrics import Interval
+from gtr_core.metrics import Interval, interval
 
 from . import runs
 
@@ -45,6 +45,36 @@ def section(title: str, result: dict | None, folder: str, text: str) -> list[str
         return [f"## {title}", text, "Not run yet."]
     return [f"## {title}", text, f"`{result['command']}`", quality.markdown(result),
             f"![{title}: Frechet distance against speed-up]({folder}/{result['experiment']}.png)"]
+
+
+def decision(defaults: dict | None, budgets: dict | None) -> list[str]:
+    """Which partition and decoder scope a custom schedule has unless told otherwise, and why."""
+    if defaults is None or budgets is None:
+        return []
+    long, short = (_row(budgets, name) for name in ("gtr 24,6,2 stage", "gtr 8,3,2 full"))
+    return ["### Decision",
+            f"The default decoder scope is **stage**. With it and the quincunx partition the Frechet distance of the "
+            f"same steps is {_versus(defaults, 'quincunx, stage', 'quincunx, full')} against the full scope, for fewer "
+            f"FLOPs; and what they cost can go into more steps: {long['method']} ({long['speedup']:.2f} x) is "
+            f"{_versus(budgets, long['method'], short['method'])} against {short['method']} "
+            f"({short['speedup']:.2f} x).",
+            f"The default partition stays **quincunx**: within the stage scope diagonal is "
+            f"{_versus(defaults, 'diagonal, stage', 'quincunx, stage')} against it. Within the full scope it is "
+            f"{_versus(defaults, 'diagonal, full', 'quincunx, full')}; there `diagonal` is worth a try. This world may "
+            f"flatter it: after its first stage every row and column of tokens has known ones, after quincunx's only "
+            f"every second, and threads run along rows and columns. Presets keep their partition: a name in a saved "
+            f"workflow never changes its meaning."]
+
+
+def _row(result: dict, name: str) -> dict:
+    return next(row for row in result["rows"] if row["method"] == name)
+
+
+def _versus(result: dict, name: str, other: str) -> str:
+    """The difference of two methods' Frechet distances over the same seeds."""
+    own, others = (_row(result, chosen)["values"]["frechet"] for chosen in (name, other))
+    found = interval([a - b for a, b in zip(own, others)])
+    return f"{found}{'' if found.clear else ' (noise)'}"
 
 
 def searched(result: dict | None) -> list[str]:
@@ -106,10 +136,11 @@ def write_page(folder: Path, target: Path) -> None:
                        "step: cosine for one stage (the first step decodes one token), even within a stage of GtR (6 "
                        "tokens in the first step with 3 stages, 2 with 5). The paper finds raster << subsample < "
                        "random < GtR."),
-              *section("Partition and decoder scope", load(folder, "defaults"), folder.name,
-                       "gtr-full's steps with both partitions and both decoder scopes, on twice as many seeds."),
               *section("Quality against FLOPs", load(folder, "budgets"), folder.name,
                        "One line per family of methods, both decoder scopes of GtR; the paper's claim is marked."),
+              *section("Partition and decoder scope", load(folder, "defaults"), folder.name,
+                       "gtr-full's steps with both partitions and both decoder scopes, on twice as many seeds."),
+              *decision(load(folder, "defaults"), load(folder, "budgets")),
               *section("FTS", load(folder, "fts"), folder.name,
                        "On a GtR schedule with 8 diffusion steps in the reconstruction stage."),
               *([f"Where the extra steps go (`python -m demo.experiments heat`):\n\n![pictures, and below them the "
@@ -121,6 +152,8 @@ def write_page(folder: Path, target: Path) -> None:
               "## Search", "Random schedules of a cost (FLOPs of MAR-H), the better third of them measured again on "
               "twice the pictures, and so on; the winner against the paper's preset on seeds never seen.",
               *(searched(load(folder, "search-4x")) + searched(load(folder, "search-6x")) or ["Not run yet."]),
+              *section("What the search found, as presets", load(folder, "best"), folder.name,
+                       "On seeds that the search has not seen. FLOPs of MAR-H, with guidance off everywhere."),
               *observations(load(folder, "observations"), folder.name)]
     runs.replace_file(target, lambda part: part.write_text("\n\n".join(block for block in blocks if block) + "\n"))
 
