@@ -40,7 +40,8 @@ def test_the_origin(model, capsys):
 
 @pytest.mark.parametrize("model", ORIGIN)
 @pytest.mark.parametrize(
-    "name, low, high", [("gtr-paper", 3.6, 3.8), ("gtr-full", 3.6, 3.8), ("gtr-extreme", 6.0, 6.6)]
+    "name, low, high", [("gtr-paper", 3.6, 3.8), ("gtr-full", 3.6, 3.8), ("gtr-extreme", 6.0, 6.6),
+                        ("gtr-best-4x", 4.0, 4.3), ("gtr-best-6x", 6.0, 6.6)]
 )
 def test_the_presets(model, name, low, high, capsys):
     assert low < flops(capsys, "--model", model, "--preset", name)["speedup"] < high

@@ -164,7 +164,11 @@ def test_presets_never_change_meaning():
         "gtr-paper": ("gtr", (24, 6, 2), (50, 20, 20), "stage"),
         "gtr-full": ("gtr", (10, 6, 2), (50, 20, 20), "full"),
         "gtr-extreme": ("gtr", (8, 3, 2), (50, 20, 20), "stage"),
+        "gtr-best-4x": ("gtr", (12, 1, 1, 2, 2), (25, 15, 25), "full"),
+        "gtr-best-6x": ("gtr", (8, 2, 2, 3, 2), (75, 15, 15), "stage"),
         "lightgen-origin": ("random", (32,), (50, 50, 50), "full"),
         "gtr-lightgen": ("gtr", (10, 6, 4, 2), (50, 20, 20), "stage"),
         "gtr-lightgen-fast": ("gtr", (12, 4, 2, 2), (50, 20, 20), "stage"),
     }
+    assert {name: s.partition for name, s in PRESETS.items() if s.partition != "quincunx"} == {
+        "gtr-best-4x": "diagonal", "gtr-best-6x": "diagonal"}
