@@ -62,10 +62,11 @@ def decision(orders: dict | None, budgets: dict | None, defaults: dict | None) -
             f"{_versus(defaults, 'diagonal, stage', 'quincunx, stage')} against it, no reason to change what released "
             f"nodes show. With the full scope it is {_versus(defaults, 'diagonal, full', 'quincunx, full')}, and with "
             f"five stages {_versus(orders, 'gtr diagonal, 5 stages', 'gtr quincunx, 5 stages')} (order at equal "
-            f"steps): there take `diagonal`, as the presets that the search found do. This world flatters it: its first stage "
-            f"has tokens in every row and column, quincunx's only in every second (of 3 stages) or fourth (of 5), and "
-            f"threads run along rows and columns: presumably what is decoded at once along a thread not seen yet "
-            f"contradicts itself. Presets keep their partition: a name in a saved workflow never changes its meaning."]
+            f"steps): there take `diagonal`, as the presets that the search found do. This world flatters it: its "
+            f"first stage has tokens in every row and column, quincunx's only in every second (of 3 stages) or fourth "
+            f"(of 5), and threads run along rows and columns: presumably what is decoded at once along a thread not "
+            f"seen yet contradicts itself. Presets keep their partition: a name in a saved workflow never changes its "
+            f"meaning."]
 
 
 def _row(result: dict, name: str) -> dict:
