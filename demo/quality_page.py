@@ -147,7 +147,8 @@ def write_page(folder: Path, target: Path) -> None:
               *section("FTS", load(folder, "fts"), folder.name,
                        "On a GtR schedule with 8 diffusion steps in the reconstruction stage."),
               *([f"Where the extra steps go (`python -m demo.experiments heat`):\n\n![pictures, and below them the "
-                 f"tokens that FTS gave extra diffusion steps]({folder.name}/heat.png)"]
+                 f"tokens that FTS gave extra diffusion steps]({folder.name}/heat.png)\n\nIn these pictures most of "
+                 "them lie on the lower and right borders, few in textures."]
                 if (folder / "heat.png").exists() else []),
               *section("Guidance", load(folder, "guidance"), folder.name,
                        "gtr-full with classifier-free guidance, from the first step on or later. Speed-up against the "
