@@ -93,6 +93,13 @@ def searched(result: dict | None) -> list[str]:
             f"On {seeds} other seeds:", quality.markdown(result)]
 
 
+def winners(best: dict | None) -> list[str]:
+    """The presets that the search found against the paper's of about the same cost."""
+    pairs = (("gtr-best-4x", "gtr-paper"), ("gtr-best-4x", "gtr-full"), ("gtr-best-6x", "gtr-extreme"))
+    return [] if best is None else ["Frechet distance, directly: " + "; ".join(
+        f"{own} against {other} {_versus(best, own, other)}" for own, other in pairs) + "."]
+
+
 def observations(result: dict | None, folder: str) -> list[str]:
     title = "## Why a checkerboard: the paper's two observations"
     if result is None:
@@ -157,7 +164,8 @@ def write_page(folder: Path, target: Path) -> None:
               "twice the pictures, and so on; the winner against the paper's preset on seeds never seen.",
               *(searched(load(folder, "search-4x")) + searched(load(folder, "search-6x")) or ["Not run yet."]),
               *section("What the search found, as presets", load(folder, "best"), folder.name,
-                       "On seeds that the search has not seen. FLOPs of MAR-H, with guidance off everywhere."),
+                       "On seeds that the search has not seen. FLOPs of MAR-H, with guidance and FTS off everywhere."),
+              *winners(load(folder, "best")),
               *observations(load(folder, "observations"), folder.name)]
     runs.replace_file(target, lambda part: part.write_text("\n\n".join(block for block in blocks if block) + "\n"))
 
