@@ -161,7 +161,8 @@ def write_page(folder: Path, target: Path) -> None:
                        "gtr-full with classifier-free guidance, from the first step on or later. Speed-up against the "
                        "origin with (or without) guidance throughout."),
               "## Search", "Random schedules of a cost (FLOPs of MAR-H), the better third of them measured again on "
-              "twice the pictures, and so on; the winner against the paper's preset on seeds never seen.",
+              "twice the pictures, and so on; the winner against the paper's preset on seeds never seen. Guidance is "
+              "left out of the space, as it does not help this model (`--guidance` and `--guidance-starts` add it).",
               *(searched(load(folder, "search-4x")) + searched(load(folder, "search-6x")) or ["Not run yet."]),
               *section("What the search found, as presets", load(folder, "best"), folder.name,
                        "On seeds that the search has not seen. FLOPs of MAR-H, with guidance and FTS off everywhere."),
