@@ -103,7 +103,7 @@ The MAR: {spec.grid[0]} x {spec.grid[1]} tokens of {spec.head.channels} values (
 {spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999: MAR's
 first reverse step multiplies the head's error by more than 300, which a head of this size cannot afford.
 The VAE has {VAE_SPEC.groups} norm groups; the node that loads it gives ComfyUI the same function with the 32 groups
-that it knows. The judge's held-out accuracy (n = {3 * JudgePlan().held_out}): {accuracy}. By `seams`
+that it knows. The judge's held-out accuracy (n = {JudgePlan().held_out}): {accuracy}. By `seams`
 it tells pictures of which some tokens (up to {JudgePlan().torn:.0%}) have threads of their own; it learned that by
 pointing at the borders where threads break off.
 
