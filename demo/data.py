@@ -210,13 +210,11 @@ def seams(draw: Draw, layout: Layout) -> Tensor:
     """(n, 16, 16) bool: threads do not go on at the left or upper border of a token, and no object covers it."""
     y, x = pixel_centres()
     cover = torch.stack([part.cover.expand(draw.threads[:, 0].shape) for part in layout(draw, x, y)]).amax(0)
+    fields, bare = draw.threads[:, 0], cover == 0
     found = torch.zeros(len(cover), SIZE // TOKEN, SIZE // TOKEN, dtype=torch.bool)
-    for dim in (-1, -2):
-        fields, covered = draw.threads[:, 0].transpose(dim, -1), (cover > 0).transpose(dim, -1)
-        broken = (fields.diff(dim=-1) != 0) & ~covered[..., 1:] & ~covered[..., :-1]
-        borders = broken[..., TOKEN - 1::TOKEN].unflatten(-2, (-1, TOKEN)).any(-2)
-        found[..., 1:] |= borders if dim == -1 else False
-        found[:, 1:] |= borders.transpose(-1, -2) if dim == -2 else False
+    for tokens, field, free in ((found, fields, bare), (found.mT, fields.mT, bare.mT)):
+        broken = (field.diff(dim=-1) != 0) & free[..., 1:] & free[..., :-1]
+        tokens[..., 1:] |= broken[..., TOKEN - 1::TOKEN].unflatten(-2, (-1, TOKEN)).any(-2)
     return found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gtr_core import flops, quality
+from gtr_core import quality
 from gtr_core.canvas import enlarge
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_core.engine import Guidance
@@ -60,6 +60,12 @@ def method(schedule: Schedule, fts: FTS | None = None) -> Method:
     return Method(schedule, GUIDANCE, fts)
 
 
+def grouped(families: dict[str, list[Schedule]], cost: MARSpec | None = None) -> Experiment:
+    """One line of the plot per family."""
+    return Experiment(tuple(method(s) for family in families.values() for s in family),
+                      tuple((name, tuple(s.name for s in family)) for name, family in families.items()), cost)
+
+
 def steps_of_origin(count: int) -> Schedule:
     return Schedule(f"random-{count}", "random", (count,), diffusion=(100, 100, 100))
 
@@ -91,8 +97,7 @@ def budgets() -> Experiment:
         families[f"GtR, {scope} scope"] = [
             Schedule(f"gtr {','.join(map(str, steps))}{' short chains' if chains == short else ''} {scope}", "gtr",
                      steps, decoder_scope=scope, diffusion=chains) for steps, chains in staged]
-    return Experiment(tuple(method(s) for family in families.values() for s in family),
-                      tuple((name, tuple(s.name for s in family)) for name, family in families.items()))
+    return grouped(families)
 
 
 def defaults() -> Experiment:
@@ -120,8 +125,7 @@ def best() -> Experiment:
     """The presets that the search found, beside the paper's and the origin; for seeds that the search did not see."""
     families = {"MAR's own": ("origin",), "after the paper": ("gtr-paper", "gtr-full", "gtr-extreme"),
                 "found by the search": ("gtr-best-4x", "gtr-best-6x")}
-    return Experiment(tuple(method(preset(name)) for family in families.values() for name in family),
-                      tuple(families.items()), mar_spec("mar-h"))
+    return grouped({family: list(map(preset, names)) for family, names in families.items()}, mar_spec("mar-h"))
 
 
 def _guided_name(chosen: Guidance) -> str:
@@ -137,13 +141,6 @@ def demo_studio() -> Studio:
     return Studio(build_model(DEMO_MAR), build_vae(DEMO_VAE), Judge(load_extractor(DEMO_JUDGE)))
 
 
-def speedup(own: Method, spec: MARSpec) -> float:
-    """FLOPs of the origin over those of a method, on a model of ``spec``."""
-    report = flops.report(own.schedule, spec, guided=own.guidance.enabled, unguided=own.guidance.start,
-                          fts=own.fts)
-    return report["speedup"]
-
-
 def _make_worker(batch: int, device: str) -> Worker:
     return partial(make_shard, demo_studio(), WORK, batch, None)
 
@@ -154,7 +151,8 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
     reference = load_reference(DEMO_REFERENCE, studio.judge)
     measured = evaluate(studio, experiment.methods, seeds, images, WORK, batch=batch, on_shard=_tell,
                         engine=Engine(workers=workers), make_worker=workers and partial(_make_worker, batch))
-    facts = {own.name: {"speedup": speedup(own, experiment.cost or studio.model.spec)} for own in experiment.methods}
+    facts = {own.name: {"speedup": own.cost(experiment.cost or studio.model.spec)["speedup"]}
+             for own in experiment.methods}
     rows = quality.rows(measured, seeds, lambda made, seed: quality.figures(made, reference, seed), facts)
     floor = [quality.figures(made, others, seed) for seed, (made, others)
              in zip(seeds, quality.floor_sets(reference, images, seeds))]

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from gtr_core import quality
-from gtr_core.metrics import Interval, interval
+from gtr_core.metrics import Interval
+from gtr_core.quality import versus
 
 from . import runs
 
@@ -54,14 +55,14 @@ def decision(orders: dict | None, budgets: dict | None, defaults: dict | None) -
     long, short = (_row(budgets, name) for name in ("gtr 24,6,2 stage", "gtr 8,3,2 full"))
     return ["### Decision",
             f"The default decoder scope is **stage**. With it and the quincunx partition the Frechet distance of the "
-            f"same steps is {_versus(defaults, 'quincunx, stage', 'quincunx, full')} against the full scope, for fewer "
+            f"same steps is {versus(defaults, 'quincunx, stage', 'quincunx, full')} against the full scope, for fewer "
             f"FLOPs; and what they cost can go into more steps: {long['method']} ({long['speedup']:.2f} x) is "
-            f"{_versus(budgets, long['method'], short['method'])} against {short['method']} "
+            f"{versus(budgets, long['method'], short['method'])} against {short['method']} "
             f"({short['speedup']:.2f} x).",
             f"The default partition stays **quincunx**: within the stage scope diagonal is "
-            f"{_versus(defaults, 'diagonal, stage', 'quincunx, stage')} against it, no reason to change what released "
-            f"nodes show. With the full scope it is {_versus(defaults, 'diagonal, full', 'quincunx, full')}, and with "
-            f"five stages {_versus(orders, 'gtr diagonal, 5 stages', 'gtr quincunx, 5 stages')} (order at equal "
+            f"{versus(defaults, 'diagonal, stage', 'quincunx, stage')} against it, no reason to change what released "
+            f"nodes show. With the full scope it is {versus(defaults, 'diagonal, full', 'quincunx, full')}, and with "
+            f"five stages {versus(orders, 'gtr diagonal, 5 stages', 'gtr quincunx, 5 stages')} (order at equal "
             f"steps): there take `diagonal`, as the presets that the search found do. This world flatters it: its "
             f"first stage has tokens in every row and column, quincunx's only in every second (of 3 stages) or fourth "
             f"(of 5), and threads run along rows and columns: presumably what is decoded at once along a thread not "
@@ -71,13 +72,6 @@ def decision(orders: dict | None, budgets: dict | None, defaults: dict | None) -
 
 def _row(result: dict, name: str) -> dict:
     return next(row for row in result["rows"] if row["method"] == name)
-
-
-def _versus(result: dict, name: str, other: str) -> str:
-    """The difference of two methods' Frechet distances over the same seeds."""
-    own, others = (_row(result, chosen)["values"]["frechet"] for chosen in (name, other))
-    found = interval([a - b for a, b in zip(own, others)])
-    return f"{found}{'' if found.clear else ' (noise)'}"
 
 
 def searched(result: dict | None) -> list[str]:
@@ -97,7 +91,7 @@ def winners(best: dict | None) -> list[str]:
     """The presets that the search found against the paper's of about the same cost."""
     pairs = (("gtr-best-4x", "gtr-paper"), ("gtr-best-4x", "gtr-full"), ("gtr-best-6x", "gtr-extreme"))
     return [] if best is None else ["Frechet distance, directly: " + "; ".join(
-        f"{own} against {other} {_versus(best, own, other)}" for own, other in pairs) + "."]
+        f"{own} against {other} {versus(best, own, other)}" for own, other in pairs) + "."]
 
 
 def observations(result: dict | None, folder: str) -> list[str]:

@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import flops
 from .engine import Cache, Guidance
 from .errors import GtRError
 from .extractor import digest
 from .fts import FTS
+from .lazymar import LazyMAR
 from .models import Model
 from .pipeline import check_pair, decode_pictures, generate_latents
 from .png import write_png
 from .reference import Judge, Measured, joined, load_measured, save_measured
 from .schedule import Schedule
-from .spec import MARSpec
+from .spec import MARSpec, ModelSpec
 from .vae import KLVAE
 from .workers import Engine, MakeWorker, run_tasks
 
@@ -56,6 +58,11 @@ class Method:
     @property
     def name(self) -> str:
         return self.schedule.name
+
+    def cost(self, spec: ModelSpec) -> dict:
+        """:func:`flops.report` of the method on a model of ``spec``."""
+        return flops.report(self.schedule, spec, guided=self.guidance.enabled, unguided=self.guidance.start,
+                            fts=self.fts, cache=self.cache if isinstance(self.cache, LazyMAR) else None)
 
     def settings(self) -> dict:
         """Everything that the pictures depend on, as plain data."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from .diffusion import chain
 from .fts import FTS
@@ -108,9 +109,15 @@ def origin_of(spec: ModelSpec) -> Schedule:
 def report(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, **settings) -> dict:
     """The ``flops`` verb's answer: TFLOPs per part, the origin's total and the ratio to it."""
     own = count_schedule(schedule, spec, guided=guided, **settings)
-    origin = count_schedule(origin_of(spec), spec, guided=guided)
+    origin = _origin(spec, guided)
     return {"model": spec.name, "preset": schedule.name, "tflops": own.tera(),
             "origin_total": origin.total / 1e12, "speedup": origin.total / own.total}
+
+
+@lru_cache(maxsize=16)
+def _origin(spec: ModelSpec, guided: bool) -> Flops:
+    """A search asks for it hundreds of times."""
+    return count_schedule(origin_of(spec), spec, guided=guided)
 
 
 def _block(tokens: int, spec: ModelSpec) -> int:

@@ -97,6 +97,12 @@ def markdown(result: dict) -> str:
     return text + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def versus(result: dict, name: str, other: str, key: str = "frechet") -> str:
+    """The difference of any two methods of a result over the same seeds, written as in its table."""
+    values = {own["method"]: own["values"][key] for own in result["rows"]}
+    return _cell(_difference(paired(values[name], values[other])))
+
+
 def _difference(found: Interval) -> dict:
     return asdict(found) | {"clear": found.clear}
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import torch
 
-from . import fidelity, flops, pipeline, quality
+from . import fidelity, pipeline, quality
 from .bench import describe_machine
 from .checkpoint import DTYPES
 from .demo import DEMO_JUDGE, DEMO_REFERENCE, DEMO_VAE
 from .errors import GtRError
 from .evaluate import Method, OnShard, PictureJudge, Studio, Task, evaluate, make_shard
 from .extractor import load_extractor
-from .lazymar import LazyMAR
 from .metrics import Interval
 from .picture import draw_bars
 from .png import write_png
@@ -178,9 +177,7 @@ def _method(name: str, options: argparse.Namespace, studio: Studio) -> Method:
 
 
 def _cost(method: Method, studio: Studio) -> dict:
-    report = flops.report(method.schedule, studio.model.spec, guided=method.guidance.enabled,
-                          unguided=method.guidance.start, fts=method.fts,
-                          cache=method.cache if isinstance(method.cache, LazyMAR) else None)
+    report = method.cost(studio.model.spec)
     return {"tflops": report["tflops"]["total"], "speedup": report["speedup"]}
 
 
