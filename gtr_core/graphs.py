@@ -6,7 +6,8 @@ A graph holds addresses: it is used only while the weights stay where they are, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -20,6 +21,26 @@ logger = logging.getLogger("gtr_mar")
 BUCKETS = (8, 16, 32, 64, 128)
 # Evaluated rows of modulations that the graphs' common buffer holds.
 BUFFER_ROWS = 512
+# Rounding may take Triton's kernels so far from torch's own operations, as a part of the largest number.
+TOLERANCE = 1e-2
+
+
+Step = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
+
+
+def advance_counted(head: DiffusionHead, x: Tensor, modulations: Tensor, table: Tensor, noise: Tensor, scale: Tensor,
+                    counter: Tensor, halves: int) -> None:
+    """One reverse step of the rows x (n, C), in place: the one that ``counter`` (1,) names of ``modulations``
+    (steps, n * halves, columns of all layers), ``table`` (steps, n, 4) and ``noise`` (steps, n, C)."""
+    now, coefficients, drawn = (t.index_select(0, counter)[0] for t in (modulations, table, noise))
+    advance(head, x, now.split(widths(head), dim=-1), Coefficients(*coefficients.split(1, dim=-1)), drawn, halves,
+            scale)
+
+
+def widths(head: DiffusionHead) -> list[int]:
+    """Columns of the layers' modulations: shift, scale and gate of a residual block, shift and scale of the last."""
+    width = head.input_proj.out_features
+    return [3 * width] * len(head.res_blocks) + [2 * width]
 
 
 class StepGraph:
@@ -28,12 +49,12 @@ class StepGraph:
     Raises RuntimeError where CUDA cannot record it. Without ``capture`` the step simply runs, on any device.
     """
 
-    def __init__(self, head: DiffusionHead, size: int, halves: int, buffer: Tensor, *, capture: bool):
-        self.head, self.halves, self.rows = head, halves, size * halves
+    def __init__(self, head: DiffusionHead, size: int, halves: int, buffer: Tensor, *, capture: bool,
+                 step: Step = advance_counted):
+        self.head, self.halves, self.rows, self.step = head, halves, size * halves, step
         self.steps = len(buffer) // self.rows
         self.modulations = buffer[:self.steps * self.rows].view(self.steps, self.rows, -1).zero_()
-        channels, width = head.input_proj.in_features, head.input_proj.out_features
-        self.widths = [3 * width] * len(head.res_blocks) + [2 * width]
+        channels = head.input_proj.in_features
         self.x = buffer.new_zeros(size, channels)
         self.noise = buffer.new_zeros(self.steps, size, channels)
         self.table = buffer.new_zeros(self.steps, size, 4)
@@ -43,7 +64,7 @@ class StepGraph:
 
     def load(self, modulations: Iterable[Tensor], table: Coefficients, noise: Tensor, scale: float) -> None:
         """The next k <= ``self.steps`` steps: modulations (k, rows, ...) per layer, table and noise (k, n, ...)."""
-        for slot, values in zip(self.modulations.split(self.widths, dim=-1), modulations):
+        for slot, values in zip(self.modulations.split(widths(self.head), dim=-1), modulations):
             slot[:len(values), :values.shape[1]].copy_(values)
         self.table[:len(noise), :noise.shape[1]].copy_(torch.cat(table, dim=-1))
         self.noise[:len(noise), :noise.shape[1]].copy_(noise)
@@ -51,10 +72,7 @@ class StepGraph:
         self.counter.zero_()
 
     def _step(self) -> None:
-        modulations, table, noise = (t.index_select(0, self.counter)[0]
-                                     for t in (self.modulations, self.table, self.noise))
-        advance(self.head, self.x, modulations.split(self.widths, dim=-1), Coefficients(*table.split(1, dim=-1)), noise,
-                self.halves, self.scale)
+        self.step(self.head, self.x, self.modulations, self.table, self.noise, self.scale, self.counter, self.halves)
         self.counter += 1
 
     def _capture(self):
@@ -74,10 +92,13 @@ class StepGraph:
 
 
 class StepGraphs:
-    """The graphs of one run. After a failure there are none: the run goes on without."""
+    """The graphs of one run. After a failure there are none: the run goes on without.
 
-    def __init__(self, head: DiffusionHead, *, capture: bool = True):
-        self.head, self.capture, self.usable = head, capture, True
+    ``step`` is what they record; by default Triton's where it is installed and agrees with torch's on the device.
+    """
+
+    def __init__(self, head: DiffusionHead, *, capture: bool = True, step: Step | None = None):
+        self.head, self.capture, self.usable, self.step = head, capture, True, step
         self.graphs: dict[tuple[int, int], StepGraph] = {}
         self.buffer: Tensor | None = None
 
@@ -98,6 +119,44 @@ class StepGraphs:
 
     def _record(self, size: int, halves: int, like: Tensor) -> StepGraph:
         if self.buffer is None:
-            columns = (3 * len(self.head.res_blocks) + 2) * self.head.input_proj.out_features
-            self.buffer = like.new_zeros(BUFFER_ROWS, columns)
-        return StepGraph(self.head, size, halves, self.buffer, capture=self.capture)
+            self.buffer = like.new_zeros(BUFFER_ROWS, sum(widths(self.head)))
+        if self.step is None:
+            self.step = fused_step(self.head, self.buffer) or advance_counted
+        return StepGraph(self.head, size, halves, self.buffer, capture=self.capture, step=self.step)
+
+
+def fused_step(head: DiffusionHead, buffer: Tensor) -> Step | None:
+    """Triton's step, where it is installed and makes of random rows what torch's own operations make; else None."""
+    if not buffer.is_cuda:
+        return None
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    try:
+        with torch.cuda.device(buffer.device):
+            difference = max(disagreement(head, buffer, kernels.advance, halves) for halves in (1, 2))
+    except kernels.FAILURES as error:
+        logger.warning("Triton's kernels are off for this run: %s", str(error).partition("\n")[0])
+        return None
+    if difference > TOLERANCE:
+        logger.warning("Triton's kernels are off for this run: they differ from torch's operations by %.1e", difference)
+        return None
+    return kernels.advance
+
+
+def disagreement(head: DiffusionHead, buffer: Tensor, step: Step, halves: int) -> float:
+    """How far two steps of random rows are from torch's own, as a part of the largest number; infinite for NaN."""
+    generator, channels = torch.Generator().manual_seed(0), head.input_proj.in_features
+    x, modulations, table, noise = (torch.randn(shape, generator=generator).to(buffer.device) for shape in
+                                    ((4, channels), (2, 4 * halves, buffer.shape[1]), (2, 4, 4), (2, 4, channels)))
+    results = []
+    for each in (advance_counted, step):
+        graph = StepGraph(head, 4, halves, buffer, capture=False, step=each)
+        graph.x.copy_(x)
+        graph.load(modulations.split(widths(head), dim=-1), Coefficients(*table.split(1, dim=-1)), noise, 3.0)
+        for _ in range(2):
+            graph.replay()
+        results.append(graph.x)
+    plain, other = results
+    return torch.nan_to_num((other - plain).abs().max() / plain.abs().max(), nan=math.inf).item()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from gtr_pack.gtr_core import headloop
 from gtr_pack.gtr_core.diffusion import Chains, chain
 from gtr_pack.gtr_core.engine import Direct, Guidance, Reference, ReferenceMAR, common_canvas
 from gtr_pack.gtr_core.fts import FTS
-from gtr_pack.gtr_core.graphs import StepGraphs
+from gtr_pack.gtr_core.graphs import TOLERANCE, StepGraphs, advance_counted, disagreement, widths
 from gtr_pack.gtr_core.hardware import best_dtype
 from gtr_pack.gtr_core.headloop import HeadLoop, phases
 from gtr_pack.gtr_core.infer import infer_lightgen_spec
@@ -23,6 +27,7 @@ from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule
 from gtr_tests.recorded import error
 
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = Schedule("stages", "gtr", (3, 2, 2), diffusion=(9, 5, 5), decoder_scope="stage")
 FULL = Schedule("full", "gtr", (2, 1, 1), diffusion=(6, 4, 4))
 RANDOM = Schedule("random", "random", (5,), diffusion=(6, 6, 6))
@@ -163,12 +168,45 @@ def test_the_step_that_a_graph_records(scale, tiny_mar):
     z = tuple(torch.randn(140, 64, generator=generator) for _ in range(halves))
     chains = Chains(((3, chain(60)), (12, chain(40)), (125, chain(7))), torch.randn(140, 16, generator=generator),
                     torch.randn(60, 140, 16, generator=generator))
-    graphs, seen = StepGraphs(tiny_mar.head, capture=False), []
+    recorded, seen = StepGraphs(tiny_mar.head, capture=False), []
     loop = HeadLoop(tiny_mar.head, z, chains, scale, 0.9)
-    ours = loop.run(lambda j, total: seen.append(j), graphs)
+    ours = loop.run(lambda j, total: seen.append(j), recorded)
     assert error(ours, ReferenceMAR(tiny_mar, None).diffuse(z, chains, scale, 0.9, lambda j, total: None)) < 5e-5
     assert seen == list(range(1, 61))
-    assert set(graphs.graphs) == {(8, halves), (16, halves)}  # and none for 140 tokens
+    assert set(recorded.graphs) == {(8, halves), (16, halves)}  # and none for 140 tokens
+
+
+@pytest.mark.parametrize("change", [0.0, 0.1, float("nan")])
+def test_kernels_that_differ_are_found_out(change, tiny_mar):
+    """What decides whether Triton's step is used on a device."""
+    def other(head, x, modulations, table, noise, scale, counter, halves):
+        advance_counted(head, x, modulations, table, noise + change, scale, counter, halves)
+
+    found = disagreement(tiny_mar.head, torch.zeros(16, sum(widths(tiny_mar.head))), other, 2)
+    assert found > TOLERANCE if change else found == 0
+
+
+INTERPRETED = """
+import torch
+from gtr_core.graphs import disagreement, widths
+from gtr_core.head import DiffusionHead
+from gtr_core.kernels import advance
+from gtr_core.spec import HeadSpec
+
+head, generator = DiffusionHead(HeadSpec(16, 64, 96, 3)).requires_grad_(False), torch.Generator().manual_seed(1)
+for parameter in head.parameters():
+    parameter.normal_(0.0, 0.2, generator=generator)
+print(*(disagreement(head, torch.zeros(16, sum(widths(head))), advance, halves) for halves in (1, 2)))
+"""
+
+
+def test_the_step_in_triton():
+    """Its kernels interpreted on the CPU, against torch's own operations."""
+    pytest.importorskip("triton", reason="Triton is not installed; it comes with torch for CUDA")
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(0 < float(difference) < 1e-5 for difference in done.stdout.split())
 
 
 def test_a_failure_to_record_is_one_line_and_no_more(tiny_mar, caplog):
@@ -177,11 +215,11 @@ def test_a_failure_to_record_is_one_line_and_no_more(tiny_mar, caplog):
     z = (torch.randn(4, 64, generator=generator),)
     chains = Chains(((4, chain(5)),), torch.randn(4, 16, generator=generator),
                     torch.randn(5, 4, 16, generator=generator))
-    graphs = StepGraphs(tiny_mar.head)
+    failing = StepGraphs(tiny_mar.head)
     for _ in range(2):
-        ours = HeadLoop(tiny_mar.head, z, chains, 1.0, 1.0).run(lambda j, total: None, graphs)
+        ours = HeadLoop(tiny_mar.head, z, chains, 1.0, 1.0).run(lambda j, total: None, failing)
     plain = HeadLoop(tiny_mar.head, z, chains, 1.0, 1.0).run(lambda j, total: None)
-    assert torch.equal(ours, plain) and not graphs.usable
+    assert torch.equal(ours, plain) and not failing.usable
     assert [record.getMessage().count("\n") for record in caplog.records] == [0]
     assert caplog.records[0].getMessage().startswith("CUDA graphs are off for this run: ")
 

@@ -1,0 +1,88 @@
+"""One reverse step of the diffusion head in fewer CUDA kernels, in Triton: what lies between two matrix products is one
+pass over the rows, and the recorded step reads its tables where they are.
+
+Imported only where a CUDA graph is to be recorded; raises ImportError where Triton is not installed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from triton.errors import TritonError
+
+from .head import DiffusionHead
+
+# What compiling and starting a kernel may raise: Triton's own, a driver's, a missing or failing C compiler.
+FAILURES = (TritonError, RuntimeError, OSError, subprocess.SubprocessError)
+
+
+@triton.jit
+def norm_modulate(h, branch, out, weight, bias, modulations, counter, column, width, step_stride, row_stride, eps,
+                  GATED: tl.constexpr, AFFINE: tl.constexpr, BLOCK: tl.constexpr):
+    """h <- h + gate branch; out <- LN(h) (1 + scale) + shift. One program per row, ``BLOCK`` >= width.
+
+    A row of modulations holds gate (of the layer before), shift and scale side by side, shift at ``column``.
+    """
+    row, lane = tl.program_id(0), tl.arange(0, BLOCK)
+    inside = lane < width
+    at = row * width + lane
+    shift = modulations + tl.load(counter) * step_stride + row * row_stride + column + lane
+    x = tl.load(h + at, mask=inside, other=0.0)
+    if GATED:
+        gate = tl.load(shift - width, mask=inside, other=0.0)
+        x += gate * tl.load(branch + at, mask=inside, other=0.0)
+        tl.store(h + at, x, mask=inside)
+    centred = tl.where(inside, x - tl.sum(x, 0) / width, 0.0)
+    y = centred / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
+    if AFFINE:
+        y = y * tl.load(weight + lane, mask=inside, other=0.0) + tl.load(bias + lane, mask=inside, other=0.0)
+    y = y * (1.0 + tl.load(shift + width, mask=inside, other=0.0)) + tl.load(shift, mask=inside, other=0.0)
+    tl.store(out + at, y, mask=inside)
+
+
+@triton.jit
+def posterior(x, evaluated, table, noise, scale, counter, size, channels, HALVES: tl.constexpr, BLOCK: tl.constexpr):
+    """x <- a x + b eps + exp(c v + d) noise, with eps guided. One program per token, ``BLOCK`` >= channels."""
+    token, lane = tl.program_id(0), tl.arange(0, BLOCK)
+    inside = lane < channels
+    at = tl.load(counter) * size + token
+    own = evaluated + token * HALVES * 2 * channels + lane
+    eps = tl.load(own, mask=inside, other=0.0)
+    v = tl.load(own + channels, mask=inside, other=0.0)
+    if HALVES == 2:
+        unconditional = tl.load(own + 2 * channels, mask=inside, other=0.0)
+        eps = unconditional + tl.load(scale) * (eps - unconditional)
+    a, b = tl.load(table + 4 * at), tl.load(table + 4 * at + 1)
+    c, d = tl.load(table + 4 * at + 2), tl.load(table + 4 * at + 3)
+    drawn = tl.load(noise + at * channels + lane, mask=inside, other=0.0)
+    place = x + token * channels + lane
+    moved = a * tl.load(place, mask=inside, other=0.0) + b * eps + tl.exp(c * v + d) * drawn
+    tl.store(place, moved, mask=inside)
+
+
+def advance(head: DiffusionHead, x: Tensor, modulations: Tensor, table: Tensor, noise: Tensor, scale: Tensor,
+            counter: Tensor, halves: int) -> None:
+    """See :func:`gtr_core.graphs.advance_counted`: the same step."""
+    h, branch = head.input_proj(x[:, None].expand(-1, halves, -1).flatten(0, 1)), None
+    width = h.shape[1]
+    for index, block in enumerate(head.res_blocks):
+        branch = block.mlp(_between(h, branch, modulations, counter, 3 * width * index, block.in_ln))
+    last = _between(h, branch, modulations, counter, 3 * width * len(head.res_blocks), None)
+    evaluated = head.final_layer.linear(last)
+    posterior[(len(x),)](x, evaluated, table, noise, scale, counter, len(x), x.shape[1], HALVES=halves,
+                         BLOCK=triton.next_power_of_2(x.shape[1]))
+
+
+def _between(h: Tensor, branch: Tensor | None, modulations: Tensor, counter: Tensor, column: int,
+             norm: nn.LayerNorm | None) -> Tensor:
+    """What goes into the layer whose shift is at ``column``; h becomes its input."""
+    out, affine = torch.empty_like(h), norm is not None
+    norm_modulate[(len(h),)](h, h if branch is None else branch, out, norm.weight if affine else h,
+                             norm.bias if affine else h, modulations, counter, column, h.shape[1],
+                             modulations.stride(0), modulations.stride(1), norm.eps if affine else 1e-6,
+                             GATED=branch is not None, AFFINE=affine, BLOCK=triton.next_power_of_2(h.shape[1]))
+    return out
