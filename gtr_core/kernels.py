@@ -44,7 +44,7 @@ def norm_modulate(h, branch, out, weight, bias, modulations, counter, column, wi
     tl.store(out + at, y, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def posterior(x, evaluated, table, noise, scale, counter, size, channels, HALVES: tl.constexpr, BLOCK: tl.constexpr):
     """x <- a x + b eps + exp(c v + d) noise, with eps guided. One program per token, ``BLOCK`` >= channels."""
     token, lane = tl.program_id(0), tl.arange(0, BLOCK)
