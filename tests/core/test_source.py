@@ -13,6 +13,8 @@ CORE = sorted((ROOT / "gtr_core").glob("*.py"))
 PACK = [ROOT / "__init__.py", *CORE, *sorted((ROOT / "nodes").glob("*.py"))]
 ALLOWED = {"torch", "numpy", "safetensors", "einops"} | set(sys.stdlib_module_names)
 NETWORK = {"socket", "http", "urllib", "ssl", "ftplib", "asyncio", "requests", "aiohttp", "subprocess"}
+# Triton comes with torch for CUDA; its compiler's failures are named by the exceptions of subprocess.
+KERNELS = {"kernels": {"triton", "subprocess"}}
 HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "PIL"}
 
 
@@ -29,12 +31,12 @@ def absolute_imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
 def test_the_core_knows_no_host(path):
-    assert absolute_imports(path) <= ALLOWED
+    assert absolute_imports(path) <= ALLOWED | KERNELS.get(path.stem, set())
 
 
 @pytest.mark.parametrize("path", PACK, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_pack_imports_itself_relatively(path):
-    assert absolute_imports(path) <= (ALLOWED | HOST) - NETWORK
+    assert absolute_imports(path) <= (ALLOWED | HOST) - NETWORK | KERNELS.get(path.stem, set())
 
 
 @pytest.mark.parametrize("path", PACK, ids=lambda path: f"{path.parent.name}/{path.stem}")
