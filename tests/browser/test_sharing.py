@@ -85,7 +85,7 @@ def publish(front: FrontEnd, name: str) -> None:
     from PIL import Image
 
     # So large that the zoom of the whole graph still shows the nodes' words.
-    front.page.set_viewport_size({"width": 2700, "height": 1500})
+    front.page.set_viewport_size({"width": 2700, "height": 2400})
     front.page.wait_for_timeout(500)
     front.fit()
     shot = Image.open(front.screenshot(name)).convert("RGB")
@@ -99,7 +99,7 @@ def publish(front: FrontEnd, name: str) -> None:
            min(shot.height, int(bottom) + 16))
     graph = shot.crop(box)
     graph.thumbnail((1600, 1200), Image.Resampling.LANCZOS)
-    graph.quantize(128, dither=Image.Dither.NONE).save(ROOT / "docs" / f"{name}.png", optimize=True)
+    graph.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(ROOT / "docs" / f"{name}.png", optimize=True)
 
 
 @pytest.mark.parametrize("locale, suffix", [("en-US", ".md"), ("zh-CN", "/zh.md")], ids=["english", "chinese"])
