@@ -24,7 +24,6 @@ BUFFER_ROWS = 512
 # Rounding may take Triton's kernels so far from torch's own operations, as a part of the largest number.
 TOLERANCE = 1e-2
 
-
 Step = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
 
 
@@ -33,14 +32,8 @@ def advance_counted(head: DiffusionHead, x: Tensor, modulations: Tensor, table: 
     """One reverse step of the rows x (n, C), in place: the one that ``counter`` (1,) names of ``modulations``
     (steps, n * halves, columns of all layers), ``table`` (steps, n, 4) and ``noise`` (steps, n, C)."""
     now, coefficients, drawn = (t.index_select(0, counter)[0] for t in (modulations, table, noise))
-    advance(head, x, now.split(widths(head), dim=-1), Coefficients(*coefficients.split(1, dim=-1)), drawn, halves,
+    advance(head, x, now.split(head.widths, dim=-1), Coefficients(*coefficients.split(1, dim=-1)), drawn, halves,
             scale)
-
-
-def widths(head: DiffusionHead) -> list[int]:
-    """Columns of the layers' modulations: shift, scale and gate of a residual block, shift and scale of the last."""
-    width = head.input_proj.out_features
-    return [3 * width] * len(head.res_blocks) + [2 * width]
 
 
 class StepGraph:
@@ -64,7 +57,7 @@ class StepGraph:
 
     def load(self, modulations: Iterable[Tensor], table: Coefficients, noise: Tensor, scale: float) -> None:
         """The next k <= ``self.steps`` steps: modulations (k, rows, ...) per layer, table and noise (k, n, ...)."""
-        for slot, values in zip(self.modulations.split(widths(self.head), dim=-1), modulations):
+        for slot, values in zip(self.modulations.split(self.head.widths, dim=-1), modulations):
             slot[:len(values), :values.shape[1]].copy_(values)
         self.table[:len(noise), :noise.shape[1]].copy_(torch.cat(table, dim=-1))
         self.noise[:len(noise), :noise.shape[1]].copy_(noise)
@@ -92,13 +85,10 @@ class StepGraph:
 
 
 class StepGraphs:
-    """The graphs of one run. After a failure there are none: the run goes on without.
+    """The graphs of one run. After a failure there are none: the run goes on without."""
 
-    ``step`` is what they record; by default Triton's where it is installed and agrees with torch's on the device.
-    """
-
-    def __init__(self, head: DiffusionHead, *, capture: bool = True, step: Step | None = None):
-        self.head, self.capture, self.usable, self.step = head, capture, True, step
+    def __init__(self, head: DiffusionHead, *, capture: bool = True):
+        self.head, self.capture, self.usable, self.step = head, capture, True, advance_counted
         self.graphs: dict[tuple[int, int], StepGraph] = {}
         self.buffer: Tensor | None = None
 
@@ -119,42 +109,42 @@ class StepGraphs:
 
     def _record(self, size: int, halves: int, like: Tensor) -> StepGraph:
         if self.buffer is None:
-            self.buffer = like.new_zeros(BUFFER_ROWS, sum(widths(self.head)))
-        if self.step is None:
-            self.step = fused_step(self.head, self.buffer) or advance_counted
+            self.buffer = like.new_zeros(BUFFER_ROWS, sum(self.head.widths))
+            self.step = fastest_step(self.head, self.buffer)
         return StepGraph(self.head, size, halves, self.buffer, capture=self.capture, step=self.step)
 
 
-def fused_step(head: DiffusionHead, buffer: Tensor) -> Step | None:
-    """Triton's step, where it is installed and makes of random rows what torch's own operations make; else None."""
+def fastest_step(head: DiffusionHead, buffer: Tensor) -> Step:
+    """Triton's step, where it is installed and makes of random rows what torch's own operations make; else these."""
     if not buffer.is_cuda:
-        return None
+        return advance_counted
     try:
         from . import kernels
     except ImportError:
-        return None
+        return advance_counted
     try:
         with torch.cuda.device(buffer.device):
             difference = max(disagreement(head, buffer, kernels.advance, halves) for halves in (1, 2))
+        if difference <= TOLERANCE:
+            return kernels.advance
+        reason = f"they differ from torch's operations by {difference:.1e}"
     except kernels.FAILURES as error:
-        logger.warning("Triton's kernels are off for this run: %s", str(error).partition("\n")[0])
-        return None
-    if difference > TOLERANCE:
-        logger.warning("Triton's kernels are off for this run: they differ from torch's operations by %.1e", difference)
-        return None
-    return kernels.advance
+        reason = str(error).partition("\n")[0]
+    logger.warning("Triton's kernels are off for this run: %s", reason)
+    return advance_counted
 
 
 def disagreement(head: DiffusionHead, buffer: Tensor, step: Step, halves: int) -> float:
     """How far two steps of random rows are from torch's own, as a part of the largest number; infinite for NaN."""
-    generator, channels = torch.Generator().manual_seed(0), head.input_proj.in_features
-    x, modulations, table, noise = (torch.randn(shape, generator=generator).to(buffer.device) for shape in
+    device, channels = buffer.device, head.input_proj.in_features
+    generator = torch.Generator(device).manual_seed(0)
+    x, modulations, table, noise = (torch.randn(shape, generator=generator, device=device) for shape in
                                     ((4, channels), (2, 4 * halves, buffer.shape[1]), (2, 4, 4), (2, 4, channels)))
     results = []
     for each in (advance_counted, step):
         graph = StepGraph(head, 4, halves, buffer, capture=False, step=each)
         graph.x.copy_(x)
-        graph.load(modulations.split(widths(head), dim=-1), Coefficients(*table.split(1, dim=-1)), noise, 3.0)
+        graph.load(modulations.split(head.widths, dim=-1), Coefficients(*table.split(1, dim=-1)), noise, 3.0)
         for _ in range(2):
             graph.replay()
         results.append(graph.x)

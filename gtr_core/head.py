@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from .spec import HeadSpec
 
+# Of all layer norms of the head.
+NORM_EPS = 1e-6
+
 
 def timestep_features(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal features, cosines first: t (n,) base timesteps, float or int -> (n, dim) float32."""
@@ -39,7 +42,7 @@ class TimestepEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     def __init__(self, width: int, *, operations, **factory):
         super().__init__()
-        self.in_ln = operations.LayerNorm(width, eps=1e-6, **factory)
+        self.in_ln = operations.LayerNorm(width, eps=NORM_EPS, **factory)
         self.mlp = nn.Sequential(operations.Linear(width, width, **factory), nn.SiLU(),
                                  operations.Linear(width, width, **factory))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(width, 3 * width, **factory))
@@ -70,7 +73,7 @@ class FinalLayer(nn.Module):
 
     def modulated(self, h: Tensor, modulation: Tensor) -> Tensor:
         """The layer with its ``modulation`` (n, 2 width) computed beforehand."""
-        return self.linear(modulate(F.layer_norm(h, h.shape[-1:], eps=1e-6), *modulation.chunk(2, dim=-1)))
+        return self.linear(modulate(F.layer_norm(h, h.shape[-1:], eps=NORM_EPS), *modulation.chunk(2, dim=-1)))
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
         return self.modulated(h, self.adaLN_modulation(y))
@@ -90,6 +93,11 @@ class DiffusionHead(nn.Module):
         self.res_blocks = nn.ModuleList(
             ResidualBlock(spec.width, operations=operations, **factory) for _ in range(spec.depth))
         self.final_layer = FinalLayer(spec.width, 2 * spec.channels, operations=operations, **factory)
+
+    @property
+    def widths(self) -> list[int]:
+        """Columns of the layers' modulations: shift, scale and gate of residual blocks, shift and scale of the last."""
+        return [layer.adaLN_modulation[1].out_features for layer in (*self.res_blocks, self.final_layer)]
 
     def modulations(self, y: Tensor) -> Iterator[Tensor]:
         """What the layers make of the embedding y (..., width), one layer after another: (..., 3 width) of every

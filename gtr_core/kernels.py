@@ -7,6 +7,7 @@ Imported only where a CUDA graph is to be recorded; raises ImportError where Tri
 from __future__ import annotations
 
 import subprocess
+from itertools import accumulate
 
 import torch
 import triton
@@ -14,7 +15,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.errors import TritonError
 
-from .head import DiffusionHead
+from .head import NORM_EPS, DiffusionHead
 
 # What compiling and starting a kernel may raise: Triton's own, a driver's, a missing or failing C compiler.
 FAILURES = (TritonError, RuntimeError, OSError, subprocess.SubprocessError)
@@ -68,11 +69,10 @@ def advance(head: DiffusionHead, x: Tensor, modulations: Tensor, table: Tensor, 
             counter: Tensor, halves: int) -> None:
     """See :func:`gtr_core.graphs.advance_counted`: the same step."""
     h, branch = head.input_proj(x[:, None].expand(-1, halves, -1).flatten(0, 1)), None
-    width = h.shape[1]
-    for index, block in enumerate(head.res_blocks):
-        branch = block.mlp(_between(h, branch, modulations, counter, 3 * width * index, block.in_ln))
-    last = _between(h, branch, modulations, counter, 3 * width * len(head.res_blocks), None)
-    evaluated = head.final_layer.linear(last)
+    *columns, last = accumulate(head.widths[:-1], initial=0)
+    for block, column in zip(head.res_blocks, columns):
+        branch = block.mlp(_between(h, branch, modulations, counter, column, block.in_ln))
+    evaluated = head.final_layer.linear(_between(h, branch, modulations, counter, last, None))
     posterior[(len(x),)](x, evaluated, table, noise, scale, counter, len(x), x.shape[1], HALVES=halves,
                          BLOCK=triton.next_power_of_2(x.shape[1]))
 
@@ -83,6 +83,6 @@ def _between(h: Tensor, branch: Tensor | None, modulations: Tensor, counter: Ten
     out, affine = torch.empty_like(h), norm is not None
     norm_modulate[(len(h),)](h, h if branch is None else branch, out, norm.weight if affine else h,
                              norm.bias if affine else h, modulations, counter, column, h.shape[1],
-                             modulations.stride(0), modulations.stride(1), norm.eps if affine else 1e-6,
+                             modulations.stride(0), modulations.stride(1), NORM_EPS,
                              GATED=branch is not None, AFFINE=affine, BLOCK=triton.next_power_of_2(h.shape[1]))
     return out

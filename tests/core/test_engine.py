@@ -16,7 +16,7 @@ from gtr_pack.gtr_core import headloop
 from gtr_pack.gtr_core.diffusion import Chains, chain
 from gtr_pack.gtr_core.engine import Direct, Guidance, Reference, ReferenceMAR, common_canvas
 from gtr_pack.gtr_core.fts import FTS
-from gtr_pack.gtr_core.graphs import TOLERANCE, StepGraphs, advance_counted, disagreement, widths
+from gtr_pack.gtr_core.graphs import TOLERANCE, StepGraphs, advance_counted, disagreement
 from gtr_pack.gtr_core.hardware import best_dtype
 from gtr_pack.gtr_core.headloop import HeadLoop, phases
 from gtr_pack.gtr_core.infer import infer_lightgen_spec
@@ -182,13 +182,13 @@ def test_kernels_that_differ_are_found_out(change, tiny_mar):
     def other(head, x, modulations, table, noise, scale, counter, halves):
         advance_counted(head, x, modulations, table, noise + change, scale, counter, halves)
 
-    found = disagreement(tiny_mar.head, torch.zeros(16, sum(widths(tiny_mar.head))), other, 2)
+    found = disagreement(tiny_mar.head, torch.zeros(16, sum(tiny_mar.head.widths)), other, 2)
     assert found > TOLERANCE if change else found == 0
 
 
 INTERPRETED = """
 import torch
-from gtr_core.graphs import disagreement, widths
+from gtr_core.graphs import disagreement
 from gtr_core.head import DiffusionHead
 from gtr_core.kernels import advance
 from gtr_core.spec import HeadSpec
@@ -196,7 +196,7 @@ from gtr_core.spec import HeadSpec
 head, generator = DiffusionHead(HeadSpec(16, 64, 96, 3)).requires_grad_(False), torch.Generator().manual_seed(1)
 for parameter in head.parameters():
     parameter.normal_(0.0, 0.2, generator=generator)
-print(*(disagreement(head, torch.zeros(16, sum(widths(head))), advance, halves) for halves in (1, 2)))
+print(*(disagreement(head, torch.zeros(16, sum(head.widths)), advance, halves) for halves in (1, 2)))
 """
 
 
