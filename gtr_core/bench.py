@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -29,23 +29,32 @@ Method = tuple[Schedule, LazyMAR | Reference | None]
 
 
 @dataclass(frozen=True)
+class Contender:
+    """A method with the transformer in ``dtype``."""
+
+    name: str
+    schedule: Schedule
+    cache: LazyMAR | Reference | None = None
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
 class Setting:
-    """What is measured: ``batch`` images of ``grid`` tokens, guided or not, on ``device`` in ``dtype``, on CUDA with
-    ``graphs`` or without."""
+    """What is measured: ``batch`` images of ``grid`` tokens, guided or not, on ``device``, with what
+    :func:`gtr_core.sampler.sample` calls ``accelerate`` or without."""
 
     batch: int = 1
     grid: tuple[int, int] | None = None
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
     guidance: Guidance = Guidance(3.0)
     fts: FTS | None = FTS()
-    graphs: bool = True
+    accelerate: bool = True
 
 
-def random_model(spec: ModelSpec, setting: Setting, seed: int = 0) -> Model:
+def random_model(spec: ModelSpec, device: str, dtype: torch.dtype, seed: int = 0) -> Model:
     """A model with random weights of the usual size: enough for speed."""
-    model = build(spec, device=setting.device, dtype=setting.dtype)
-    generator = torch.Generator(setting.device).manual_seed(seed)
+    model = build(spec, device=device, dtype=dtype)
+    generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, max(parameter[0].numel(), 1) ** -0.5, generator=generator)
@@ -59,33 +68,34 @@ def random_condition(spec: ModelSpec, batch: int) -> Tensor:
     return torch.arange(batch) % spec.classes
 
 
-def bench(model: Model, methods: Sequence[Method], setting: Setting, *, rounds: int = 3,
+def bench(models: Mapping[torch.dtype, Model], contenders: Sequence[Contender], setting: Setting, *, rounds: int = 3,
           on_run: Callable[[str, int], None] | None = None) -> dict:
-    """Run every method once per round, in turn, and report medians; the first one is the reference.
+    """Run every contender once per round, in turn, and report medians; the first one is the reference. ``models`` are
+    one model in the dtypes that they ask for.
 
     The result is plain data: what ran where, and per schedule seconds (median, least, most), processor seconds of all
     threads, AR steps, head evaluations per image, TFLOPs per image, the ratios of both times and peak bytes (measured
     on CUDA; elsewhere the plan's estimate of activations). ``on_run(name, round)`` is called before every run.
     """
-    grid = setting.grid or model.spec.grid
+    spec = next(iter(models.values())).spec
+    grid = setting.grid or spec.grid
     seeds = image_seeds(0, setting.batch)
-    plans = {schedule.name: (make_plan(schedule, grid, seeds), cache) for schedule, cache in methods}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in plans}
-    peaks: dict[str, int] = {}
+    plans = {each: make_plan(each.schedule, grid, seeds) for each in contenders}
+    seconds: dict[Contender, list[tuple[float, float]]] = {each: [] for each in plans}
+    peaks: dict[Contender, int] = {}
     for index in range(rounds):
-        for name, (plan, cache) in plans.items():
+        for each, plan in plans.items():
             if on_run is not None:
-                on_run(name, index)
-            elapsed, peaks[name] = _run(model, plan, cache, setting)
-            seconds[name].append(elapsed)
+                on_run(each.name, index)
+            elapsed, peaks[each] = _run(models[each.dtype], plan, each, setting)
+            seconds[each].append(elapsed)
     reference = medians(next(iter(seconds.values())))
-    rows = [_row(model.spec, *plans[name], setting, times, peaks[name], reference) for name, times in seconds.items()]
+    rows = [_row(spec, plans[each], each, setting, times, peaks[each], reference) for each, times in seconds.items()]
     return {
-        "model": model.spec.name,
+        "model": spec.name,
         "grid": list(grid),
         "batch": setting.batch,
         "rounds": rounds,
-        "dtype": str(setting.dtype).removeprefix("torch."),
         "process_peak_bytes": process_peak_bytes(),
         "machine": describe_machine(setting.device),
         "rows": rows,
@@ -126,19 +136,18 @@ def process_peak_bytes() -> int | None:
 
 def markdown(result: dict) -> str:
     """The rows as a table."""
-    lines = ["| preset | AR steps | head evaluations | TFLOPs | seconds (median, range) | ratio | processor seconds | "
-             "ratio | peak MiB |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| preset | transformer | AR steps | head evaluations | TFLOPs | seconds (median, range) | ratio | "
+             "processor seconds | ratio | peak MiB |", "|---|---|---|---|---|---|---|---|---|---|"]
     for row in result["rows"]:
         low, high = row["seconds_range"]
-        lines.append(f"| {row['preset']} | {row['ar_steps']} | {row['head_evaluations']} | {row['tflops']:.2f} | "
-                     f"{row['seconds']:.3f} ({low:.3f} to {high:.3f}) | {row['ratio']:.2f} x | "
+        lines.append(f"| {row['preset']} | {row['dtype']} | {row['ar_steps']} | {row['head_evaluations']} | "
+                     f"{row['tflops']:.2f} | {row['seconds']:.3f} ({low:.3f} to {high:.3f}) | {row['ratio']:.2f} x | "
                      f"{row['processor_seconds']:.2f} | {row['processor_ratio']:.2f} x | "
                      f"{row['peak_bytes'] / 2**20:.0f}{'' if row['peak_measured'] else ' (estimate)'} |")
     return "\n".join(lines)
 
 
-def _run(model: Model, plan: Plan, cache: LazyMAR | Reference | None,
-         setting: Setting) -> tuple[tuple[float, float], int]:
+def _run(model: Model, plan: Plan, contender: Contender, setting: Setting) -> tuple[tuple[float, float], int]:
     """(seconds, processor seconds) and peak bytes of one run."""
     cuda = setting.device.startswith("cuda")
     condition = random_condition(model.spec, setting.batch)
@@ -147,20 +156,20 @@ def _run(model: Model, plan: Plan, cache: LazyMAR | Reference | None,
         torch.cuda.reset_peak_memory_stats(setting.device)
         torch.cuda.synchronize(setting.device)
     started, processor = time.perf_counter(), time.process_time()
-    sample(model, plan, condition, noise, guidance=setting.guidance, fts=setting.fts, cache=cache,
-           graphs=setting.graphs, device=setting.device, dtype=setting.dtype)
+    sample(model, plan, condition, noise, guidance=setting.guidance, fts=setting.fts, cache=contender.cache,
+           accelerate=setting.accelerate, device=setting.device, dtype=contender.dtype)
     if cuda:
         torch.cuda.synchronize(setting.device)
     elapsed = time.perf_counter() - started, time.process_time() - processor
     peak = torch.cuda.max_memory_allocated(setting.device) if cuda else activation_bytes(
-        plan, model.spec, guided=setting.guidance.enabled, itemsize=setting.dtype.itemsize, fts=setting.fts)
+        plan, model.spec, guided=setting.guidance.enabled, itemsize=contender.dtype.itemsize, fts=setting.fts)
     return elapsed, peak
 
 
 def _row(
     spec: ModelSpec,
     plan: Plan,
-    cache: LazyMAR | Reference | None,
+    contender: Contender,
     setting: Setting,
     times: list[tuple[float, float]],
     peak: int,
@@ -170,9 +179,9 @@ def _row(
     process = respaced(plan.schedule, spec.diffusion)
     evaluations = sum(count_evaluations(step, process, setting.fts) for step in plan.steps)
     flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts,
-                       cache=cache if isinstance(cache, LazyMAR) else None)
-    return {"preset": plan.schedule.name, "ar_steps": len(plan.steps), "head_evaluations": evaluations,
-            "tflops": flops.total / 1e12, "seconds": seconds, "seconds_range": [min(wall), max(wall)],
-            "ratio": reference[0] / seconds, "processor_seconds": processor,
-            "processor_ratio": reference[1] / processor, "peak_bytes": peak,
+                       cache=contender.cache if isinstance(contender.cache, LazyMAR) else None)
+    return {"preset": contender.name, "dtype": str(contender.dtype).removeprefix("torch."),
+            "ar_steps": len(plan.steps), "head_evaluations": evaluations, "tflops": flops.total / 1e12,
+            "seconds": seconds, "seconds_range": [min(wall), max(wall)], "ratio": reference[0] / seconds,
+            "processor_seconds": processor, "processor_ratio": reference[1] / processor, "peak_bytes": peak,
             "peak_measured": setting.device.startswith("cuda")}

@@ -13,6 +13,8 @@ from torch import Tensor
 from .diffusion import Chains, Evaluate, OnStep, denoise_in_turn, guided
 from .errors import GtRError
 from .graphs import StepGraphs
+from .hardware import best_dtype
+from .head import DiffusionHead
 from .headloop import HeadLoop
 from .lightgen import LightGen
 from .models import Model
@@ -80,6 +82,7 @@ class Direct:
     model: Model
     plan: Plan
     graphs: StepGraphs | None = None
+    rounded: DiffusionHead | None = None
 
     def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
                      conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -109,7 +112,7 @@ class Direct:
 
     def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
                 on_step: OnStep) -> Tensor:
-        return HeadLoop(self.model.head, z, chains, scale, temperature).run(on_step, self.graphs)
+        return HeadLoop(self.model.head, z, chains, scale, temperature, self.rounded).run(on_step, self.graphs)
 
 
 @dataclass(eq=False)
@@ -138,10 +141,13 @@ class DirectLightGen(Direct):
                                self.plan.grid).chunk(halves)
 
 
-def direct(model: Model, plan: Plan, *, graphs: bool = False) -> Direct:
-    """The engine of a run without a cache; with CUDA graphs where asked for."""
+def direct(model: Model, plan: Plan, *, accelerate: bool, device: torch.device, dtype: torch.dtype) -> Direct:
+    """The engine of a run without a cache; see :func:`gtr_core.sampler.sample`."""
     kind = DirectLightGen if isinstance(model, LightGen) else Direct
-    return kind(model, plan, StepGraphs(model.head) if graphs else None)
+    if not accelerate:
+        return kind(model, plan)
+    rounded = model.head.rounded(dtype) if dtype.itemsize == 2 and best_dtype(device).itemsize == 2 else None
+    return kind(model, plan, StepGraphs(rounded or model.head) if device.type == "cuda" else None, rounded)
 
 
 def once(condition: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ BUCKETS = (8, 16, 32, 64, 128)
 # Evaluated rows of modulations that the graphs' common buffer holds.
 BUFFER_ROWS = 512
 # Rounding may take Triton's kernels so far from torch's own operations, as a part of the largest number.
-TOLERANCE = 1e-2
+TOLERANCE, TOLERANCE_16_BIT = 1e-2, 1e-1
 
 Step = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
 
@@ -47,11 +47,11 @@ class StepGraph:
         self.head, self.halves, self.rows, self.step = head, halves, size * halves, step
         self.steps = len(buffer) // self.rows
         self.modulations = buffer[:self.steps * self.rows].view(self.steps, self.rows, -1).zero_()
-        channels = head.input_proj.in_features
-        self.x = buffer.new_zeros(size, channels)
-        self.noise = buffer.new_zeros(self.steps, size, channels)
-        self.table = buffer.new_zeros(self.steps, size, 4)
-        self.scale = buffer.new_ones(())
+        channels, chain = head.input_proj.in_features, {"device": buffer.device, "dtype": torch.float32}
+        self.x = torch.zeros(size, channels, **chain)
+        self.noise = torch.zeros(self.steps, size, channels, **chain)
+        self.table = torch.zeros(self.steps, size, 4, **chain)
+        self.scale = torch.ones((), **chain)
         self.counter = torch.zeros(1, dtype=torch.int64, device=buffer.device)
         self.replay = self._capture() if capture else self._step
 
@@ -109,7 +109,7 @@ class StepGraphs:
 
     def _record(self, size: int, halves: int, like: Tensor) -> StepGraph:
         if self.buffer is None:
-            self.buffer = like.new_zeros(BUFFER_ROWS, sum(self.head.widths))
+            self.buffer = like.new_zeros(BUFFER_ROWS, sum(self.head.widths), dtype=self.head.dtype)
             self.step = fastest_step(self.head, self.buffer)
         return StepGraph(self.head, size, halves, self.buffer, capture=self.capture, step=self.step)
 
@@ -125,7 +125,7 @@ def fastest_step(head: DiffusionHead, buffer: Tensor) -> Step:
     try:
         with torch.cuda.device(buffer.device):
             difference = max(disagreement(head, buffer, kernels.advance, halves) for halves in (1, 2))
-        if difference <= TOLERANCE:
+        if difference <= (TOLERANCE_16_BIT if head.dtype.itemsize == 2 else TOLERANCE):
             return kernels.advance
         reason = f"they differ from torch's operations by {difference:.1e}"
     except kernels.FAILURES as error:

@@ -83,16 +83,27 @@ class DiffusionHead(nn.Module):
     """x (n, C) noisy tokens, t (n,) base timesteps 0..999, z (n, D) conditioning -> (n, 2C): eps, then v.
 
     Runs in the dtype of ``x``: keep that float32, the first reverse step amplifies errors (docs/upstream.md 1.7).
+    What :meth:`rounded` makes runs in its own ``dtype``, with modulations at hand only.
     """
+
+    dtype = torch.float32
 
     def __init__(self, spec: HeadSpec, *, operations=nn, **factory):
         super().__init__()
+        self.spec = spec
         self.time_embed = TimestepEmbedding(spec, operations=operations, **factory)
         self.cond_embed = operations.Linear(spec.condition_dim, spec.width, **factory)
         self.input_proj = operations.Linear(spec.channels, spec.width, **factory)
         self.res_blocks = nn.ModuleList(
             ResidualBlock(spec.width, operations=operations, **factory) for _ in range(spec.depth))
         self.final_layer = FinalLayer(spec.width, 2 * spec.channels, operations=operations, **factory)
+
+    def rounded(self, dtype: torch.dtype) -> DiffusionHead:
+        """A copy in 16 bit, of torch's own layers, where the weights are now."""
+        copy = DiffusionHead(self.spec, device="meta").requires_grad_(False)
+        copy.load_state_dict({name: weights.to(dtype) for name, weights in self.state_dict().items()}, assign=True)
+        copy.dtype = dtype
+        return copy
 
     @property
     def widths(self) -> list[int]:
@@ -102,7 +113,7 @@ class DiffusionHead(nn.Module):
     def modulations(self, y: Tensor) -> Iterator[Tensor]:
         """What the layers make of the embedding y (..., width), one layer after another: (..., 3 width) of every
         residual block, then (..., 2 width) of the final layer. It does not depend on x."""
-        y = F.silu(y)
+        y = F.silu(y).to(self.dtype)
         for layer in (*self.res_blocks, self.final_layer):
             yield layer.adaLN_modulation[1](y)
 

@@ -21,6 +21,10 @@ from .noise import upload
 if TYPE_CHECKING:
     from .graphs import StepGraph, StepGraphs
 
+# A reverse step that multiplies an error of eps by more than this needs a head in float32. It is the first one, by 316
+# and more; what follows multiplies by 1.6 at most (docs/upstream.md 1.7).
+AMPLIFICATION = 2.0
+
 # Rows of the matrix product that makes the modulations: few enough to stay in a processor's cache.
 CHUNK_ROWS = 256
 
@@ -58,11 +62,22 @@ def phases(groups: Iterable[tuple[int, Chain]]) -> Iterator[tuple[int, int, int]
             start = length
 
 
-class HeadLoop:
-    """The diffusion of one AR step: ``z`` (n, D) float32 per condition, one or two of them, and its chains."""
+def exact_steps(groups: Iterable[tuple[int, Chain]]) -> int:
+    """How many steps, counted from the first, hold all that amplify an error of eps in some of the chains."""
+    return max((j + 1 for _, table in groups for j, factor in enumerate((table.mean_x0 * table.sqrt_recipm1)[::-1])
+                if factor > AMPLIFICATION), default=0)
 
-    def __init__(self, head: DiffusionHead, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float):
+
+class HeadLoop:
+    """The diffusion of one AR step: ``z`` (n, D) float32 per condition, one or two of them, and its chains.
+
+    ``rounded`` is the head in 16 bit, for the steps that do not amplify its errors; without it all are float32.
+    """
+
+    def __init__(self, head: DiffusionHead, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
+                 rounded: DiffusionHead | None = None):
         self.head, self.groups, self.halves, self.scale = head, chains.groups, len(z), scale
+        self.main, self.exact = (head, 0) if rounded is None else (rounded, exact_steps(chains.groups))
         device = z[0].device
         self.condition = head.cond_embed(torch.stack(z, dim=1).flatten(0, 1))
         self.times = [head.time_embed(upload(torch.tensor(table.timesteps[::-1]), device), torch.float32)
@@ -80,20 +95,23 @@ class HeadLoop:
         self.x = chains.init.float().clone()
 
     def run(self, on_step: OnStep, graphs: StepGraphs | None = None) -> Tensor:
-        """All steps; ``on_step(j, steps)`` is called when j steps are done. Tokens (n, C)."""
+        """All steps; ``on_step(j, steps)`` is called when j steps are done. Tokens (n, C). ``graphs`` are those of the
+        head that most steps use."""
         for start, end, rows in phases(self.groups):
-            graph = graphs.find(rows, self.halves, self.x) if graphs is not None else None
+            middle = min(max(start, self.exact), end)
+            self._phase(self.head, start, middle, rows, on_step)
+            graph = graphs.find(rows, self.halves, self.x) if graphs is not None and middle < end else None
             if graph is None:
-                self._phase(start, end, rows, on_step)
+                self._phase(self.main, middle, end, rows, on_step)
             else:
-                self._replay(graph, start, end, rows, on_step)
+                self._replay(graph, middle, end, rows, on_step)
         return self.x
 
-    def _phase(self, start: int, end: int, rows: int, on_step: OnStep) -> None:
+    def _phase(self, head: DiffusionHead, start: int, end: int, rows: int, on_step: OnStep) -> None:
         size = max(1, CHUNK_ROWS // (rows * self.halves))
         for first in range(start, end, size):
-            for j, modulations in enumerate(self._by_step(first, min(first + size, end), rows), start=first):
-                advance(self.head, self.x[:rows], modulations, Coefficients(*(t[j, :rows] for t in self.table)),
+            for j, modulations in enumerate(self._by_step(head, first, min(first + size, end), rows), start=first):
+                advance(head, self.x[:rows], modulations, Coefficients(*(t[j, :rows] for t in self.table)),
                         self.noise[j, :rows], self.halves, self.scale)
                 on_step(j + 1, len(self.noise))
 
@@ -101,7 +119,7 @@ class HeadLoop:
         graph.x[:rows].copy_(self.x[:rows])
         for first in range(start, end, graph.steps):
             steps = slice(first, min(first + graph.steps, end))
-            graph.load(self.head.modulations(self._embedding(steps.start, steps.stop, rows)),
+            graph.load(self.main.modulations(self._embedding(steps.start, steps.stop, rows)),
                        Coefficients(*(t[steps, :rows] for t in self.table)), self.noise[steps, :rows], self.scale)
             for j in range(steps.start, steps.stop):
                 graph.replay()
@@ -114,18 +132,23 @@ class HeadLoop:
                            for times, (count, _) in zip(self.times, self.groups) if len(times) >= end], dim=1)
         return times + self.condition[:rows * self.halves]
 
-    def _by_step(self, first: int, end: int, rows: int) -> Iterable[Iterable[Tensor]]:
+    def _by_step(self, head: DiffusionHead, first: int, end: int, rows: int) -> Iterable[Iterable[Tensor]]:
         """The layers' modulations, step by step; those of a single step are made layer by layer when asked for."""
         y = self._embedding(first, end, rows)
         if end - first == 1:
-            return [self.head.modulations(y[0])]
-        return zip(*(modulation.unbind(0) for modulation in self.head.modulations(y)))
+            return [head.modulations(y[0])]
+        return zip(*(modulation.unbind(0) for modulation in head.modulations(y)))
+
+
+def evaluated_rows(head: DiffusionHead, x: Tensor, halves: int) -> Tensor:
+    """What goes into the head for the rows x (n, C): (n * halves, C) in its dtype."""
+    return x.to(head.dtype)[:, None].expand(-1, halves, -1).flatten(0, 1)
 
 
 def advance(head: DiffusionHead, x: Tensor, modulations: Iterable[Tensor], step: Coefficients, noise: Tensor,
             halves: int, scale: float | Tensor) -> None:
-    """One reverse step of the rows x (n, C), in place."""
-    out = head(x[:, None].expand(-1, halves, -1).flatten(0, 1), modulations=modulations).view(len(x), halves, 2, -1)
+    """One reverse step of the rows x (n, C) float32, in place."""
+    out = head(evaluated_rows(head, x, halves), modulations=modulations).float().view(len(x), halves, 2, -1)
     eps = out[:, 0, 0] if halves == 1 else torch.lerp(out[:, 1, 0], out[:, 0, 0], scale)
     x.mul_(step.a).addcmul_(step.b, eps)
     x.addcmul_(torch.addcmul(step.d, step.c, out[:, 0, 1]).exp_(), noise)

@@ -16,9 +16,16 @@ from torch import Tensor, nn
 from triton.errors import TritonError
 
 from .head import NORM_EPS, DiffusionHead
+from .headloop import evaluated_rows
 
 # What compiling and starting a kernel may raise: Triton's own, a driver's, a missing or failing C compiler.
 FAILURES = (TritonError, RuntimeError, OSError, subprocess.SubprocessError)
+
+
+@triton.jit
+def read(at, inside):
+    """Float32 of whatever lies there; 0 outside."""
+    return tl.load(at, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -32,16 +39,16 @@ def norm_modulate(h, branch, out, weight, bias, modulations, counter, column, wi
     inside = lane < width
     at = row * width + lane
     shift = modulations + tl.load(counter) * step_stride + row * row_stride + column + lane
-    x = tl.load(h + at, mask=inside, other=0.0)
+    x = read(h + at, inside)
     if GATED:
-        gate = tl.load(shift - width, mask=inside, other=0.0)
-        x += gate * tl.load(branch + at, mask=inside, other=0.0)
+        gate = read(shift - width, inside)
+        x += gate * read(branch + at, inside)
         tl.store(h + at, x, mask=inside)
     centred = tl.where(inside, x - tl.sum(x, 0) / width, 0.0)
     y = centred / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
     if AFFINE:
-        y = y * tl.load(weight + lane, mask=inside, other=0.0) + tl.load(bias + lane, mask=inside, other=0.0)
-    y = y * (1.0 + tl.load(shift + width, mask=inside, other=0.0)) + tl.load(shift, mask=inside, other=0.0)
+        y = y * read(weight + lane, inside) + read(bias + lane, inside)
+    y = y * (1.0 + read(shift + width, inside)) + read(shift, inside)
     tl.store(out + at, y, mask=inside)
 
 
@@ -52,23 +59,23 @@ def posterior(x, evaluated, table, noise, scale, counter, size, channels, HALVES
     inside = lane < channels
     at = tl.load(counter) * size + token
     own = evaluated + token * HALVES * 2 * channels + lane
-    eps = tl.load(own, mask=inside, other=0.0)
-    v = tl.load(own + channels, mask=inside, other=0.0)
+    eps = read(own, inside)
+    v = read(own + channels, inside)
     if HALVES == 2:
-        unconditional = tl.load(own + 2 * channels, mask=inside, other=0.0)
+        unconditional = read(own + 2 * channels, inside)
         eps = unconditional + tl.load(scale) * (eps - unconditional)
     a, b = tl.load(table + 4 * at), tl.load(table + 4 * at + 1)
     c, d = tl.load(table + 4 * at + 2), tl.load(table + 4 * at + 3)
-    drawn = tl.load(noise + at * channels + lane, mask=inside, other=0.0)
+    drawn = read(noise + at * channels + lane, inside)
     place = x + token * channels + lane
-    moved = a * tl.load(place, mask=inside, other=0.0) + b * eps + tl.exp(c * v + d) * drawn
+    moved = a * read(place, inside) + b * eps + tl.exp(c * v + d) * drawn
     tl.store(place, moved, mask=inside)
 
 
 def advance(head: DiffusionHead, x: Tensor, modulations: Tensor, table: Tensor, noise: Tensor, scale: Tensor,
             counter: Tensor, halves: int) -> None:
     """See :func:`gtr_core.graphs.advance_counted`: the same step."""
-    h, branch = head.input_proj(x[:, None].expand(-1, halves, -1).flatten(0, 1)), None
+    h, branch = head.input_proj(evaluated_rows(head, x, halves)), None
     *columns, last = accumulate(head.widths[:-1], initial=0)
     for block, column in zip(head.res_blocks, columns):
         branch = block.mlp(_between(h, branch, modulations, counter, column, block.in_ln))

@@ -56,7 +56,7 @@ class Order:
     shard: int = CHUNK
     batch: int = 16
     dtype: torch.dtype = torch.float32
-    graphs: bool = False
+    accelerate: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.images < MOST_IMAGES or not 1 <= self.batch <= self.shard:
@@ -133,8 +133,8 @@ def _make_piece(order: Order, keys: Keys, model: Model, vae: KLVAE, states: Tens
                      else states[[index % len(states) for index in own]].float())
         latents.append(generate_latents(
             model, method.schedule, condition, order.seed + first, guidance=method.guidance, grid=order.grid,
-            temperature=method.temperature, cache=method.cache, fts=method.fts, graphs=order.graphs, device=device,
-            dtype=order.dtype).float().cpu())
+            temperature=method.temperature, cache=method.cache, fts=method.fts, accelerate=order.accelerate,
+            device=device, dtype=order.dtype).float().cpu())
         pictures.append(decode_pictures(vae, latents[-1].to(device)))
     made = np.concatenate(pictures)
     if order.format == "png":

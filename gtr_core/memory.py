@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 
 from .budget import check_budget
 from .fts import FTS
 from .graphs import BUCKETS, BUFFER_ROWS
+from .head import DiffusionHead
 from .headloop import CHUNK_ROWS
 from .plan import Plan, Step
-from .spec import LightGenSpec, ModelSpec
+from .spec import HeadSpec, LightGenSpec, ModelSpec
 
 # Tensors of (rows, dim) that live at once in a block: residual, norm, q, k, v, output; and the MLP's two.
 BLOCK_TENSORS = 6
@@ -26,20 +28,23 @@ def noise_bytes(plan: Plan, spec: ModelSpec, fts: FTS | None = None) -> int:
 
 def activation_bytes(plan: Plan, spec: ModelSpec, *, guided: bool, itemsize: int, fts: FTS | None = None,
                      graphs: bool = False) -> int:
-    """An upper estimate in bytes for ``plan``; ``itemsize`` is the transformer's, the head works in float32.
+    """An upper estimate in bytes for ``plan``; ``itemsize`` is the transformer's.
 
-    It grows linearly with the batch, except for a constant part of the head's chunks of modulations and ``graphs``.
+    It grows linearly with the batch, except for a constant part: the head's chunks of modulations, ``graphs``, and
+    beside a transformer in 16 bit the head's copy in 16 bit.
     """
     rows, peak = plan.batch * (2 if guided else 1), 0
-    layers = (3 * spec.head.depth + 3) * spec.head.width * 4
+    head = _empty_head(spec.head)
+    layers = (sum(head.widths) + spec.head.width) * 4
     for step in plan.steps:
         sequence = spec.buffer + step.known.shape[1] + step.tokens + step.context.shape[1]
         block = rows * sequence * spec.dim * (BLOCK_TENSORS + 2 * spec.mlp_ratio) * itemsize
         scores = rows * spec.heads * sequence**2 * itemsize
-        head = rows * step.tokens * spec.head.width * HEAD_TENSORS * 4 + CHUNK_ROWS * layers
-        peak = max(peak, block + scores, head + _step_noise(plan, step, spec, fts))
+        loop = rows * step.tokens * spec.head.width * HEAD_TENSORS * 4 + CHUNK_ROWS * layers
+        peak = max(peak, block + scores, loop + _step_noise(plan, step, spec, fts))
     text = 2 * spec.text_length * spec.dim * (spec.cross_depth + 1) * itemsize if isinstance(spec, LightGenSpec) else 0
-    return peak + rows * text + (graphs_bytes(spec) if graphs else 0)
+    rounded = sum(p.numel() for p in head.parameters()) * itemsize if itemsize == 2 else 0
+    return peak + rows * text + rounded + (graphs_bytes(spec, itemsize) if graphs else 0)
 
 
 def _step_noise(plan: Plan, step: Step, spec: ModelSpec, fts: FTS | None) -> int:
@@ -48,9 +53,16 @@ def _step_noise(plan: Plan, step: Step, spec: ModelSpec, fts: FTS | None) -> int
     return plan.batch * step.tokens * (3 * spec.head.channels + 4) * (steps + 1) * 4
 
 
-def graphs_bytes(spec: ModelSpec) -> int:
+def graphs_bytes(spec: ModelSpec, itemsize: int) -> int:
     """What CUDA graphs keep: the common buffer, and every graph's own activations."""
-    return (BUFFER_ROWS * (3 * spec.head.depth + 2) + 2 * sum(BUCKETS) * HEAD_TENSORS) * spec.head.width * 4
+    columns = sum(_empty_head(spec.head).widths)
+    return (BUFFER_ROWS * columns + 2 * sum(BUCKETS) * HEAD_TENSORS * spec.head.width) * itemsize
+
+
+@lru_cache(maxsize=16)
+def _empty_head(spec: HeadSpec) -> DiffusionHead:
+    """Shapes without weights."""
+    return DiffusionHead(spec, device="meta")
 
 
 def images_that_fit(budget: int, plan: Plan, spec: ModelSpec, **settings) -> int:

@@ -58,7 +58,7 @@ def sample(
     guidance: Guidance = Guidance(),
     temperature: float = 1.0,
     fts: FTS | None = None,
-    graphs: bool = False,
+    accelerate: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     callback: Callback | None = None,
@@ -69,10 +69,11 @@ def sample(
     LightGen: text states (B, T, caption_dim)). Guidance leads away from ``negative``, by default from what the model
     learned for no condition. ``cache`` (LazyMAR) replaces full evaluations by cheaper ones; its state is this call's.
     ``tokens`` (B, L, C) gives the values of positions that the plan leaves alone; they come back unchanged.
-    ``graphs`` records CUDA graphs of the head, for weights that stay where they are; elsewhere it does nothing.
-    ``dtype`` is the transformer's compute dtype; the diffusion chain and the head are float32. ``callback`` is
-    called before every AR step, every 8 diffusion steps and at the end; an exception that it raises cancels the
-    run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
+    ``accelerate``, for weights that stay where they are, records CUDA graphs of the head, and with a 16-bit ``dtype``
+    runs it in that dtype too, except where a step would amplify the rounding (docs/performance.md).
+    ``dtype`` is the transformer's compute dtype; the diffusion chain is float32, and so is the head otherwise.
+    ``callback`` is called before every AR step, every 8 diffusion steps and at the end; an exception that it raises
+    cancels the run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
     """
     _check(model, plan, condition, negative, tokens, temperature, fts)
     tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
@@ -83,8 +84,8 @@ def sample(
         conditions.append(model.null_condition(conditions[0]) if negative is None
                           else _embed(model, negative, device, dtype))
     tables, process = upload_tables(plan, device), respaced(plan.schedule, model.spec.diffusion)
-    graphs = graphs and torch.device(device).type == "cuda"
-    engine = direct(model, plan, graphs=graphs) if cache is None else cache.start(model, plan, guidance)
+    engine = (direct(model, plan, accelerate=accelerate, device=torch.device(device), dtype=dtype) if cache is None
+              else cache.start(model, plan, guidance))
     for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
         tick = _ticker(callback, plan, index, (tokens, known, spent))
         tick(0, step.diffusion_steps)

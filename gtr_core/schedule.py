@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -176,8 +177,11 @@ PRESETS: dict[str, Schedule] = {
 }
 
 
-def preset(name: str) -> Schedule:
-    """A preset by name. Names are part of shared workflows: they never change meaning. Raises GtRError."""
+def preset(name: str, others: Sequence[str] = ()) -> Schedule:
+    """A preset by name. Names are part of shared workflows: they never change meaning.
+
+    Raises GtRError, which also names the ``others`` that the caller knows.
+    """
     if name not in PRESETS:
-        raise GtRError(f"unknown preset '{name}': expected one of {', '.join(PRESETS)}")
+        raise GtRError(f"unknown preset '{name}': expected one of {', '.join((*PRESETS, *others))}")
     return PRESETS[name]

@@ -31,7 +31,7 @@ from .verbs import (
     fts_of,
     guidance_of,
     model_file,
-    named_method,
+    named_methods,
     print_report,
 )
 from .workers import Engine, Worker
@@ -78,7 +78,8 @@ def evaluate_methods(options: argparse.Namespace) -> None:
         raise GtRError(f"no folder {Path(options.png).parent}: make it, or choose another")
     judge_of, judged = (own_judge, default_judge) if options.metrics == DEFAULT else (_fidelity_judge, _fidelity)
     engine, studio, measure, floor = prepare(options, judged)
-    methods = [_method(name.strip(), options, studio) for name in options.presets.split(",") if name.strip()]
+    methods = [Method(schedule, guidance_of(options), fts_of(options), cache, options.temperature)
+               for schedule, cache in named_methods(options.presets, studio.model.spec)]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     work, pictures = Path(options.work).resolve(), Path(options.pictures).resolve() if options.pictures else None
     make_worker = None if engine.alone else partial(studio_worker, judge_of, options, work, pictures)
@@ -169,11 +170,6 @@ def make_studio(options: argparse.Namespace, judge: PictureJudge) -> Studio:
     model = pipeline.build_model(model_file(options.model), device=options.device, dtype=DTYPES[options.dtype])
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
     return Studio(model, vae, judge, options.device, DTYPES[options.dtype])
-
-
-def _method(name: str, options: argparse.Namespace, studio: Studio) -> Method:
-    schedule, cache = named_method(name, studio.model.spec)
-    return Method(schedule, guidance_of(options), fts_of(options), cache, options.temperature)
 
 
 def _cost(method: Method, studio: Studio) -> dict:

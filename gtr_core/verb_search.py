@@ -12,7 +12,7 @@ from .engine import GUIDANCE_SCHEDULES, Guidance
 from .evaluate import Method, evaluate
 from .search import Budget, Space, candidates, search
 from .verb_eval import add_judge_options, default_judge, own_judge, prepare, progress, studio_worker
-from .verbs import add_engine_options, check_device, model_spec, named_method, numbers, print_report
+from .verbs import add_engine_options, check_device, model_spec, named_methods, numbers, print_report
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def search_schedule(options: argparse.Namespace) -> None:
     guidance = {Guidance(scale, schedule, start) if scale != 1 else Guidance()
                 for scale in scales for schedule in GUIDANCE_SCHEDULES for start in starts}
     space = Space(guidance=sorted(guidance, key=str))
+    rivals = named_methods(options.against, studio.model.spec)
     budget = Budget(model_spec(options.cost), options.target)
     work, seeds = Path(options.work).resolve(), range(options.seeds)
     how = {"batch": options.batch, "on_shard": progress(), "engine": engine,
@@ -44,10 +45,8 @@ def search_schedule(options: argparse.Namespace) -> None:
     pool = candidates(space, budget, options.candidates, options.space_seed)
     rounds = list(search(studio, pool, seeds, options.images, work, measure, **how))
     winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
-    rivals = [Method(named_method(name.strip(), studio.model.spec)[0], winner.guidance)
-              for name in options.against.split(",") if name.strip()]
+    compared = [winner, *(Method(schedule, winner.guidance, cache=cache) for schedule, cache in rivals)]
     others = range(options.seeds, 2 * options.seeds)
-    compared = [winner, *rivals]
     measured = evaluate(studio, compared, others, rounds[-1][0]["images"], work, **how)
     rows = quality.rows(measured, others, measure, {m.name: {"speedup": budget.speedup(m)} for m in compared})
     result = {"command": options.command, "target": options.target, "cost": options.cost, "space": asdict(space),

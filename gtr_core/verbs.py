@@ -120,7 +120,7 @@ def generate(options: argparse.Namespace) -> None:
         condition,
         options.seed,
         guidance=guidance,
-        graphs=options.acceleration == AUTO,
+        accelerate=options.acceleration == AUTO,
         cache=cache_of(options),
         grid=grid,
         temperature=options.temperature,
@@ -146,28 +146,37 @@ def generate(options: argparse.Namespace) -> None:
 def run_bench(options: argparse.Namespace) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     check_device(options.device)
-    spec, dtype = model_spec(options.model), dtype_of(options)
-    methods = [named_method(name.strip(), spec) for name in options.presets.split(",") if name.strip()]
-    if not methods or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
+    spec = model_spec(options.model)
+    contenders = [_contender(name, options, spec) for name in _names(options.presets)]
+    if not contenders or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
         raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1 to "
                        f"{LARGEST_BATCH}")
     grid = grid_of(options.size, spec) if options.size else None
-    setting = bench.Setting(options.batch, grid, options.device, dtype, Guidance(options.cfg), fts_of(options),
+    setting = bench.Setting(options.batch, grid, options.device, Guidance(options.cfg), fts_of(options),
                             options.acceleration == AUTO)
     known = {*VARIANTS.values(), LIGHTGEN.name}
-    model = (
-        bench.random_model(spec, setting)
+    models = {
+        dtype: bench.random_model(spec, options.device, dtype)
         if options.model in known
         else pipeline.build_model(model_file(options.model), device=options.device, dtype=dtype)
-    )
-    result = bench.bench(model, methods, setting, rounds=options.rounds, on_run=lambda name, index: print(
+        for dtype in {contender.dtype for contender in contenders}
+    }
+    result = bench.bench(models, contenders, setting, rounds=options.rounds, on_run=lambda name, index: print(
         f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr))
     if options.png:
         write_png(options.png, draw_bars([(row["preset"], row["seconds"], f"{row['seconds']:.2f} s {row['ratio']:.2f}x")
                                           for row in result["rows"]], f"{result['model']} seconds per batch (median)"))
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    print_report(options, result, f"{result['model']}, batch {result['batch']}, {result['dtype']}; {machine}\n\n"
+    print_report(options, result, f"{result['model']}, batch {result['batch']}; {machine}\n\n"
                              + bench.markdown(result))
+
+
+def _contender(name: str, options: argparse.Namespace, spec: ModelSpec) -> bench.Contender:
+    """A preset, in a dtype of its own where one follows an @."""
+    preset_name, _, dtype = name.partition("@")
+    if dtype and dtype not in DTYPES:
+        raise GtRError(f"'{name}': expected one of {', '.join(DTYPES)} after the @")
+    return bench.Contender(name, *named_method(preset_name, spec), DTYPES[dtype] if dtype else dtype_of(options))
 
 
 def check_device(device: str) -> None:
@@ -287,7 +296,18 @@ def named_method(name: str, spec: ModelSpec | None = None) -> bench.Method:
     runs it."""
     if name == REFERENCE and spec is not None:
         return replace(flops.origin_of(spec), name=REFERENCE), Reference()
-    return (replace(preset("origin"), name=LAZYMAR), LazyMAR()) if name == LAZYMAR else (preset(name), None)
+    if name == LAZYMAR:
+        return replace(preset("origin"), name=LAZYMAR), LazyMAR()
+    return preset(name, (LAZYMAR,) if spec is None else (LAZYMAR, REFERENCE)), None
+
+
+def named_methods(names: str, spec: ModelSpec) -> list[bench.Method]:
+    """A list of them, such as gtr-paper,lazymar."""
+    return [named_method(name, spec) for name in _names(names)]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def cache_of(options: argparse.Namespace) -> LazyMAR | None:

@@ -175,8 +175,9 @@ def test_generate_repeats_classes_up_to_the_batch(capsys, tmp_path):
     (["generate", "--device", "toaster"], "cannot be used here"),
     (["info", "x" * 5000], "no file at"),
     (["bench", "--presets", ","], "nothing to measure"),
-    (["bench", "--presets", "fast"], "unknown preset 'fast'"),
+    (["bench", "--presets", "fast"], "gtr-lightgen-fast, lazymar, reference"),
     (["bench", "--model", "lightgen", "--size", "512x500"], "multiples of 16"),
+    (["search", "--against", "fast"], "unknown preset 'fast'"),
     (["flops", "--model", "mar-x"], "no file at mar-x"),
     (["info", "nowhere"], "no file at nowhere"),
 ])

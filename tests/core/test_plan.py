@@ -172,3 +172,5 @@ def test_presets_never_change_meaning():
     }
     assert {name: s.partition for name, s in PRESETS.items() if s.partition != "quincunx"} == {
         "gtr-best-4x": "diagonal", "gtr-best-6x": "diagonal"}
+    assert {name: s.max_timestep for name, s in PRESETS.items() if s.max_timestep is not None} == {
+        "disa-24": 950, "disa-16": 950}
