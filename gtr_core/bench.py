@@ -155,9 +155,10 @@ def _run(model: Model, plan: Plan, contender: Contender, setting: Setting) -> tu
     if cuda:
         torch.cuda.reset_peak_memory_stats(setting.device)
         torch.cuda.synchronize(setting.device)
+    accelerate = setting.accelerate and not isinstance(contender.cache, Reference)
     started, processor = time.perf_counter(), time.process_time()
     sample(model, plan, condition, noise, guidance=setting.guidance, fts=setting.fts, cache=contender.cache,
-           accelerate=setting.accelerate, device=setting.device, dtype=contender.dtype)
+           accelerate=accelerate, device=setting.device, dtype=contender.dtype)
     if cuda:
         torch.cuda.synchronize(setting.device)
     elapsed = time.perf_counter() - started, time.process_time() - processor

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .acceleration import Prepared
 from .diffusion import Chains, Evaluate, OnStep, denoise_in_turn, guided
 from .errors import GtRError
 from .graphs import StepGraphs
-from .hardware import best_dtype
 from .head import DiffusionHead
 from .headloop import HeadLoop
 from .lightgen import LightGen
@@ -141,13 +141,10 @@ class DirectLightGen(Direct):
                                self.plan.grid).chunk(halves)
 
 
-def direct(model: Model, plan: Plan, *, accelerate: bool, device: torch.device, dtype: torch.dtype) -> Direct:
-    """The engine of a run without a cache; see :func:`gtr_core.sampler.sample`."""
-    kind = DirectLightGen if isinstance(model, LightGen) else Direct
-    if not accelerate:
-        return kind(model, plan)
-    rounded = model.head.rounded(dtype) if dtype.itemsize == 2 and best_dtype(device).itemsize == 2 else None
-    return kind(model, plan, StepGraphs(rounded or model.head) if device.type == "cuda" else None, rounded)
+def direct(prepared: Prepared, plan: Plan) -> Direct:
+    """The engine of a run without a cache."""
+    kind = DirectLightGen if isinstance(prepared.model, LightGen) else Direct
+    return kind(prepared.model, plan, prepared.graphs, prepared.rounded)
 
 
 def once(condition: Tensor) -> Tensor:

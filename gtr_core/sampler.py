@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .acceleration import Prepared, prepare
 from .diffusion import Chains, OnStep, chain
 from .engine import Cache, Engine, Guidance, direct
 from .errors import GtRError
 from .fts import FTS, select
+from .memory import activation_bytes
 from .models import Model
 from .noise import NoiseSource, upload
 from .plan import Plan, Step
@@ -69,13 +71,18 @@ def sample(
     LightGen: text states (B, T, caption_dim)). Guidance leads away from ``negative``, by default from what the model
     learned for no condition. ``cache`` (LazyMAR) replaces full evaluations by cheaper ones; its state is this call's.
     ``tokens`` (B, L, C) gives the values of positions that the plan leaves alone; they come back unchanged.
-    ``accelerate``, for weights that stay where they are, records CUDA graphs of the head, and with a 16-bit ``dtype``
-    runs it in that dtype too, except where a step would amplify the rounding (docs/performance.md).
+    ``accelerate``, for weights that stay where they are, packs them for a processor with AVX-512, records CUDA graphs
+    of the head, and with a 16-bit ``dtype`` runs it in that dtype too, except where a step would amplify the rounding
+    (docs/performance.md).
     ``dtype`` is the transformer's compute dtype; the diffusion chain is float32, and so is the head otherwise.
     ``callback`` is called before every AR step, every 8 diffusion steps and at the end; an exception that it raises
     cancels the run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
     """
     _check(model, plan, condition, negative, tokens, temperature, fts)
+    prepared = Prepared(model)
+    if accelerate:
+        prepared = prepare(model, torch.device(device), dtype, activation_bytes(
+            plan, model.spec, guided=guidance.enabled, itemsize=dtype.itemsize, fts=fts), cached=cache is not None)
     tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
     tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
     spent = torch.zeros(tokens.shape[:2], dtype=torch.int32, device=device)
@@ -84,8 +91,7 @@ def sample(
         conditions.append(model.null_condition(conditions[0]) if negative is None
                           else _embed(model, negative, device, dtype))
     tables, process = upload_tables(plan, device), respaced(plan.schedule, model.spec.diffusion)
-    engine = (direct(model, plan, accelerate=accelerate, device=torch.device(device), dtype=dtype) if cache is None
-              else cache.start(model, plan, guidance))
+    engine = direct(prepared, plan) if cache is None else cache.start(prepared.model, plan, guidance)
     for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
         tick = _ticker(callback, plan, index, (tokens, known, spent))
         tick(0, step.diffusion_steps)

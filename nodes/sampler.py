@@ -81,9 +81,9 @@ class Sampler(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="auto, while the whole model is on its device: CUDA graphs of the diffusion head, and 16 "
-                    "bit in most of its steps where the transformer has 16 bit. off: neither. Pictures are the same "
-                    "up to rounding.",
+                    tooltip="auto, while the whole model is on its device: CUDA graphs of the diffusion head, 16 bit "
+                    "in most of its steps where the transformer has 16 bit, packed weights on a processor with "
+                    "AVX-512. off: none of these. Pictures are the same up to rounding.",
                 ),
                 io.Float.Input(
                     "cfg_start",
@@ -120,9 +120,9 @@ class Sampler(io.ComfyNode):
         unknown = unknown_tokens(latent_image, batch, grid)
         groups = [(rows, plan_regions(schedule, spec, [seeds[k] for k in rows], unknown[rows[0]].numpy(),
                                       latent_image.get(WINDOWS))) for rows in same_masks(unknown)]
-        accelerate = acceleration == "auto" and cache is None
+        accelerate = acceleration == "auto"
         settings = {"guided": guidance.enabled, "fts": fts,
-                    "graphs": accelerate and model.patcher.load_device.type == "cuda"}
+                    "graphs": accelerate and cache is None and model.patcher.load_device.type == "cuda"}
         split = [in_parts(model, region.plan, **settings) for _, regions in groups for region in regions]
         load_model(model, sum(split, []), **settings)
         host.reset_peak(model.patcher)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gtr_pack.gtr_core.infer import infer_mar_spec
+from gtr_pack.gtr_core.infer import infer_lightgen_spec, infer_mar_spec
+from gtr_pack.gtr_core.lightgen import LightGen
 from gtr_pack.gtr_core.mar import MAR
 from safetensors.torch import load_file
 
@@ -37,5 +39,15 @@ def tiny_mar(golden_weights) -> MAR:
     """The golden MAR: 8 x 8 tokens, 10 classes, buffer 8."""
     weights = golden_weights("mar_tiny_fp16")
     model = MAR(infer_mar_spec({key: tuple(t.shape) for key, t in weights.items()}, heads=4))
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def lightgen(golden_weights) -> LightGen:
+    """The golden LightGen, for texts of 7 positions."""
+    weights = golden_weights("lightgen_tiny_fp16")
+    spec = infer_lightgen_spec({name: tuple(t.shape) for name, t in weights.items()}, heads=3)
+    model = LightGen(replace(spec, text_length=7))
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)

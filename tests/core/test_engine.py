@@ -15,13 +15,10 @@ import torch
 from gtr_pack.gtr_core import headloop, pipeline
 from gtr_pack.gtr_core.demo import DEMO_MAR
 from gtr_pack.gtr_core.diffusion import Chains, chain
-from gtr_pack.gtr_core.engine import Direct, Guidance, Reference, ReferenceMAR, common_canvas, direct
+from gtr_pack.gtr_core.engine import Direct, Guidance, Reference, ReferenceMAR, common_canvas
 from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.graphs import TOLERANCE, TOLERANCE_16_BIT, StepGraphs, advance_counted, disagreement
-from gtr_pack.gtr_core.hardware import best_dtype
 from gtr_pack.gtr_core.headloop import HeadLoop, exact_steps, phases
-from gtr_pack.gtr_core.infer import infer_lightgen_spec
-from gtr_pack.gtr_core.lightgen import LightGen
 from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
 from gtr_pack.gtr_core.plan import make_plan, plan_from_sequences
 from gtr_pack.gtr_core.sampler import sample
@@ -136,15 +133,6 @@ def test_a_canvas_is_shared_only_where_it_is_one():
     assert common_canvas(plan_from_sequences(schedule, (2, 3), sequences, [[2, 2], [2]])) is None
 
 
-@pytest.fixture(scope="module")
-def lightgen(golden_weights) -> LightGen:
-    weights = golden_weights("lightgen_tiny_fp16")
-    spec = infer_lightgen_spec({name: tuple(t.shape) for name, t in weights.items()}, heads=3)
-    model = LightGen(replace(spec, text_length=7))
-    model.load_state_dict(weights)
-    return model.eval().requires_grad_(False)
-
-
 @pytest.mark.parametrize("batch, scale", [(1, 2.0), (2, 2.0), (2, 1.0)])
 def test_lightgen(batch, scale, lightgen, golden):
     text = golden("lightgen_tiny_backbone")["text_in"][:batch]
@@ -231,16 +219,6 @@ def test_the_step_that_a_graph_records_in_16_bit(first_step, demo_model):
     assert error(first_step(rounded, StepGraphs(rounded, capture=False)), first_step(rounded)) < 1e-2
 
 
-@pytest.mark.parametrize("dtype, accelerate, units, found", [
-    (torch.bfloat16, True, True, torch.bfloat16), (torch.bfloat16, False, True, None),
-    (torch.bfloat16, True, False, None), (torch.float32, True, True, None)])
-def test_a_head_in_16_bit_where_there_are_units_for_it(dtype, accelerate, units, found, tiny_mar, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units}, raising=False)
-    rounded = direct(tiny_mar, None, accelerate=accelerate, device=torch.device("cpu"), dtype=dtype).rounded
-    assert (rounded and rounded.input_proj.weight.dtype) == found
-    assert tiny_mar.head.input_proj.weight.dtype == torch.float32
-
-
 @pytest.mark.parametrize("change", [0.0, 0.1, float("nan")])
 def test_kernels_that_differ_are_found_out(change, tiny_mar):
     """What decides whether Triton's step is used on a device."""
@@ -303,19 +281,6 @@ def test_cuda_graphs(labels, tiny_mar, caplog):
     assert torch.equal(run(model, STAGES, torch.tensor(labels), accelerate=True, **settings), with_graphs)
     assert error(with_graphs, run(model, STAGES, torch.tensor(labels), **settings)) < 1e-3
     assert error(with_graphs, run(model, STAGES, torch.tensor(labels), cache=Reference(), **settings)) < 1e-3
-
-
-@pytest.mark.parametrize("device, dtype", [("mps", torch.float32), ("xpu", torch.float32), ("meta", torch.float32)])
-def test_float32_where_nothing_faster_is_known(device, dtype):
-    assert best_dtype(device) == dtype
-
-
-@pytest.mark.parametrize("capabilities, dtype", [({"avx2": True}, torch.float32), ({}, torch.float32),
-                                                 ({"avx512_bf16": True}, torch.bfloat16),
-                                                 ({"avx512_bf16": False, "amx_tile": True}, torch.bfloat16)])
-def test_bfloat16_on_processors_with_units_for_it(capabilities, dtype, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert best_dtype("cpu") == dtype
 
 
 def test_bfloat16_in_the_transformer_stays_close(tiny_mar):

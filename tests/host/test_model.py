@@ -114,6 +114,23 @@ def test_the_host_manages_the_model(graph: Graph) -> None:
     assert mm.current_loaded_models == []
 
 
+def test_weights_are_packed_only_where_they_stay_and_nobody_objects(graph: Graph,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    acceleration, packs = core(graph, "acceleration"), []
+    if acceleration.trouble(torch.float32) is not None:
+        pytest.skip(f"layers cannot be packed here: {acceleration.trouble(torch.float32)}")
+    pack = acceleration.packed
+    monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: True)
+    monkeypatch.setattr(acceleration, "packed", lambda *arguments: packs.append(arguments) or pack(*arguments))
+    quick, _ = graph.sample()
+    assert len(packs) == 1 and packs[0][0] is graph.model.patcher.model.diffusion_model
+    plain, _ = graph.sample(acceleration="off")
+    torch.testing.assert_close(quick["samples"], plain["samples"], rtol=5e-3, atol=5e-3)
+    monkeypatch.setattr(graph.pack.module("nodes.host"), "stays_resident", lambda patcher: False)
+    moving, _ = graph.sample()
+    assert len(packs) == 1 and torch.equal(moving["samples"], plain["samples"])
+
+
 @pytest.mark.parametrize("weight_dtype", ["fp32", "bf16", "fp16"])
 def test_weight_dtypes_keep_the_head_in_float32(graph: Graph, weight_dtype: str) -> None:
     model = graph.one("GtR_LoadMAR", model_name=DEMO, weight_dtype=weight_dtype)
