@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from gtr_pack.gtr_core import acceleration, hardware
 from gtr_pack.gtr_core.budget import is_out_of_memory
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.engine import Cache, Guidance
@@ -16,6 +18,7 @@ from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.lazymar import LazyMAR
 from gtr_pack.gtr_core.mar import MAR
 from gtr_pack.gtr_core.noise import SeededNoise
+from gtr_pack.gtr_core.packed import trouble
 from gtr_pack.gtr_core.plan import make_plan
 from gtr_pack.gtr_core.sampler import sample
 from gtr_pack.gtr_core.schedule import Schedule
@@ -65,6 +68,41 @@ def test_memory_runs_out_at_every_allocation(model: MAR, kind: str) -> None:
     print(f"memory ran out at each of {whole.count} allocations")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_runs_out_at_every_allocation_of_an_accelerated_run(model: MAR, dtype: torch.dtype,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where packed weights find none the run goes on without them; everywhere else it ends."""
+    if trouble(dtype) is not None:
+        pytest.skip(f"layers cannot be packed here: {trouble(dtype)}")
+    monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: True)
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: True)
+    own = copy.deepcopy(model).to(dtype)
+    own.head.float()
+
+    def run(accelerate: bool = True) -> torch.Tensor:
+        return sample(own, make_plan(GTR, (4, 4), (1, 2)), torch.tensor([0, 2]), SeededNoise((1, 2), 4),
+                      guidance=Guidance(2.0), fts=FTS(0.3, 2), accelerate=accelerate, dtype=dtype)
+
+    expected, plain, went_on = run(), run(False), 0
+    with Fault() as whole:
+        run()
+    for at in range(1, whole.count + 1):
+        fault = Fault(at)
+        try:
+            with fault:
+                out = run()
+        except torch.OutOfMemoryError as caught:
+            assert "\n" not in str(caught)
+        else:
+            went_on += 1
+            assert dtype != torch.float32 or torch.equal(out, plain)
+            del out
+        assert fault.alive == 0, f"{fault.alive} tensors outlive an error at allocation {at}"
+        assert at % CHECKED or torch.equal(run(), expected), f"the run after an error at allocation {at} differs"
+    assert 0 < went_on < whole.count // 2
+    print(f"memory ran out at each of {whole.count} allocations, {went_on} of them for packed weights")
+
+
 @pytest.mark.parametrize("kind", ["gtr", "lazymar"])
 def test_interrupts_at_random_moments(model: MAR, kind: str) -> None:
     """Half of them between two operations, half wherever the interpreter is when they come."""
@@ -91,7 +129,8 @@ def test_interrupts_at_random_moments(model: MAR, kind: str) -> None:
 
 def test_the_command_line_says_that_memory_ran_out(capsys: pytest.CaptureFixture, tmp_path) -> None:
     arguments = ["generate", "--steps", "1,1,1", "--diffusion", "2,2,2", "--fts-steps", "2", "--json",
-                 "-o", str(tmp_path / "a.png")]
+                 "--acceleration", "off", "-o", str(tmp_path / "a.png")]
+    assert main(arguments) == 0  # tables that are kept are made once
     with Fault() as whole:
         assert main(arguments) == 0
     before = (tmp_path / "a.png").read_bytes()

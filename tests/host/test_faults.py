@@ -154,14 +154,14 @@ class Nodes:
     def __call__(self, node: str, **inputs: Any) -> tuple:
         return self.pack.classes[node].execute(**inputs).result
 
-    def draw(self) -> torch.Tensor:
+    def draw(self, acceleration: str = "auto") -> torch.Tensor:
         """A small run."""
         label = self("GtR_ClassCondition", model=self.model, class_name="", class_list="0")[0]
         schedule = self("GtR_Scheduler", preset="custom", steps="2, 1", diffusion_start=3, diffusion_end=3,
                         diffusion_reconstruction=3)[0]
         latent = self("GtR_EmptyLatent", model=self.model, width=0, height=0)[0]
         return self("GtR_Sampler", model=self.model, positive=label, schedule=schedule, latent_image=latent, seed=1,
-                    cfg=2.0, cfg_schedule="linear", temperature=1.0)[0]["samples"]
+                    cfg=2.0, cfg_schedule="linear", temperature=1.0, acceleration=acceleration)[0]["samples"]
 
 
 @pytest.fixture
@@ -170,20 +170,21 @@ def nodes(host_pack: HostPack, inference: None) -> Nodes:
 
 
 def test_memory_that_runs_out_in_the_host(nodes: Nodes) -> None:
-    """The error keeps the type by which the host knows it and unloads its models; the next run is right."""
+    """The error keeps the type by which the host knows it and unloads its models; the next run is right. Without
+    acceleration, which goes on without packed weights where they find no memory."""
     import comfy.model_management as mm
     from gtr_tests.faults import Fault
 
-    expected = nodes.draw()
+    expected, accelerated = nodes.draw("off"), nodes.draw()
     with Fault() as whole:
-        nodes.draw()
+        nodes.draw("off")
     for share in (0.05, 0.3, 0.6, 0.95):
         fault = Fault(int(whole.count * share))
         with pytest.raises(mm.OOM_EXCEPTION) as caught, fault:
-            nodes.draw()
+            nodes.draw("off")
         del caught
         mm.unload_all_models()
-        assert torch.equal(nodes.draw(), expected)
+        assert torch.equal(nodes.draw("off"), expected) and torch.equal(nodes.draw(), accelerated)
 
 
 def test_no_network_in_the_host(nodes: Nodes) -> None:

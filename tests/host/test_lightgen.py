@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from gtr_tests.recorded import error
 
 if TYPE_CHECKING:
     from gtr_tests.client import Client, Run
@@ -93,7 +94,8 @@ def test_a_batch_of_prompts(host_pack: Any, clip: Any, model: Any) -> None:
     out = draw(host_pack, model, both, batch=2)
     first = draw(host_pack, model, encode(host_pack, clip, "a fox"))
     assert out.shape == (2, 16, 8, 8)
-    torch.testing.assert_close(out[0], first[0], rtol=1e-3, atol=1e-3)
+    # The random model's values reach 1e7, so rounding shows in the small ones.
+    assert error(out[0], first[0]) < 1e-4 < error(out[1], first[0])
 
 
 def test_the_picture_depends_on_prompt_seed_and_size(host_pack: Any, clip: Any, model: Any) -> None:
