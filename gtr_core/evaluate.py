@@ -84,13 +84,15 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """What makes and measures pictures: one per process. ``device`` and ``dtype`` are the transformer's."""
+    """What makes and measures pictures: one per process. ``device`` and ``dtype`` are the transformer's;
+    ``accelerate`` is what :func:`gtr_core.sampler.sample` takes."""
 
     model: Model
     vae: KLVAE
     judge: PictureJudge
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    accelerate: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.model.spec, MARSpec):
@@ -106,9 +108,10 @@ class Studio:
 
     @cached_property
     def identity(self) -> str:
-        """Of model, VAE and judge with all their weights, of dtype and kind of device."""
+        """Of model, VAE and judge with all their weights, of dtype and kind of device, and of acceleration."""
         parts = [digest(part.state_dict(), part.spec) for part in (self.model, self.vae)]
-        return " ".join([*parts, self.judge.identity, str(self.dtype), torch.device(self.device).type])
+        return " ".join([*parts, self.judge.identity, str(self.dtype), torch.device(self.device).type,
+                         *["accelerated"] * self.accelerate])
 
     def key(self, task: Task) -> str:
         """A SHA-256 over everything that the task's result depends on (rounding aside: not the batch)."""
@@ -139,7 +142,7 @@ def evaluate_shard(studio: Studio, task: Task, batch: int, pictures: Path | None
         latents = generate_latents(
             studio.model, method.schedule, labels, (task.seed << 32) + start, guidance=method.guidance,
             temperature=method.temperature, cache=method.cache, fts=method.fts, device=studio.device,
-            dtype=studio.dtype)
+            dtype=studio.dtype, accelerate=studio.accelerate)
         images = decode_pictures(studio.vae, latents)
         for index, image in zip(indices, images if pictures else ()):
             write_png(picture_path(pictures, task, index), image)

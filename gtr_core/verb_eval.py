@@ -24,6 +24,7 @@ from .picture import draw_bars
 from .png import write_png
 from .reference import Judge, Measured, load_reference
 from .verbs import (
+    AUTO,
     add_engine_options,
     add_guidance_options,
     check_device,
@@ -69,6 +70,8 @@ def add_judge_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--work", metavar="DIR", default="eval_work", help="intermediate results; a rerun goes on there")
     sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     sub.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the transformer")
+    sub.add_argument("--acceleration", choices=(AUTO, "off"), default="off",
+                     help="auto: faster; what it does depends on the machine, and rounding with it")
 
 
 def evaluate_methods(options: argparse.Namespace) -> None:
@@ -89,7 +92,8 @@ def evaluate_methods(options: argparse.Namespace) -> None:
     result = {"command": options.command, "model": studio.model.spec.name, "metrics": options.metrics,
               "images": options.images, "seeds": list(seeds), "interval": "95 % Student t over the seeds",
               "settings": {method.name: method.settings() for method in methods},
-              "dtype": options.dtype, "machine": describe_machine(options.device), "rows": rows} | floor(seeds)
+              "dtype": options.dtype, "acceleration": options.acceleration,
+              "machine": describe_machine(options.device), "rows": rows} | floor(seeds)
     if options.png:
         write_png(options.png, _draw(result))
     note = f"\n\nno row of real pictures: {result['floor_missing']}" if "floor_missing" in result else ""
@@ -169,7 +173,7 @@ def make_studio(options: argparse.Namespace, judge: PictureJudge) -> Studio:
         raise GtRError("no VAE: give the model's VAE file with --vae (kl16 for the published MAR models)")
     model = pipeline.build_model(model_file(options.model), device=options.device, dtype=DTYPES[options.dtype])
     vae = pipeline.build_vae(options.vae or DEMO_VAE, device=options.device)
-    return Studio(model, vae, judge, options.device, DTYPES[options.dtype])
+    return Studio(model, vae, judge, options.device, DTYPES[options.dtype], options.acceleration == AUTO)
 
 
 def _cost(method: Method, studio: Studio) -> dict:
