@@ -134,7 +134,8 @@ def test_keys_tell_parts_and_pieces_apart(studio, extractor):
     task = tasks([RANDOM], [0], 4)[0]
     others = [studio.key(other) for other in (replace(task, seed=1), replace(task, start=4), replace(task, count=3))]
     for part in ({"dtype": torch.bfloat16}, {"accelerate": True},
-                 {"judge": Judge(randomised(Extractor(extractor.spec), 2))}, {"model": randomised(build(studio.model.spec), 3)}):
+                 {"judge": Judge(randomised(Extractor(extractor.spec), 2))},
+                 {"model": randomised(build(studio.model.spec), 3)}):
         others.append(replace(studio, **part).key(task))
     assert len({studio.key(task), *others}) == 8
     assert studio.key(task) == Studio(studio.model, studio.vae, studio.judge).key(task)
