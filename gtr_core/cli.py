@@ -141,7 +141,8 @@ def _device_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dtype", choices=(*DTYPES, verbs.AUTO), default="float32",
                      help="of the transformer; auto: the fastest that the device has units for")
     sub.add_argument("--acceleration", choices=(verbs.AUTO, "off"), default=verbs.AUTO,
-                     help="auto: CUDA graphs of the diffusion head; with a 16-bit --dtype, most of its steps in 16 bit")
+                     help="auto: what pays on the device: CUDA graphs of the diffusion head, packed weights, and with "
+                          "a 16-bit --dtype most of the head's steps in 16 bit")
 
 
 def _fts_options(sub: argparse.ArgumentParser) -> None:

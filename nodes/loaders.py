@@ -19,7 +19,7 @@ class LoadMAR(io.ComfyNode):
                 io.Combo.Input("model_name", options=host.model_names("diffusion_models"), default=host.DEMO,
                                tooltip="A .safetensors (or original .pth) file in models/diffusion_models."),
                 io.Combo.Input("weight_dtype", options=["default", *host.DTYPES], default="default", advanced=True,
-                               tooltip="Of the transformer. The diffusion head is always float32."),
+                               tooltip="Of the transformer. The diffusion head is loaded in float32."),
             ],
             outputs=[MarModel.Output(display_name="model")],
         )
@@ -56,7 +56,7 @@ class LoadLightGen(io.ComfyNode):
                     options=["default", *host.DTYPES],
                     default="default",
                     advanced=True,
-                    tooltip="Of the transformer. The diffusion head is always float32.",
+                    tooltip="Of the transformer. The diffusion head is loaded in float32.",
                 ),
                 io.Combo.Input(
                     "weights",
