@@ -163,7 +163,8 @@ def _run(model: Model, plan: Plan, contender: Contender, setting: Setting) -> tu
         torch.cuda.synchronize(setting.device)
     elapsed = time.perf_counter() - started, time.process_time() - processor
     peak = torch.cuda.max_memory_allocated(setting.device) if cuda else activation_bytes(
-        plan, model.spec, guided=setting.guidance.enabled, itemsize=contender.dtype.itemsize, fts=setting.fts)
+        plan, model.spec, guided=setting.guidance.enabled, itemsize=contender.dtype.itemsize,
+        device=setting.device, fts=setting.fts, cached=contender.cache is not None)
     return elapsed, peak
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from .graphs import StepGraphs
 from .head import DiffusionHead
 from .headloop import HeadLoop
 from .lightgen import LightGen
+from .memory import images_at_once
 from .models import Model
 from .noise import upload
 from .plan import Plan
@@ -95,7 +96,8 @@ class Direct:
     def evaluate(self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
                  conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """z of the targets (B, T, D), one per condition."""
-        return self.model(tokens, *tables, conditions, self.plan.grid)
+        return self._in_parts(tokens, tables, len(conditions), lambda part: self.model(
+            tokens[part], *(table[part] for table in tables), [each[part] for each in conditions], self.plan.grid))
 
     def evaluate_canvas(self, tokens: Tensor, masked: Tensor, places: Tensor, tables: tuple[Tensor, Tensor, Tensor],
                         conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -105,10 +107,19 @@ class Direct:
         batch = sum(map(len, rows))
         if batch == len(rows) * len(tokens):
             return self.evaluate(tokens, tables, conditions)
-        empty = masked[:, :0].expand(batch, -1)
-        (z,) = self.model(tokens[:1].expand(batch, -1, -1), empty, masked.expand(batch, -1), empty, [torch.cat(rows)],
-                          self.plan.grid)
+        tokens, masked, stacked = tokens[:1].expand(batch, -1, -1), masked.expand(batch, -1), torch.cat(rows)
+        empty = masked[:, :0]
+        (z,) = self._in_parts(tokens, (empty, masked, empty), 1, lambda part: self.model(
+            tokens[part], empty[part], masked[part], empty[part], [stacked[part]], self.plan.grid))
         return tuple(pick(half, places) for half in z.split([len(part) for part in rows]))
+
+    def _in_parts(self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], halves: int,
+                  evaluate: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """``evaluate`` of as many images at a time as pay, in order."""
+        size = images_at_once(self.model.spec, sum(table.shape[1] for table in tables), halves, tokens.dtype.itemsize,
+                              tokens.device)
+        parts = [evaluate(slice(start, start + size)) for start in range(0, len(tokens), size)]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(half) for half in zip(*parts))
 
     def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
                 on_step: OnStep) -> Tensor:
@@ -123,21 +134,29 @@ class DirectLightGen(Direct):
 
     def evaluate(self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
                  conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        known, targets, context = tables
-        return self._read(self.model.decode_targets(tokens, known, targets, context, self.plan.grid), targets,
-                          conditions)
+        def part(images: slice) -> tuple[Tensor, ...]:
+            known, targets, context = (table[images] for table in tables)
+            decoded = self.model.decode_targets(tokens[images], known, targets, context, self.plan.grid)
+            return self._read(decoded, targets, conditions, images)
+
+        return self._in_parts(tokens, tables, len(conditions), part)
 
     def evaluate_canvas(self, tokens: Tensor, masked: Tensor, places: Tensor, tables: tuple[Tensor, Tensor, Tensor],
                         conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
         empty = masked[:, :0]
         decoded = self.model.decode_targets(tokens[:1], empty, masked, empty, self.plan.grid)
-        return self._read(pick(decoded, places), tables[1], conditions)
+        return self._in_parts(tokens, tables, len(conditions), lambda images: self._read(
+            pick(decoded, places[images]), tables[1][images], conditions, images))
 
-    def _read(self, decoded: Tensor, targets: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _read(self, decoded: Tensor, targets: Tensor, conditions: Sequence[Tensor],
+              images: slice) -> tuple[Tensor, ...]:
+        """z of some ``images`` of the batch, whose rows ``decoded`` and ``targets`` are."""
         halves = len(conditions)
         if halves not in self.text:
             self.text[halves] = self.model.remember(torch.cat(list(conditions)))
-        return self.model.read(decoded.repeat(halves, 1, 1), targets.repeat(halves, 1), self.text[halves],
+        text = [tuple(t.unflatten(0, (halves, -1))[:, images].flatten(0, 1) for t in pair)
+                for pair in self.text[halves]]
+        return self.model.read(decoded.repeat(halves, 1, 1), targets.repeat(halves, 1), text,
                                self.plan.grid).chunk(halves)
 
 

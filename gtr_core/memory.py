@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from dataclasses import replace
 from functools import lru_cache
@@ -19,6 +20,16 @@ from .spec import HeadSpec, LightGenSpec, ModelSpec
 # Tensors of (rows, dim) that live at once in a block: residual, norm, q, k, v, output; and the MLP's two.
 BLOCK_TENSORS = 6
 HEAD_TENSORS = 10
+# The MLP's hidden layer of the images that go through the transformer at once on a processor: above, the time per image
+# rises with every image, as activations leave the caches and are mapped anew in every layer.
+PART_BYTES = 16 * 2**20
+
+
+def images_at_once(spec: ModelSpec, positions: int, halves: int, itemsize: int, device: torch.device | str) -> int:
+    """How many images with ``positions`` tokens each, in so many guidance ``halves``, pay in one evaluation."""
+    if torch.device(device).type != "cpu":
+        return sys.maxsize
+    return max(1, PART_BYTES // (halves * (spec.buffer + positions) * spec.dim * spec.mlp_ratio * itemsize))
 
 
 def noise_bytes(plan: Plan, spec: ModelSpec, fts: FTS | None = None) -> int:
@@ -26,20 +37,25 @@ def noise_bytes(plan: Plan, spec: ModelSpec, fts: FTS | None = None) -> int:
     return max((_step_noise(plan, step, spec, fts) for step in plan.steps), default=0)
 
 
-def activation_bytes(plan: Plan, spec: ModelSpec, *, guided: bool, itemsize: int, fts: FTS | None = None,
-                     graphs: bool = False) -> int:
-    """An upper estimate in bytes for ``plan``; ``itemsize`` is the transformer's.
+def activation_bytes(plan: Plan, spec: ModelSpec, *, guided: bool, itemsize: int, device: torch.device | str,
+                     fts: FTS | None = None, graphs: bool = False, cached: bool = False) -> int:
+    """An upper estimate in bytes for ``plan`` on ``device``; ``itemsize`` is the transformer's. A ``cached`` run takes
+    all images at once everywhere; what its cache keeps is not in it.
 
     It grows linearly with the batch, except for a constant part: the head's chunks of modulations, ``graphs``, and
     beside a transformer in 16 bit the head's copy in 16 bit.
     """
-    rows, peak = plan.batch * (2 if guided else 1), 0
+    halves, peak = 2 if guided else 1, 0
+    rows = plan.batch * halves
     head = _empty_head(spec.head)
     layers = (sum(head.widths) + spec.head.width) * 4
     for step in plan.steps:
-        sequence = spec.buffer + step.known.shape[1] + step.tokens + step.context.shape[1]
-        block = rows * sequence * spec.dim * (BLOCK_TENSORS + 2 * spec.mlp_ratio) * itemsize
-        scores = rows * spec.heads * sequence**2 * itemsize
+        positions = step.known.shape[1] + step.tokens + step.context.shape[1]
+        sequence = spec.buffer + positions
+        images = sys.maxsize if cached else images_at_once(spec, positions, halves, itemsize, device)
+        together = halves * min(plan.batch, images)
+        block = together * sequence * spec.dim * (BLOCK_TENSORS + 2 * spec.mlp_ratio) * itemsize
+        scores = together * spec.heads * sequence**2 * itemsize
         loop = rows * step.tokens * spec.head.width * HEAD_TENSORS * 4 + CHUNK_ROWS * layers
         peak = max(peak, block + scores, loop + _step_noise(plan, step, spec, fts))
     text = 2 * spec.text_length * spec.dim * (spec.cross_depth + 1) * itemsize if isinstance(spec, LightGenSpec) else 0
@@ -80,5 +96,5 @@ def check_run(plan: Plan, spec: ModelSpec, *, device: torch.device | str, fts: F
     """
     needed = noise_bytes(plan, spec, fts)
     if torch.device(device).type == "cpu":
-        needed = max(needed, activation_bytes(plan, spec, fts=fts, **settings))
+        needed = max(needed, activation_bytes(plan, spec, fts=fts, device=device, **settings))
     check_budget(needed, f"{plan.batch} x {plan.tokens} tokens need")

@@ -59,7 +59,8 @@ def generate_latents(model: Model, schedule: Schedule, condition: Tensor | Seque
     spec, seeds = model.spec, image_seeds(seed, len(condition))
     grid = grid or spec.grid
     plan = make_plan(schedule, grid, seeds)
-    check_run(plan, spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device, fts=fts)
+    check_run(plan, spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device, fts=fts,
+              cached=cache is not None)
     tokens = sample(model, plan, torch.as_tensor(condition),
                     SeededNoise(seeds, spec.head.channels), guidance=guidance, temperature=temperature, fts=fts,
                     cache=cache, accelerate=accelerate, device=device, dtype=dtype, callback=callback)

@@ -79,10 +79,11 @@ def sample(
     cancels the run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
     """
     _check(model, plan, condition, negative, tokens, temperature, fts)
-    prepared = Prepared(model)
+    prepared, cached = Prepared(model), cache is not None
     if accelerate:
-        prepared = prepare(model, torch.device(device), dtype, activation_bytes(
-            plan, model.spec, guided=guidance.enabled, itemsize=dtype.itemsize, fts=fts), cached=cache is not None)
+        needed = activation_bytes(plan, model.spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device,
+                                  fts=fts, cached=cached)
+        prepared = prepare(model, torch.device(device), dtype, needed, cached=cached)
     tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
     tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
     spent = torch.zeros(tokens.shape[:2], dtype=torch.int32, device=device)

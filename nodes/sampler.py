@@ -121,8 +121,9 @@ class Sampler(io.ComfyNode):
         groups = [(rows, plan_regions(schedule, spec, [seeds[k] for k in rows], unknown[rows[0]].numpy(),
                                       latent_image.get(WINDOWS))) for rows in same_masks(unknown)]
         accelerate = acceleration == "auto"
-        settings = {"guided": guidance.enabled, "fts": fts,
-                    "graphs": accelerate and cache is None and model.patcher.load_device.type == "cuda"}
+        device, cached = model.patcher.load_device, cache is not None
+        settings = {"guided": guidance.enabled, "fts": fts, "device": device, "cached": cached,
+                    "graphs": accelerate and not cached and device.type == "cuda"}
         split = [in_parts(model, region.plan, **settings) for _, regions in groups for region in regions]
         load_model(model, sum(split, []), **settings)
         host.reset_peak(model.patcher)
@@ -130,7 +131,7 @@ class Sampler(io.ComfyNode):
         draw = partial(
             sample, model.patcher.model.diffusion_model, guidance=guidance, temperature=temperature, fts=fts,
             cache=cache, accelerate=accelerate and host.stays_resident(model.patcher),
-            device=model.patcher.load_device, dtype=model.patcher.model.compute_dtype, callback=monitor)
+            device=device, dtype=model.patcher.model.compute_dtype, callback=monitor)
         tokens = latent_to_tokens(samples, spec.latent).cpu().clone()
         steps, planned = np.zeros((2, batch, tokens.shape[1]), np.int64)
         reports, plans_left = list(model.notes), iter(split)
@@ -194,9 +195,9 @@ def parts_of(region: Region, rows: list[int], plans: list[Plan]) -> Iterator[tup
 
 def load_model(model: host.ModelHandle, plans: list[Plan], **settings) -> None:
     """Have the host bring the model to its device with room for every plan."""
-    itemsize, device = model.patcher.model.compute_dtype.itemsize, model.patcher.load_device
+    itemsize = model.patcher.model.compute_dtype.itemsize
     for plan in plans:
-        check_run(plan, model.spec, itemsize=itemsize, device=device, **settings)
+        check_run(plan, model.spec, itemsize=itemsize, **settings)
     memory = max(activation_bytes(plan, model.spec, itemsize=itemsize, **settings) for plan in plans)
     mm.load_models_gpu([model.patcher], memory_required=memory)
 

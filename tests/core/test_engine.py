@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gtr_pack.gtr_core import headloop, pipeline
+from gtr_pack.gtr_core import headloop, memory, pipeline
 from gtr_pack.gtr_core.demo import DEMO_MAR
 from gtr_pack.gtr_core.diffusion import Chains, chain
 from gtr_pack.gtr_core.engine import Direct, Guidance, Reference, ReferenceMAR, common_canvas
@@ -121,6 +121,25 @@ def test_the_last_block_runs_at_the_targets_only(tiny_mar):
     plan = make_plan(RANDOM, (8, 8), (3,))
     shapes = evaluations(tiny_mar.decoder_blocks[-1].mlp, lambda: run(tiny_mar, RANDOM, torch.tensor([3])))
     assert [shape[1] for shape in shapes] == [step.tokens for step in plan.steps]
+
+
+@pytest.mark.parametrize("labels, evaluations_of", [([3, 4, 5], [1] * 4 + [2] * 12), ([3, 3, 3], [1] * 2 + [2] * 12)])
+def test_a_processor_takes_a_few_images_at_once(labels, evaluations_of, tiny_mar, monkeypatch):
+    """Here one, in both halves of guidance; of the shared canvas one row."""
+    labels, expected = torch.tensor(labels), run(tiny_mar, RANDOM, torch.tensor(labels))
+    monkeypatch.setattr(memory, "PART_BYTES", 1)
+    assert error(run(tiny_mar, RANDOM, labels), expected) < 1e-3
+    shapes = evaluations(tiny_mar.decoder_blocks[0], lambda: run(tiny_mar, RANDOM, labels))
+    assert [shape[0] for shape in shapes] == evaluations_of
+
+
+def test_lightgen_on_a_processor_takes_a_few_images_at_once(lightgen, golden, monkeypatch):
+    text = golden("lightgen_tiny_backbone")["text_in"]
+    expected = run(lightgen, STAGES, text)
+    monkeypatch.setattr(memory, "PART_BYTES", 1)
+    assert error(run(lightgen, STAGES, text), expected) < 1e-3
+    shapes = evaluations(lightgen.cross_attn_blocks[0], lambda: run(lightgen, STAGES, text))
+    assert [shape[0] for shape in shapes] == [2] * 2 * sum(STAGES.steps)
 
 
 def test_a_canvas_is_shared_only_where_it_is_one():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gtr_pack.gtr_core import engine, memory
 from gtr_pack.gtr_core.engine import Guidance
 from gtr_pack.gtr_core.fts import FTS
 from gtr_pack.gtr_core.memory import activation_bytes, images_that_fit
@@ -62,8 +63,11 @@ class MetaNoise(SeededNoise):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("batch", [1, 12])
-def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch):
+@pytest.mark.parametrize("batch, at_once", [(1, 100), (12, 100), (12, 3)])
+def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch, at_once, monkeypatch):
+    """Whether the transformer takes all images at once, or as on a processor a few."""
+    for module in (memory, engine):
+        monkeypatch.setattr(module, "images_at_once", lambda *_: at_once)
     spec, seeds, fts = SPECS[name], image_seeds(0, batch), FTS(0.1, 4)
     plan = make_plan(schedule, spec.grid, seeds)
     model = build(spec, device="meta").requires_grad_(False)
@@ -72,7 +76,7 @@ def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch):
     with Peak(model) as peak:
         sample(model, plan, condition, MetaNoise(seeds, spec.head.channels), guidance=Guidance(3.0), fts=fts,
                device="meta")
-    estimate = activation_bytes(plan, spec, guided=True, itemsize=4, fts=fts)
+    estimate = activation_bytes(plan, spec, guided=True, itemsize=4, device="meta", fts=fts)
     print(f"{name} {schedule.name} {batch}: {peak.most / 2**20:.1f} MiB, estimate {estimate / 2**20:.1f} MiB")
     assert peak.most <= estimate <= 5 * peak.most
 
@@ -80,7 +84,7 @@ def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch):
 def test_what_fits():
     spec = SPECS["mar-b"]
     plan = make_plan(SCHEDULES[0], spec.grid, image_seeds(0, 10))
-    settings = dict(guided=True, itemsize=4, fts=None)
+    settings = dict(guided=True, itemsize=4, device="cuda", fts=None)
     parts = [activation_bytes(replace(plan, batch=batch), spec, **settings) for batch in range(1, 11)]
     slopes = {after - before for before, after in zip(parts, parts[1:])}
     assert len(slopes) == 1 and min(slopes) > 0

@@ -64,7 +64,7 @@ def test_runs_that_nobody_can_hold() -> None:
         check_run(plan, LIGHTGEN, guided=True, itemsize=4, device="cpu")
     noise = memory.noise_bytes(plan, LIGHTGEN)
     drawn = 4 * 65_536 * LIGHTGEN.head.channels * 1001 * 4
-    assert 3 * drawn < noise < memory.activation_bytes(plan, LIGHTGEN, guided=True, itemsize=4)
+    assert 3 * drawn < noise < memory.activation_bytes(plan, LIGHTGEN, guided=True, itemsize=4, device="cpu")
     many = make_plan(preset("gtr-paper"), (16, 16), (1,))
     check_run(many, LIGHTGEN, guided=True, itemsize=4, device="cpu")
 
