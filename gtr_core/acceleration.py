@@ -17,6 +17,9 @@ from .packed import FAILURES, packed, packed_bytes, trouble
 
 logger = logging.getLogger("gtr_mar")
 
+# Weights of a layer times images of the batch: with less a product is over before oneDNN has found what to run.
+SMALLEST = 2**18
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -28,27 +31,32 @@ class Prepared:
     graphs: StepGraphs | None = None
 
 
-def prepare(model: Model, device: torch.device, dtype: torch.dtype, needed: int, *, cached: bool = False) -> Prepared:
-    """What pays on ``device`` for a transformer that computes in ``dtype``, beside activations of ``needed`` bytes.
-    A ``cached`` run evaluates the head in its own way: in float32, without graphs."""
+def prepare(model: Model, device: torch.device, dtype: torch.dtype, images: int, needed: int, *,
+            cached: bool = False) -> Prepared:
+    """What pays on ``device`` for ``images`` at once and a transformer that computes in ``dtype``, beside activations
+    of ``needed`` bytes. A ``cached`` run evaluates the head in its own way: in float32, without graphs."""
     fast, rounded, graphs = dtype in fast_dtypes(device), None, None
     if not cached:
         rounded = model.head.rounded(dtype) if fast and dtype.itemsize == 2 else None
         graphs = StepGraphs(rounded or model.head) if device.type == "cuda" else None
     prepared = Prepared(model, rounded, graphs)
-    return _pack(prepared, dtype, needed) if device.type == "cpu" and fast and cpu_has_wide_vectors() else prepared
+    if device.type == "cpu" and fast and cpu_has_wide_vectors():
+        return _pack(prepared, dtype, SMALLEST // images, needed)
+    return prepared
 
 
-def _pack(plain: Prepared, dtype: torch.dtype, needed: int) -> Prepared:
+def _pack(plain: Prepared, dtype: torch.dtype, smallest: int, needed: int) -> Prepared:
     """With packed weights; after one line in the log without, where they have no room or cannot be had."""
     heads = () if plain.rounded is None else (plain.rounded,)
-    size = sum(packed_bytes(module, dtype) for module in (plain.model, *heads))
+    size = sum(packed_bytes(module, dtype, smallest) for module in (plain.model, *heads))
+    if not size:
+        return plain
     reason, free = trouble(torch.float32) or trouble(dtype), available_bytes()
     if free is not None and size + needed > free:
         reason = f"with {size / 2**30:.1f} GiB for them the run needs more than the {free / 2**30:.1f} GiB left"
     if reason is None:
         try:
-            return Prepared(packed(plain.model, dtype), *(packed(head, dtype) for head in heads))
+            return Prepared(packed(plain.model, dtype, smallest), *(packed(head, dtype, smallest) for head in heads))
         except FAILURES as error:
             reason = str(error).partition("\n")[0]
     logger.warning("Weights are not packed for this run: %s", reason)

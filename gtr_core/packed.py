@@ -33,21 +33,22 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def packed(module: Module, dtype: torch.dtype) -> Module:
-    """A copy of ``module`` that computes in ``dtype``, a head in its own; all but linear layers is shared with it."""
+def packed(module: Module, dtype: torch.dtype, smallest: int = 0) -> Module:
+    """A copy of ``module`` that computes in ``dtype``, a head in its own; all but linear layers of at least
+    ``smallest`` weights is shared with it."""
     if isinstance(module, nn.Linear):
-        return PackedLinear(module, dtype)
+        return PackedLinear(module, dtype) if module.weight.numel() >= smallest else module
     dtype = _dtype_within(module, dtype)
     twin = copy.copy(module)
-    twin._modules = {name: packed(child, dtype) for name, child in module.named_children()}
+    twin._modules = {name: packed(child, dtype, smallest) for name, child in module.named_children()}
     return twin
 
 
-def packed_bytes(module: nn.Module, dtype: torch.dtype) -> int:
+def packed_bytes(module: nn.Module, dtype: torch.dtype, smallest: int = 0) -> int:
     """What the weights of :func:`packed` take."""
     if isinstance(module, nn.Linear):
-        return module.weight.numel() * dtype.itemsize
-    return sum(packed_bytes(child, _dtype_within(module, dtype)) for child in module.children())
+        return module.weight.numel() * dtype.itemsize if module.weight.numel() >= smallest else 0
+    return sum(packed_bytes(child, _dtype_within(module, dtype), smallest) for child in module.children())
 
 
 def trouble(dtype: torch.dtype) -> str | None:

@@ -83,7 +83,7 @@ def sample(
     if accelerate:
         needed = activation_bytes(plan, model.spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device,
                                   fts=fts, cached=cached)
-        prepared = prepare(model, torch.device(device), dtype, needed, cached=cached)
+        prepared = prepare(model, torch.device(device), dtype, plan.batch, needed, cached=cached)
     tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
     tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
     spent = torch.zeros(tokens.shape[:2], dtype=torch.int32, device=device)

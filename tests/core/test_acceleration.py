@@ -32,7 +32,8 @@ needs_packing = pytest.mark.skipif(TROUBLE is not None, reason=f"layers cannot b
 
 @pytest.fixture
 def wide(monkeypatch):
-    """A processor on which packing pays, with units for bfloat16."""
+    """A processor on which packing pays, even of small layers, with units for bfloat16."""
+    monkeypatch.setattr(acceleration, "SMALLEST", 0)
     monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: True)
     monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: True)
 
@@ -107,8 +108,22 @@ def test_packed_weights_go_with_their_run(tiny_mar, wide, monkeypatch):
 @needs_packing
 def test_where_packing_pays(wide_vectors, dtype, found, tiny_mar, monkeypatch, caplog):
     monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: wide_vectors)
-    assert linear_layers(prepare(tiny_mar, CPU, dtype, 0).model) == found
+    monkeypatch.setattr(acceleration, "SMALLEST", 0)
+    assert linear_layers(prepare(tiny_mar, CPU, dtype, 1, 0).model) == found
     assert not caplog.records
+
+
+@needs_packing
+def test_layers_with_little_to_do_stay_as_they_are(tiny_mar, monkeypatch):
+    monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: True)
+    sizes = sorted({layer.weight.numel() for layer in tiny_mar.modules() if isinstance(layer, nn.Linear)})
+    monkeypatch.setattr(acceleration, "SMALLEST", 4 * sizes[-1])
+    assert prepare(tiny_mar, CPU, torch.float32, 3, 0).model is tiny_mar
+    some = prepare(tiny_mar, CPU, torch.float32, 4, 0).model
+    assert linear_layers(some) == {nn.Linear, PackedLinear}
+    assert {each.in_features * each.out_features for each in some.modules() if isinstance(each, PackedLinear)} == {
+        sizes[-1]}
+    assert packed_bytes(tiny_mar, torch.float32, sizes[-1]) % (4 * sizes[-1]) == 0
 
 
 def no_memory(monkeypatch):
@@ -124,7 +139,7 @@ def other_operation(monkeypatch):
 
 
 def failing_operation(monkeypatch):
-    monkeypatch.setattr(acceleration, "packed", lambda module, dtype: torch.empty(2 ** 60))
+    monkeypatch.setattr(acceleration, "packed", lambda *_: torch.empty(2 ** 60))
 
 
 @needs_packing
@@ -134,7 +149,7 @@ def failing_operation(monkeypatch):
 def test_without_packed_weights_after_one_line(fault, words, tiny_mar, wide, monkeypatch, caplog):
     fault(monkeypatch)
     with caplog.at_level(logging.WARNING):
-        prepared = prepare(tiny_mar, CPU, torch.float32, 0)
+        prepared = prepare(tiny_mar, CPU, torch.float32, 1, 0)
     assert prepared.model is tiny_mar
     (record,) = caplog.records
     assert record.getMessage().startswith("Weights are not packed for this run: ")
@@ -147,7 +162,7 @@ def test_without_packed_weights_after_one_line(fault, words, tiny_mar, wide, mon
 def test_a_head_in_16_bit_where_there_are_units_for_it(dtype, units, cached, found, tiny_mar, monkeypatch):
     monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: units)
     monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: False)
-    rounded = prepare(tiny_mar, CPU, dtype, 0, cached=cached).rounded
+    rounded = prepare(tiny_mar, CPU, dtype, 1, 0, cached=cached).rounded
     assert (rounded and rounded.input_proj.weight.dtype) == found
     assert tiny_mar.head.input_proj.weight.dtype == torch.float32
 
