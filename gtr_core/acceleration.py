@@ -47,16 +47,16 @@ def prepare(model: Model, device: torch.device, dtype: torch.dtype, images: int,
 
 def _pack(plain: Prepared, dtype: torch.dtype, smallest: int, needed: int) -> Prepared:
     """With packed weights; after one line in the log without, where they have no room or cannot be had."""
-    heads = () if plain.rounded is None else (plain.rounded,)
-    size = sum(packed_bytes(module, dtype, smallest) for module in (plain.model, *heads))
+    modules = [plain.model, *([] if plain.rounded is None else [plain.rounded])]
+    size, free = sum(packed_bytes(module, dtype, smallest) for module in modules), available_bytes()
     if not size:
         return plain
-    reason, free = trouble(torch.float32) or trouble(dtype), available_bytes()
+    reason = next(filter(None, map(trouble, {torch.float32, dtype})), None)
     if free is not None and size + needed > free:
         reason = f"with {size / 2**30:.1f} GiB for them the run needs more than the {free / 2**30:.1f} GiB left"
     if reason is None:
         try:
-            return Prepared(packed(plain.model, dtype, smallest), *(packed(head, dtype, smallest) for head in heads))
+            return Prepared(*(packed(module, dtype, smallest) for module in modules))
         except FAILURES as error:
             reason = str(error).partition("\n")[0]
     logger.warning("Weights are not packed for this run: %s", reason)

@@ -94,8 +94,9 @@ def test_a_batch_of_prompts(host_pack: Any, clip: Any, model: Any) -> None:
     out = draw(host_pack, model, both, batch=2)
     first = draw(host_pack, model, encode(host_pack, clip, "a fox"))
     assert out.shape == (2, 16, 8, 8)
-    # The random model's values reach 1e7, so rounding shows in the small ones.
+    # The random model's values reach 1e7, so rounding shows in single small ones.
     assert error(out[0], first[0]) < 1e-4 < error(out[1], first[0])
+    assert torch.isclose(out[0], first[0], rtol=1e-3, atol=1e-3).float().mean() > 0.99
 
 
 def test_the_picture_depends_on_prompt_seed_and_size(host_pack: Any, clip: Any, model: Any) -> None:
