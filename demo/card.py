@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gtr_core.checkpoints import build_model, build_vae
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
-from gtr_core.engine import Guidance
-from gtr_core.extractor import Extractor, load_extractor
-from gtr_core.mar import MAR
-from gtr_core.pipeline import build_model, build_vae, decode_pictures, generate_latents
-from gtr_core.schedule import preset
-from gtr_core.vae import KLVAE
+from gtr_core.evaluation.classifier import Extractor, load_extractor
+from gtr_core.models.mar import MAR
+from gtr_core.models.vae import KLVAE
+from gtr_core.pipeline import decode_pictures, generate_latents
+from gtr_core.plans.method import Guidance
+from gtr_core.plans.presets import preset
 
 from . import data, pictures, runs
 from .judge import JudgePlan

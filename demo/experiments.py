@@ -17,24 +17,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gtr_core import quality
-from gtr_core.canvas import enlarge
+from gtr_core.checkpoints import build_model, build_vae
+from gtr_core.costs.flops import method_report
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
-from gtr_core.engine import Guidance
-from gtr_core.evaluate import Method, Studio, Task, evaluate, make_shard
-from gtr_core.extractor import load_extractor
-from gtr_core.fts import FTS
-from gtr_core.metrics import frechet, interval
+from gtr_core.drawing.canvas import enlarge
+from gtr_core.drawing.heatmap import Spent, draw_heat, planned_steps
+from gtr_core.drawing.png import write_png
+from gtr_core.evaluation import tables as quality
+from gtr_core.evaluation.classifier import load_extractor
+from gtr_core.evaluation.evaluate import Studio, Task, evaluate, make_shard
+from gtr_core.evaluation.features import Judge, Measured, joined, load_reference
+from gtr_core.evaluation.metrics import frechet, interval
+from gtr_core.jobs.workers import Engine, Worker
+from gtr_core.models.mar import MARSpec, mar_spec
 from gtr_core.noise import image_seeds
-from gtr_core.overlay import Spent, draw_heat, planned_steps
-from gtr_core.partition import PARTITIONS
-from gtr_core.pipeline import build_model, build_vae, decode_pictures, generate_latents
-from gtr_core.plan import make_plan
-from gtr_core.png import write_png
-from gtr_core.reference import Judge, Measured, joined, load_reference
-from gtr_core.schedule import SCOPES, Schedule, preset
-from gtr_core.spec import MARSpec, mar_spec
-from gtr_core.workers import Engine, Worker
+from gtr_core.pipeline import decode_pictures, generate_latents
+from gtr_core.plans.fts import FTS
+from gtr_core.plans.method import Guidance, Method
+from gtr_core.plans.partition import PARTITIONS
+from gtr_core.plans.plan import make_plan
+from gtr_core.plans.presets import preset
+from gtr_core.plans.schedule import SCOPES, Schedule
 
 from . import observations, pictures, runs
 
@@ -151,7 +154,7 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
     reference = load_reference(DEMO_REFERENCE, studio.judge)
     measured = evaluate(studio, experiment.methods, seeds, images, WORK, batch=batch, on_shard=_tell,
                         engine=Engine(workers=workers), make_worker=workers and partial(_make_worker, batch))
-    facts = {own.name: {"speedup": own.cost(experiment.cost or studio.model.spec)["speedup"]}
+    facts = {own.name: {"speedup": method_report(own, experiment.cost or studio.model.spec)["speedup"]}
              for own in experiment.methods}
     rows = quality.rows(measured, seeds, lambda made, seed: quality.figures(made, reference, seed), facts)
     floor = [quality.figures(made, others, seed) for seed, (made, others)

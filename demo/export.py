@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gtr_core.metadata import spec_metadata, vae_metadata
-from gtr_core.spec import MARSpec
-from gtr_core.vae import KLVAE
+from gtr_core.checkpoints.metadata import spec_metadata, vae_metadata
+from gtr_core.models.mar import MARSpec
+from gtr_core.models.vae import KLVAE
 
 from . import runs
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gtr_core.extractor import CLASS, Extractor, ExtractorSpec, load_extractor, save_extractor
-from gtr_core.reference import Judge, make_reference, rounded, save_measured
+from gtr_core.evaluation.classifier import CLASS, Extractor, ExtractorSpec, load_extractor, save_extractor
+from gtr_core.evaluation.features import Judge, make_reference, rounded, save_measured
 
 from . import data, runs
 

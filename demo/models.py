@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gtr_core.mar import MAR
-from gtr_core.spec import DiffusionSpec, HeadSpec, LatentSpec, MARSpec, VAESpec
-from gtr_core.vae import KLVAE
+from gtr_core.diffusion.chain import DiffusionSpec
+from gtr_core.diffusion.head import HeadSpec
+from gtr_core.models.latents import LatentSpec
+from gtr_core.models.mar import MAR, MARSpec
+from gtr_core.models.vae import KLVAE, VAESpec
 
 from .data import CLASS_NAMES
 

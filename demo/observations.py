@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gtr_core.engine import Guidance
-from gtr_core.latent import latent_to_tokens, tokens_to_latent
 from gtr_core.models import Model
+from gtr_core.models.latents import latent_to_tokens, tokens_to_latent
+from gtr_core.models.vae import KLVAE
 from gtr_core.noise import SeededNoise, image_seeds
-from gtr_core.plan import make_plan
-from gtr_core.sampler import sample
-from gtr_core.schedule import Schedule
-from gtr_core.vae import KLVAE
+from gtr_core.plans.method import Guidance
+from gtr_core.plans.plan import make_plan
+from gtr_core.plans.schedule import Schedule
+from gtr_core.sampling.sampler import sample
 
 from . import data, runs
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gtr_core.spec import LatentSpec
-from gtr_core.vae import KLVAE
+from gtr_core.models.latents import LatentSpec
+from gtr_core.models.vae import KLVAE
 
 from . import data, runs
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gtr_core import quality
-from gtr_core.metrics import Interval
-from gtr_core.quality import versus
+from gtr_core.evaluation import tables as quality
+from gtr_core.evaluation.metrics import Interval
+from gtr_core.evaluation.tables import versus
 
 from . import runs
 

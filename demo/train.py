@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
-from gtr_core.extractor import save_extractor
-from gtr_core.spec import LatentSpec
-from gtr_core.vae import KLVAE
+from gtr_core.evaluation.classifier import save_extractor
+from gtr_core.models.latents import LatentSpec
+from gtr_core.models.vae import KLVAE
 
 from . import data, runs
 from .export import save_mar, save_vae

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gtr_core.diffusion import Chain, chain
-from gtr_core.latent import latent_to_tokens
-from gtr_core.mar import MAR
-from gtr_core.spec import MARSpec
+from gtr_core.diffusion.chain import Chain, chain
+from gtr_core.models.latents import latent_to_tokens
+from gtr_core.models.mar import MAR, MARSpec
 
 from . import runs
 from .models import new_mar, sample_posterior

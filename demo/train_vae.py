@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gtr_core.vae import KLVAE
+from gtr_core.models.vae import KLVAE
 
 from . import data, runs
 from .models import new_vae, sample_posterior

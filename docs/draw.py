@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gtr_core.fts import FTS
-from gtr_core.picture import draw_plan
-from gtr_core.plan import make_plan
-from gtr_core.schedule import preset
+from gtr_core.drawing.plan_figure import draw_plan
+from gtr_core.plans.fts import FTS
+from gtr_core.plans.plan import make_plan
+from gtr_core.plans.presets import preset
 
 HERE = Path(__file__).resolve().parent
 NIGHT, CELL, INK = (17, 20, 34), (34, 40, 62), (244, 241, 232)

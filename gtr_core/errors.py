@@ -1,5 +1,7 @@
 """The one exception type that the library raises for input that it cannot use."""
 
+from __future__ import annotations
+
 LONGEST = 1000
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -38,3 +40,21 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
     """A safetensors file of small tensors with metadata. Raises GtRError."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     replace_file(path, lambda beside: beside.write_bytes(save(plain, dict(metadata))))
+
+
+def digest(tensors: Mapping[str, Tensor], description: object = "") -> str:
+    """A SHA-256 over names, dtypes, shapes and values: whether two sets of weights are the same."""
+    total = hashlib.sha256(repr(description).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Raises GtRError when that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GtRError(f"cannot make the folder {folder} ({error.strerror}): choose another") from error

@@ -36,13 +36,6 @@ def _state(seed: int, purpose: int, index: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(purpose, index)).generate_state(1, np.uint64)[0])
 
 
-def upload(t: Tensor, device: torch.device | str) -> Tensor:
-    """``t`` on the device; to a CUDA device through pinned memory, so that the host does not wait."""
-    if torch.device(device).type == "cuda" and t.device.type == "cpu":
-        return t.pin_memory().to(device, non_blocking=True)
-    return t.to(device)
-
-
 class NoiseSource(Protocol):
     """Where a run's noise comes from."""
 

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import load_model, load_vae, read_checkpoint
-from .engine import Cache, Guidance
 from .errors import GtRError
-from .fts import FTS
-from .latent import tokens_to_latent
-from .memory import check_run
-from .models import Model, build
+from .models import Model
+from .models.latents import tokens_to_latent
+from .models.vae import KLVAE
 from .noise import SeededNoise, image_seeds
-from .plan import make_plan
-from .sampler import Callback, sample
-from .schedule import Schedule
-from .vae import KLVAE
-
-
-def build_model(path: str | os.PathLike, *, device: torch.device | str = "cpu",
-                dtype: torch.dtype = torch.float32) -> Model:
-    """A model in evaluation mode from a checkpoint; ``dtype`` is the transformer's, the head is float32."""
-    spec, tensors = load_model(read_checkpoint(path))
-    model = build(spec, device=device, dtype=dtype)
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False)
-
-
-def build_vae(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> KLVAE:
-    """A KL VAE in evaluation mode, float32."""
-    spec, tensors = load_vae(read_checkpoint(path))
-    vae = KLVAE(spec)
-    vae.load_state_dict(tensors)
-    return vae.to(device).eval().requires_grad_(False)
+from .plans.fts import FTS
+from .plans.method import Cache, Guidance
+from .plans.plan import make_plan
+from .plans.schedule import Schedule
+from .sampling.memory import check_run
+from .sampling.sampler import Callback, sample
 
 
 def check_pair(model: Model, vae: KLVAE) -> None:

@@ -1,6 +1,6 @@
 """Cache nodes."""
 
-from ..gtr_core.lazymar import LazyMAR
+from ..gtr_core.sampling.lazymar import LazyMAR
 from ._api import GtrCache, io
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..gtr_core.classes import class_names, imagenet_names, parse_labels
 from ..gtr_core.demo import CLASS_NAMES as DEMO_NAMES
 from ..gtr_core.errors import GtRError
-from ..gtr_core.spec import MARSpec
+from ..gtr_core.models.labels import class_names, imagenet_names, parse_labels
+from ..gtr_core.models.mar import MARSpec
 from ._api import MarModel, io
 
 logger = logging.getLogger("gtr_mar")

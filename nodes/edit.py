@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..gtr_core.edit import REDRAWS, redrawn_tokens, windows
 from ..gtr_core.errors import GtRError
-from ..gtr_core.spec import LightGenSpec
+from ..gtr_core.models.lightgen import LightGenSpec
+from ..gtr_core.plans.regions import REDRAWS, redrawn_tokens, windows
 from ._api import GtrSchedule, MarModel, io
 from .latent import WINDOWS, latent_samples, masked_latent, token_grid, unknown_tokens
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..gtr_core.drawing.heatmap import HEATS, draw_heat
 from ..gtr_core.errors import GtRError
-from ..gtr_core.overlay import HEATS, draw_heat
 from . import host
 from ._api import GtrSteps, io, ui
 

@@ -25,17 +25,18 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor, nn
 
-from ..gtr_core.checkpoint import load_model, load_vae, read_checkpoint
+from ..gtr_core.checkpoints.checkpoint import load_model, load_vae, read_checkpoint
+from ..gtr_core.costs.report import progress_text
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
-from ..gtr_core.edit import Region
+from ..gtr_core.drawing.preview import draw_state, state_of
 from ..gtr_core.errors import GtRError
-from ..gtr_core.latent import preview_colours
-from ..gtr_core.models import Model, build
-from ..gtr_core.overlay import draw_state, state_of
-from ..gtr_core.report import progress_text
-from ..gtr_core.sampler import Progress
-from ..gtr_core.spec import LightGenSpec, MARSpec, ModelSpec, VAESpec
-from ..gtr_core.vae import regroup
+from ..gtr_core.models import Model, ModelSpec, build
+from ..gtr_core.models.latents import preview_colours
+from ..gtr_core.models.lightgen import LightGenSpec
+from ..gtr_core.models.mar import MARSpec
+from ..gtr_core.models.vae import VAESpec, regroup
+from ..gtr_core.plans.regions import Region
+from ..gtr_core.sampling.sampler import Progress
 
 logger = logging.getLogger("gtr_mar")
 

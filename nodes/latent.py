@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..gtr_core.budget import check_budget
+from ..gtr_core.device import check_budget
 from ..gtr_core.errors import GtRError
-from ..gtr_core.spec import ModelSpec
+from ..gtr_core.models import ModelSpec
 from . import host
 from ._api import MarModel, io
 

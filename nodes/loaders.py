@@ -1,6 +1,7 @@
 """Loader nodes."""
 
-from ..gtr_core.spec import LightGenSpec, MARSpec
+from ..gtr_core.models.lightgen import LightGenSpec
+from ..gtr_core.models.mar import MARSpec
 from . import host
 from ._api import MarModel, io
 

@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..gtr_core.edit import Region, whole_grid, window_regions
-from ..gtr_core.engine import GUIDANCE_SCHEDULES, Guidance
-from ..gtr_core.fts import FTS
-from ..gtr_core.latent import latent_to_tokens, tokens_to_latent
-from ..gtr_core.lazymar import LazyMAR
-from ..gtr_core.memory import activation_bytes, check_run, images_that_fit
+from ..gtr_core.costs.report import run_report
+from ..gtr_core.drawing.heatmap import Spent, planned_steps
+from ..gtr_core.models import ModelSpec
+from ..gtr_core.models.latents import latent_to_tokens, tokens_to_latent
+from ..gtr_core.models.lightgen import LightGenSpec
 from ..gtr_core.noise import SeededNoise, image_seeds
-from ..gtr_core.overlay import Spent, planned_steps
-from ..gtr_core.plan import Plan
-from ..gtr_core.report import run_report
-from ..gtr_core.sampler import sample
-from ..gtr_core.schedule import Schedule
-from ..gtr_core.spec import LightGenSpec, ModelSpec
+from ..gtr_core.plans.fts import FTS
+from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Guidance
+from ..gtr_core.plans.plan import Plan
+from ..gtr_core.plans.regions import Region, whole_grid, window_regions
+from ..gtr_core.plans.schedule import Schedule
+from ..gtr_core.sampling.lazymar import LazyMAR
+from ..gtr_core.sampling.memory import activation_bytes, check_run, images_that_fit
+from ..gtr_core.sampling.sampler import sample
 from . import host
 from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
 from .conditioning import labels_for_batch

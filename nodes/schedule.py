@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from ..gtr_core.drawing.plan_figure import draw_plan
 from ..gtr_core.errors import GtRError
-from ..gtr_core.fts import FTS, SELECTIONS
-from ..gtr_core.orders import PHASES
-from ..gtr_core.partition import PARTITIONS
-from ..gtr_core.picture import draw_plan
-from ..gtr_core.plan import make_plan
-from ..gtr_core.schedule import ORDERS, PRESETS, SCOPES, Schedule
-from ..gtr_core.schedule import preset as named_schedule
+from ..gtr_core.plans.fts import FTS, SELECTIONS
+from ..gtr_core.plans.orders import PHASES
+from ..gtr_core.plans.partition import PARTITIONS
+from ..gtr_core.plans.plan import make_plan
+from ..gtr_core.plans.presets import PRESETS
+from ..gtr_core.plans.presets import preset as named_schedule
+from ..gtr_core.plans.schedule import ORDERS, SCOPES, Schedule
 from . import host
 from ._api import GtrFts, GtrSchedule, MarModel, io, ui
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..gtr_core.errors import GtRError
-from ..gtr_core.spec import LightGenSpec
+from ..gtr_core.models.lightgen import LightGenSpec
 from ._api import io
 from .conditioning import LABELS, check_count, only_entry
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gtr_pack.gtr_core.infer import infer_lightgen_spec, infer_mar_spec
-from gtr_pack.gtr_core.lightgen import LightGen
-from gtr_pack.gtr_core.mar import MAR
+from gtr_pack.gtr_core.models.lightgen import LightGen, infer_lightgen_spec
+from gtr_pack.gtr_core.models.mar import MAR, infer_mar_spec
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -8,14 +8,15 @@ import pytest
 import torch
 from gtr_pack.demo import data
 from gtr_pack.demo.data import CLASS_NAMES, FACTORS
+from gtr_pack.gtr_core.checkpoints import build_model, build_vae
 from gtr_pack.gtr_core.demo import CLASS_NAMES as SHIPPED_NAMES
 from gtr_pack.gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
-from gtr_pack.gtr_core.engine import Guidance
-from gtr_pack.gtr_core.extractor import Extractor, load_extractor
-from gtr_pack.gtr_core.fts import FTS
-from gtr_pack.gtr_core.pipeline import build_model, build_vae, decode_pictures, generate_latents
-from gtr_pack.gtr_core.reference import Judge, load_reference
-from gtr_pack.gtr_core.schedule import preset
+from gtr_pack.gtr_core.evaluation.classifier import Extractor, load_extractor
+from gtr_pack.gtr_core.evaluation.features import Judge, load_reference
+from gtr_pack.gtr_core.pipeline import decode_pictures, generate_latents
+from gtr_pack.gtr_core.plans.fts import FTS
+from gtr_pack.gtr_core.plans.method import Guidance
+from gtr_pack.gtr_core.plans.presets import preset
 
 LABELS = torch.arange(10)
 

@@ -13,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("demo.models", "demo.observations", "demo.pool", "demo.quality_page", "demo.runs", "demo.train_mar",
-           "gtr_core.spec")
+           "gtr_core.models.latents")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_training_resumes_bitwise(demo, tmp_path):
     generator = torch.Generator().manual_seed(0)
     pool = demo.pool.Pool(torch.randn(8, 4, 32, 32, generator=generator), torch.full((8, 4, 32, 32), -4.0),
                 torch.arange(8))
-    spec = demo.models.demo_mar_spec(demo.spec.LatentSpec(channels=4, stride=4, patch=2, scale=1.0))
+    spec = demo.models.demo_mar_spec(demo.latents.LatentSpec(channels=4, stride=4, patch=2, scale=1.0))
     plan = demo.train_mar.MARPlan(batch=2, targets=8, steps=4, decay=2, log_every=1, save_every=2)
     for folder, counts in ((tmp_path / "once", (4,)), (tmp_path / "twice", (2, 4))):
         for count in counts:

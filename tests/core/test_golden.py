@@ -9,16 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gtr_pack.gtr_core.diffusion import chain, denoise, guided
-from gtr_pack.gtr_core.engine import Guidance
-from gtr_pack.gtr_core.head import timestep_features
-from gtr_pack.gtr_core.infer import infer_mar_spec, infer_vae_spec
-from gtr_pack.gtr_core.mar import MAR
-from gtr_pack.gtr_core.plan import plan_from_sequences
-from gtr_pack.gtr_core.sampler import sample
-from gtr_pack.gtr_core.schedule import Schedule, cosine_counts
-from gtr_pack.gtr_core.spec import KL16, mar_spec
-from gtr_pack.gtr_core.vae import KLVAE
+from gtr_pack.gtr_core.diffusion.chain import chain, denoise, guided
+from gtr_pack.gtr_core.diffusion.head import timestep_features
+from gtr_pack.gtr_core.models.mar import MAR, infer_mar_spec, mar_spec
+from gtr_pack.gtr_core.models.vae import KL16, KLVAE, infer_vae_spec
+from gtr_pack.gtr_core.plans.method import Guidance
+from gtr_pack.gtr_core.plans.plan import plan_from_sequences
+from gtr_pack.gtr_core.plans.schedule import Schedule, cosine_counts
+from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.recorded import RecordedNoise, error, positions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = sorted((ROOT / "gtr_core").glob("*.py"))
-PACK = [ROOT / "__init__.py", *CORE, *sorted((ROOT / "nodes").glob("*.py"))]
+CORE = sorted((ROOT / "gtr_core").rglob("*.py"))
+PACK = [ROOT / "__init__.py", *CORE, *sorted((ROOT / "nodes").rglob("*.py"))]
 ALLOWED = {"torch", "numpy", "safetensors", "einops"} | set(sys.stdlib_module_names)
 NETWORK = {"socket", "http", "urllib", "ssl", "ftplib", "asyncio", "requests", "aiohttp", "subprocess"}
 # Triton comes with torch for CUDA; its compiler's failures are named by the exceptions of subprocess.
-KERNELS = {"kernels": {"triton", "subprocess"}}
+KERNELS = {"triton_kernels": {"triton", "subprocess"}}
 HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "PIL"}
 
 
@@ -46,7 +46,7 @@ def test_no_prints_in_the_library_and_no_bare_except(path):
             assert node.type is not None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec"}
-            assert node.func.id != "print" or path.stem in ("cli", "verbs", "verb_eval", "verb_many")
+            assert node.func.id != "print" or path.parent.name == "cli"
 
 
 def test_the_root_imports_nothing_at_module_level():

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from gtr_pack.gtr_core.checkpoint import convert, load_model, read_checkpoint
+from gtr_pack.gtr_core.checkpoints.checkpoint import load_model, read_checkpoint
+from gtr_pack.gtr_core.checkpoints.convert import convert
+from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
+from gtr_pack.gtr_core.diffusion.head import HeadSpec
 from gtr_pack.gtr_core.errors import GtRError
-from gtr_pack.gtr_core.mar import MAR
-from gtr_pack.gtr_core.metadata import spec_metadata
-from gtr_pack.gtr_core.spec import HeadSpec
+from gtr_pack.gtr_core.models.mar import MAR
 from gtr_tests.stand_ins import randomised
 from safetensors.torch import load_file, save_file
 

@@ -10,19 +10,22 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from gtr_pack.gtr_core import acceleration, hardware
-from gtr_pack.gtr_core.budget import is_out_of_memory
+from gtr_pack.gtr_core import device as hardware
 from gtr_pack.gtr_core.cli import main
-from gtr_pack.gtr_core.engine import Cache, Guidance
-from gtr_pack.gtr_core.fts import FTS
-from gtr_pack.gtr_core.lazymar import LazyMAR
-from gtr_pack.gtr_core.mar import MAR
+from gtr_pack.gtr_core.device import is_out_of_memory
+from gtr_pack.gtr_core.diffusion.chain import DiffusionSpec
+from gtr_pack.gtr_core.diffusion.head import HeadSpec
+from gtr_pack.gtr_core.models.latents import LatentSpec
+from gtr_pack.gtr_core.models.mar import MAR, MARSpec
 from gtr_pack.gtr_core.noise import SeededNoise
-from gtr_pack.gtr_core.packed import trouble
-from gtr_pack.gtr_core.plan import make_plan
-from gtr_pack.gtr_core.sampler import sample
-from gtr_pack.gtr_core.schedule import Schedule
-from gtr_pack.gtr_core.spec import DiffusionSpec, HeadSpec, LatentSpec, MARSpec
+from gtr_pack.gtr_core.plans.fts import FTS
+from gtr_pack.gtr_core.plans.method import Cache, Guidance
+from gtr_pack.gtr_core.plans.plan import make_plan
+from gtr_pack.gtr_core.plans.schedule import Schedule
+from gtr_pack.gtr_core.sampling import acceleration
+from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
+from gtr_pack.gtr_core.sampling.packed_linear import trouble
+from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.faults import Alarm, Fault
 from gtr_tests.stand_ins import randomised
 

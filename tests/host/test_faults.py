@@ -252,7 +252,7 @@ def test_node_widgets_at_random(nodes: Nodes) -> None:
         for node in ("GtR_Scheduler", "GtR_BaselineScheduler"):
             if node in made:
                 try:
-                    make_plan = nodes.pack.module("gtr_core.plan").make_plan
+                    make_plan = nodes.pack.module("gtr_core.plans.plan").make_plan
                     assert make_plan(made[node], (rows, columns), (1,)).steps
                 except ValueError as error:
                     one_line(error)

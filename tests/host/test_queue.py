@@ -117,7 +117,7 @@ def carried(picture: bytes) -> Graph:
 
 def demo_spec() -> Any:
     """What the demo model's file says of it."""
-    from gtr_pack.gtr_core.checkpoint import load_model, read_checkpoint
+    from gtr_pack.gtr_core.checkpoints.checkpoint import load_model, read_checkpoint
     from gtr_pack.gtr_core.demo import DEMO_MAR
 
     return load_model(read_checkpoint(DEMO_MAR))[0]
@@ -181,8 +181,8 @@ def test_the_client_explains_mistakes(comfy_server: ComfyServer, graph: Graph, t
 
 def test_the_example_table_fits_the_demo() -> None:
     """Columns, classes and presets of prompts.csv exist."""
-    from gtr_pack.gtr_core.classes import parse_labels
-    from gtr_pack.gtr_core.schedule import PRESETS
+    from gtr_pack.gtr_core.models.labels import parse_labels
+    from gtr_pack.gtr_core.plans.presets import PRESETS
 
     with (API / "prompts.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -195,10 +195,10 @@ def test_the_example_table_fits_the_demo() -> None:
 
 def big_files(folder: Path) -> dict[str, int]:
     """Random models with the heads and widths of MAR-B, MAR-H and LightGen and few blocks; bytes by file name."""
-    from gtr_pack.gtr_core.lightgen import LightGen
-    from gtr_pack.gtr_core.mar import MAR
-    from gtr_pack.gtr_core.metadata import spec_metadata
-    from gtr_pack.gtr_core.spec import HeadSpec, LightGenSpec, MARSpec
+    from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
+    from gtr_pack.gtr_core.diffusion.head import HeadSpec
+    from gtr_pack.gtr_core.models.lightgen import LightGen, LightGenSpec
+    from gtr_pack.gtr_core.models.mar import MAR, MARSpec
     from gtr_tests.stand_ins import randomised
 
     def mar(name: str, dim: int, heads: int, blocks: int, head: HeadSpec) -> MAR:

@@ -206,9 +206,9 @@ def thumbnail(client: Client, name: str, model_files: frozenset[str]) -> Image.I
 
 def plan_picture(graph: rest.Graph) -> Image.Image:
     """The token grid of the workflow's own schedule in the colours of the stages, darker where it is decoded later."""
-    from gtr_pack.gtr_core.picture import STAGE_COLOURS
-    from gtr_pack.gtr_core.plan import make_plan
-    from gtr_pack.gtr_core.schedule import preset
+    from gtr_pack.gtr_core.drawing.plan_figure import STAGE_COLOURS
+    from gtr_pack.gtr_core.plans.plan import make_plan
+    from gtr_pack.gtr_core.plans.presets import preset
 
     (name,) = (entry["inputs"]["preset"] for entry in graph.values() if entry["class_type"] == "GtR_Scheduler")
     side = 32 if any(entry["class_type"] == "GtR_LoadLightGen" for entry in graph.values()) else 16

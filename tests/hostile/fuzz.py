@@ -44,8 +44,11 @@ class Targets:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from gtr_pack.gtr_core import checkpoint, infer, lightgen, mar, metadata, models, spec, vae
+        from gtr_pack.gtr_core import models
+        from gtr_pack.gtr_core.checkpoints import checkpoint, metadata
         from gtr_pack.gtr_core.errors import GtRError
+        from gtr_pack.gtr_core.models import lightgen, mar, spec, vae
+        from gtr_pack.gtr_core.models import shapes as infer
 
         self.refusal, self.folder = GtRError, folder
         self.checkpoint, self.infer, self.metadata = checkpoint, infer, metadata

@@ -5,17 +5,20 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from gtr_pack.gtr_core import budget, memory
-from gtr_pack.gtr_core.budget import available_bytes, check_budget
+from gtr_pack.gtr_core import device as budget
+from gtr_pack.gtr_core.checkpoints import build_model
 from gtr_pack.gtr_core.demo import DEMO_MAR
-from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.device import available_bytes, check_budget
 from gtr_pack.gtr_core.errors import LONGEST, GtRError
-from gtr_pack.gtr_core.infer import LARGEST_SIDE, MOST_BLOCKS, count_blocks, shape_of
-from gtr_pack.gtr_core.memory import check_run
-from gtr_pack.gtr_core.pipeline import build_model, generate_latents
-from gtr_pack.gtr_core.plan import make_plan
-from gtr_pack.gtr_core.schedule import Schedule, preset
-from gtr_pack.gtr_core.spec import LIGHTGEN
+from gtr_pack.gtr_core.models.lightgen import LIGHTGEN
+from gtr_pack.gtr_core.models.shapes import LARGEST_SIDE, MOST_BLOCKS, count_blocks, shape_of
+from gtr_pack.gtr_core.pipeline import generate_latents
+from gtr_pack.gtr_core.plans.method import Guidance
+from gtr_pack.gtr_core.plans.plan import make_plan
+from gtr_pack.gtr_core.plans.presets import preset
+from gtr_pack.gtr_core.plans.schedule import Schedule
+from gtr_pack.gtr_core.sampling import memory
+from gtr_pack.gtr_core.sampling.memory import check_run
 
 
 def test_the_budget() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from gtr_pack.gtr_core.checkpoint import convert
+from gtr_pack.gtr_core.checkpoints.convert import convert
+from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
 from gtr_pack.gtr_core.errors import GtRError
-from gtr_pack.gtr_core.infer import infer_mar_spec
-from gtr_pack.gtr_core.metadata import spec_metadata
+from gtr_pack.gtr_core.models.mar import infer_mar_spec
 from gtr_tests.hostile_pickles import CONTAINERS, Call, Forged, archive, dumps, executing, exhausting
 from gtr_tests.hostile_tensors import hostile, pack, sparse_terabyte
 from gtr_tests.judge import Judge, Verdict

@@ -11,18 +11,19 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from gtr_pack.gtr_core.classes import parse_labels
 from gtr_pack.gtr_core.cli import main
-from gtr_pack.gtr_core.engine import Guidance
+from gtr_pack.gtr_core.drawing.plan_figure import draw_plan
 from gtr_pack.gtr_core.errors import GtRError
-from gtr_pack.gtr_core.fts import FTS, SELECTIONS, select
-from gtr_pack.gtr_core.lazymar import LazyMAR
-from gtr_pack.gtr_core.orders import PHASES
-from gtr_pack.gtr_core.partition import PARTITIONS
-from gtr_pack.gtr_core.picture import draw_plan
-from gtr_pack.gtr_core.plan import make_plan
-from gtr_pack.gtr_core.schedule import ORDERS, PRESETS, PROFILES, SCOPES, Schedule
-from gtr_pack.gtr_core.spec import mar_spec
+from gtr_pack.gtr_core.models.labels import parse_labels
+from gtr_pack.gtr_core.models.mar import mar_spec
+from gtr_pack.gtr_core.plans.fts import FTS, SELECTIONS, select
+from gtr_pack.gtr_core.plans.method import Guidance
+from gtr_pack.gtr_core.plans.orders import PHASES
+from gtr_pack.gtr_core.plans.partition import PARTITIONS
+from gtr_pack.gtr_core.plans.plan import make_plan
+from gtr_pack.gtr_core.plans.presets import PRESETS
+from gtr_pack.gtr_core.plans.schedule import ORDERS, PROFILES, SCOPES, Schedule
+from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

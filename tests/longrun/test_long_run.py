@@ -138,7 +138,7 @@ def report(result: dict[str, Any]) -> None:
 
 def document(found: Figures, compared: int) -> None:
     """Put the figures and the curve into the documentation."""
-    from gtr_pack.gtr_core.bench import describe_machine
+    from gtr_pack.gtr_core.costs.bench import describe_machine
     from gtr_tests import longrun
 
     machine = describe_machine("cpu")

@@ -130,7 +130,7 @@ def executing(target: Path) -> Iterator[tuple[str, bytes]]:
                          ("torch", "load"), ("torch.hub", "load"), ("torch.utils.cpp_extension", "load_inline"),
                          ("torch._utils", "_rebuild_wrapper_subclass"), ("torch._tensor", "_rebuild_from_type_v2"),
                          ("torch.storage", "_load_from_bytes"), ("numpy", "load"), ("runpy", "run_path"),
-                         ("gtr_core.checkpoint", "convert"), ("collections", "OrderedDict.fromkeys")):
+                         ("gtr_core.checkpoints.convert", "convert"), ("collections", "OrderedDict.fromkeys")):
         call = f"c{module}\n{name}\n".encode() + b"X" + struct.pack("<I", len(command)) + command + b"\x85R."
         yield f"global {module}.{name}", archive(b"\x80\x02" + call)
         yield f"legacy global {module}.{name}", legacy(b"\x80\x02" + call)

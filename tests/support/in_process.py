@@ -27,7 +27,7 @@ class HostPack:
     base: Path
 
     def module(self, path: str) -> ModuleType:
-        """A module of the pack by its dotted path: module("gtr_core.plan")."""
+        """A module of the pack by its dotted path: module("gtr_core.plans.plan")."""
         return importlib.import_module(f"{self.name}.{path}")
 
     @property

@@ -21,9 +21,9 @@ except ImportError:
 root = {root!r}
 spec = importlib.util.spec_from_file_location("gtr_pack", root + "/__init__.py", submodule_search_locations=[root])
 module = importlib.util.module_from_spec(spec); sys.modules["gtr_pack"] = module
-from gtr_pack.gtr_core.checkpoint import load_model, load_vae, read_checkpoint
+from gtr_pack.gtr_core.checkpoints.checkpoint import load_model, load_vae, read_checkpoint
 from gtr_pack.gtr_core.errors import GtRError
-from gtr_pack.gtr_core.infer import is_vae
+from gtr_pack.gtr_core.models.vae import is_vae
 touched = []
 BAD = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.mkdir", "os.remove", "os.rename", "os.putenv",
        "subprocess.", "socket.", "pickle.find_class", "ctypes.dlopen", "webbrowser.", "shutil.", "tempfile.")

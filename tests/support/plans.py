@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from gtr_pack.gtr_core.plan import Plan
+from gtr_pack.gtr_core.plans.plan import Plan
 
 
 def assert_covers(plan: Plan, unknown: np.ndarray) -> None:

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from gtr_pack.gtr_core.lightgen import LightGen
-from gtr_pack.gtr_core.mar import MAR
-from gtr_pack.gtr_core.metadata import spec_metadata
-from gtr_pack.gtr_core.spec import HeadSpec, LightGenSpec, MARSpec, VAESpec
-from gtr_pack.gtr_core.vae import KLVAE
+from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
+from gtr_pack.gtr_core.diffusion.head import HeadSpec
+from gtr_pack.gtr_core.models.lightgen import LightGen, LightGenSpec
+from gtr_pack.gtr_core.models.mar import MAR, MARSpec
+from gtr_pack.gtr_core.models.vae import KLVAE, VAESpec
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

@@ -1,0 +1,158 @@
+"""CUDA graphs of the diffusion head: one step per number of rows, recorded once per run and replayed at every step.
+
+A graph holds addresses: it is used only while the weights stay where they are, and it lives as long as its run.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from .head import DiffusionHead
+from .step import Coefficients, advance
+
+logger = logging.getLogger("gtr_mar")
+
+
+# Tokens that a graph is recorded for; fewer are filled up, more run without a graph: there the work is large enough.
+BUCKETS = (8, 16, 32, 64, 128)
+
+
+# Evaluated rows of modulations that the graphs' common buffer holds.
+BUFFER_ROWS = 512
+
+
+# Rounding may take Triton's kernels so far from torch's own operations, as a part of the largest number.
+TOLERANCE, TOLERANCE_16_BIT = 1e-2, 1e-1
+
+
+Step = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
+
+
+def advance_counted(head: DiffusionHead, x: Tensor, modulations: Tensor, table: Tensor, noise: Tensor, scale: Tensor,
+                    counter: Tensor, halves: int) -> None:
+    """One reverse step of the rows x (n, C), in place: the one that ``counter`` (1,) names of ``modulations``
+    (steps, n * halves, columns of all layers), ``table`` (steps, n, 4) and ``noise`` (steps, n, C)."""
+    now, coefficients, drawn = (t.index_select(0, counter)[0] for t in (modulations, table, noise))
+    advance(head, x, now.split(head.widths, dim=-1), Coefficients(*coefficients.split(1, dim=-1)), drawn, halves,
+            scale)
+
+
+class StepGraph:
+    """One reverse step of up to ``size`` tokens on buffers of its own; a counter on the device says which step.
+
+    Raises RuntimeError where CUDA cannot record it. Without ``capture`` the step simply runs, on any device.
+    """
+
+    def __init__(self, head: DiffusionHead, size: int, halves: int, buffer: Tensor, *, capture: bool,
+                 step: Step = advance_counted):
+        self.head, self.halves, self.rows, self.step = head, halves, size * halves, step
+        self.steps = len(buffer) // self.rows
+        self.modulations = buffer[:self.steps * self.rows].view(self.steps, self.rows, -1).zero_()
+        channels, chain = head.input_proj.in_features, {"device": buffer.device, "dtype": torch.float32}
+        self.x = torch.zeros(size, channels, **chain)
+        self.noise = torch.zeros(self.steps, size, channels, **chain)
+        self.table = torch.zeros(self.steps, size, 4, **chain)
+        self.scale = torch.ones((), **chain)
+        self.counter = torch.zeros(1, dtype=torch.int64, device=buffer.device)
+        self.replay = self._capture() if capture else self._step
+
+    def load(self, modulations: Iterable[Tensor], table: Coefficients, noise: Tensor, scale: float) -> None:
+        """The next k <= ``self.steps`` steps: modulations (k, rows, ...) per layer, table and noise (k, n, ...)."""
+        for slot, values in zip(self.modulations.split(self.head.widths, dim=-1), modulations):
+            slot[:len(values), :values.shape[1]].copy_(values)
+        self.table[:len(noise), :noise.shape[1]].copy_(torch.cat(table, dim=-1))
+        self.noise[:len(noise), :noise.shape[1]].copy_(noise)
+        self.scale.fill_(scale)
+        self.counter.zero_()
+
+    def _step(self) -> None:
+        self.step(self.head, self.x, self.modulations, self.table, self.noise, self.scale, self.counter, self.halves)
+        self.counter += 1
+
+    def _capture(self):
+        stream = torch.cuda.Stream(self.x.device)
+        stream.wait_stream(torch.cuda.current_stream(self.x.device))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            self._step()  # libraries allocate their workspaces outside the recording
+            self.counter.zero_()
+            graph.capture_begin()
+            try:
+                self._step()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream(self.x.device).wait_stream(stream)
+        return graph.replay
+
+
+class StepGraphs:
+    """The graphs of one run. After a failure there are none: the run goes on without."""
+
+    def __init__(self, head: DiffusionHead, *, capture: bool = True):
+        self.head, self.capture, self.usable, self.step = head, capture, True, advance_counted
+        self.graphs: dict[tuple[int, int], StepGraph] = {}
+        self.buffer: Tensor | None = None
+
+    def find(self, tokens: int, halves: int, like: Tensor) -> StepGraph | None:
+        """The graph for so many tokens, recorded when first asked for; None where there is none."""
+        size = next((size for size in BUCKETS if tokens <= size), None)
+        if size is None or not self.usable:
+            return None
+        if (size, halves) not in self.graphs:
+            try:
+                self.graphs[size, halves] = self._record(size, halves, like)
+            except RuntimeError as error:
+                self.usable = False
+                self.graphs.clear()
+                logger.warning("CUDA graphs are off for this run: %s", str(error).partition("\n")[0])
+                return None
+        return self.graphs[size, halves]
+
+    def _record(self, size: int, halves: int, like: Tensor) -> StepGraph:
+        if self.buffer is None:
+            self.buffer = like.new_zeros(BUFFER_ROWS, sum(self.head.widths), dtype=self.head.dtype)
+            self.step = fastest_step(self.head, self.buffer)
+        return StepGraph(self.head, size, halves, self.buffer, capture=self.capture, step=self.step)
+
+
+def fastest_step(head: DiffusionHead, buffer: Tensor) -> Step:
+    """Triton's step, where it is installed and makes of random rows what torch's own operations make; else these."""
+    if not buffer.is_cuda:
+        return advance_counted
+    try:
+        from . import kernels
+    except ImportError:
+        return advance_counted
+    try:
+        with torch.cuda.device(buffer.device):
+            difference = max(disagreement(head, buffer, kernels.advance, halves) for halves in (1, 2))
+        if difference <= (TOLERANCE_16_BIT if head.dtype.itemsize == 2 else TOLERANCE):
+            return kernels.advance
+        reason = f"they differ from torch's operations by {difference:.1e}"
+    except kernels.FAILURES as error:
+        reason = str(error).partition("\n")[0]
+    logger.warning("Triton's kernels are off for this run: %s", reason)
+    return advance_counted
+
+
+def disagreement(head: DiffusionHead, buffer: Tensor, step: Step, halves: int) -> float:
+    """How far two steps of random rows are from torch's own, as a part of the largest number; infinite for NaN."""
+    device, channels = buffer.device, head.input_proj.in_features
+    generator = torch.Generator(device).manual_seed(0)
+    x, modulations, table, noise = (torch.randn(shape, generator=generator, device=device) for shape in
+                                    ((4, channels), (2, 4 * halves, buffer.shape[1]), (2, 4, 4), (2, 4, channels)))
+    results = []
+    for each in (advance_counted, step):
+        graph = StepGraph(head, 4, halves, buffer, capture=False, step=each)
+        graph.x.copy_(x)
+        graph.load(modulations.split(head.widths, dim=-1), Coefficients(*table.split(1, dim=-1)), noise, 3.0)
+        for _ in range(2):
+            graph.replay()
+        results.append(graph.x)
+    plain, other = results
+    return torch.nan_to_num((other - plain).abs().max() / plain.abs().max(), nan=math.inf).item()

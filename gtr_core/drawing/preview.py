@@ -1,0 +1,71 @@
+"""Pictures over pictures: the state of a run while it goes on, and where its diffusion steps went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..plans.regions import Region
+from .canvas import FAINT, PAPER, enlarge
+from .plan_figure import stage_colour, token_values
+
+DIM = 0.5
+
+
+NOW = -1
+
+
+def draw_state(colours: np.ndarray, state: np.ndarray, side: int) -> np.ndarray:
+    """A run in the middle, about ``side`` pixels: colours (h * p, w * p, 3) uint8 of the cells, valid where tokens are
+    known, and ``state`` (h, w) per token: 0 known, k > 0 to come in stage k, -1 decoded now.
+
+    Tokens to come show their surroundings at half brightness, with a dot in their stage's colour, or a white
+    ring where they are decoded now: shape and lightness tell the same as the colour.
+    """
+    patch = colours.shape[0] // state.shape[0]
+    cell = max(1, side // max(colours.shape[:2])) * patch
+    spread = enlarge(_spread(colours.reshape(state.shape[0], patch, state.shape[1], patch, 3).mean((1, 3)), state == 0),
+                     patch)
+    picture = enlarge(np.where(enlarge(state == 0, patch)[..., None], colours, spread * DIM).astype(np.uint8),
+                      cell // patch)
+    dots = np.stack([PAPER, *(stage_colour(k) for k in range(1, max(int(state.max()), 1) + 1))])[np.maximum(state, 0)]
+    disc, ring = _disc(cell, 0.17, state.shape), _disc(cell, 0.4, state.shape) & ~_disc(cell, 0.27, state.shape)
+    marked = enlarge(state > 0, cell) & disc | enlarge(state == NOW, cell) & ring
+    return np.where(marked[..., None], enlarge(dots, cell), picture).astype(np.uint8)
+
+
+def state_of(regions: Sequence[Region], current: int, step: int, grid: tuple[int, int], image: int = 0) -> np.ndarray:
+    """What :func:`draw_state` takes, (h, w): a run of ``regions`` at AR step ``step`` of region ``current``."""
+    state = np.zeros(grid[0] * grid[1], np.int64)
+    for index, region in enumerate(regions[current:]):
+        values = [entry.stage if index or k > step else NOW if k == step else 0
+                  for k, entry in enumerate(region.plan.steps)]
+        state[region.positions[region.unknown.ravel()]] = token_values(region.plan, values, image)[region.unknown]
+    return state.reshape(grid)
+
+
+def _spread(colours: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Colours (h, w, 3) with the tokens that are not ``known`` (h, w) filled from known ones around them."""
+    weight = known.astype(float)[..., None]
+    total = colours * weight
+    if not known.any():
+        return np.full_like(total, FAINT[0])
+    filled = np.where(known[..., None], total, 0.0)
+    while (weight == 0).any():
+        total, weight = _around(total), _around(weight)
+        new = (filled.sum(2, keepdims=True) == 0) & (weight > 0) & ~known[..., None]
+        filled = np.where(new, total / np.maximum(weight, 1e-9), filled)
+    return filled
+
+
+def _around(values: np.ndarray) -> np.ndarray:
+    """The sum of every token and its eight neighbours, (h, w, c)."""
+    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
+    return sum(padded[i:i + values.shape[0], j:j + values.shape[1]] for i in range(3) for j in range(3))
+
+
+def _disc(cell: int, radius: float, grid: tuple[int, int]) -> np.ndarray:
+    """A disc in the middle of every token's square; ``radius`` in squares."""
+    place = (np.arange(cell) + 0.5) / cell - 0.5
+    return np.tile(place[:, None] ** 2 + place**2 <= radius**2, grid)

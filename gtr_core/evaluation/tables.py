@@ -1,0 +1,116 @@
+"""From measured pictures to a table: figures per seed, their intervals, and differences over the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+
+from . import metrics
+from .features import Measured
+from .metrics import Interval, interval, paired
+
+# Figure -> (heading, whether less is better).
+FIGURES = {
+    "frechet": ("Frechet distance", True), "kernel": ("kernel distance", True), "accuracy": ("class accuracy", False),
+    "inception": ("inception score", False), "precision": ("precision", False), "recall": ("recall", False),
+    "spectrum": ("spectrum distance", True), "confidence": ("factor confidence", False),
+    "fid": ("FID", True), "is": ("IS", False),
+}
+
+
+FLOOR = "real pictures"
+
+
+Figures = dict[str, float]
+
+
+def figures(made: Measured, real: Measured, seed: int = 0) -> Figures:
+    """All default figures of one set of pictures against the reference.
+
+    Precision and recall take as many real pictures as there are made ones, chosen by ``seed``.
+    """
+    equal = real.take(real.balanced(len(made), seed))
+    precision, recall = metrics.precision_recall(equal.features, made.features)
+    values = {
+        "frechet": metrics.frechet(made.features, real.features),
+        "kernel": metrics.kernel_distance(made.features, real.features),
+        "accuracy": metrics.accuracy(made.scores, made.labels),
+        "inception": metrics.inception_score(made.scores),
+        "precision": precision,
+        "recall": recall,
+        "spectrum": metrics.spectrum_distance(made.spectra, made.labels, real.spectra, real.labels),
+    }
+    return values | ({"confidence": float(made.confidence.double().mean())} if made.confidence.shape[1] else {})
+
+
+def floor_sets(real: Measured, count: int, seeds: Sequence[int]) -> Iterator[tuple[Measured, Measured]]:
+    """Per seed ``count`` real pictures, no two seeds share one, and all the others. Raises GtRError for too few."""
+    free = torch.ones(len(real), dtype=torch.bool)
+    for seed in seeds:
+        rows = free.nonzero()[:, 0]
+        own = rows[real.take(rows).balanced(count, seed)]
+        free[own] = False
+        others = torch.ones(len(real), dtype=torch.bool)
+        others[own] = False
+        yield real.take(own), real.take(others)
+
+
+def row(name: str, images: int, values: Sequence[Figures], first: Sequence[Figures] | None = None, **facts) -> dict:
+    """A line of the result as plain data: ``values`` has one entry per seed.
+
+    With the figures of the ``first`` method, the differences to it over the same seeds are added.
+    """
+    per_figure = {key: [value[key] for value in values] for key in values[0]}
+    result = {"method": name, "images": images, "seeds": len(values), **facts, "values": per_figure,
+              "figures": {key: asdict(interval(series)) for key, series in per_figure.items()}}
+    if first is not None:
+        result["difference"] = {key: _difference(paired(series, [value[key] for value in first]))
+                                for key, series in per_figure.items()}
+    return result
+
+
+def rows(measured: Mapping[str, Sequence[Measured]], seeds: Sequence[int],
+         measure: Callable[[Measured, int], Figures], facts: Mapping[str, dict]) -> list[dict]:
+    """A row per method; ``measure(pictures, seed)`` gives one seed's figures, ``facts`` what else a row says."""
+    values = {name: [measure(made, seed) for made, seed in zip(sets, seeds)] for name, sets in measured.items()}
+    first = next(iter(values))
+    return [row(name, len(measured[name][0]), own, None if name == first else values[first], **facts.get(name, {}))
+            for name, own in values.items()]
+
+
+def markdown(result: dict) -> str:
+    """The rows as a table, and below it the differences to the first method."""
+    keys = list(result["rows"][0]["figures"])
+    head = ["method", "n", "speed-up", *(f"{FIGURES[key][0]} {'(less)' if FIGURES[key][1] else '(more)'}"
+                                         for key in keys)]
+    lines = [head, ["---"] * len(head)]
+    for own in [*result["rows"], *([result["floor"]] if "floor" in result else [])]:
+        speedup = f"{own['speedup']:.2f} x" if "speedup" in own else ""
+        lines.append([own["method"], f"{own['seeds']} x {own['images']}", speedup,
+                      *(str(Interval(**own["figures"][key])) if key in own["figures"] else "" for key in keys)])
+    compared = [own for own in result["rows"] if "difference" in own]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    if not compared:
+        return text
+    head = ["difference", *(FIGURES[key][0] for key in keys)]
+    lines = [head, ["---"] * len(head)]
+    lines += [[f"{own['method']} - {result['rows'][0]['method']}",
+               *(_cell(own["difference"][key]) for key in keys)] for own in compared]
+    return text + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def versus(result: dict, name: str, other: str, key: str = "frechet") -> str:
+    """The difference of any two methods of a result over the same seeds, written as in its table."""
+    values = {own["method"]: own["values"][key] for own in result["rows"]}
+    return _cell(_difference(paired(values[name], values[other])))
+
+
+def _difference(found: Interval) -> dict:
+    return asdict(found) | {"clear": found.clear}
+
+
+def _cell(difference: dict) -> str:
+    found = Interval(difference["mean"], difference["half"], difference["n"])
+    return f"{found}{'' if found.clear else ' (noise)' if found.half is not None else ' (one seed)'}"

@@ -1,0 +1,67 @@
+"""Between a VAE's latents (B, C, H, W) and a model's tokens (B, L, C * patch^2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """How tokens relate to the VAE's latent: ``token = (latent - shift) * scale``, ``patch`` x ``patch`` cells each.
+
+    ``stride`` is pixels per latent cell. ``rgb`` holds, if known, one (r, g, b) row per channel and a last row of
+    biases: a linear map from the scaled latent to colours in [-1, 1], good enough for a preview.
+    """
+
+    channels: int = 16
+    stride: int = 16
+    patch: int = 1
+    scale: float = 0.2325
+    shift: float = 0.0
+    rgb: tuple[tuple[float, float, float], ...] | None = None
+
+    @property
+    def token_dim(self) -> int:
+        return self.channels * self.patch**2
+
+    def size(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels of a token grid."""
+        return grid[0] * self.stride * self.patch, grid[1] * self.stride * self.patch
+
+    def pixels(self, grid: tuple[int, int]) -> str:
+        """The size of a token grid for messages, width first."""
+        height, width = self.size(grid)
+        return f"{width} x {height}"
+
+
+def latent_to_tokens(latent: Tensor, spec: LatentSpec) -> Tensor:
+    """VAE-scale latent (B, C, h * p, w * p) -> model-scale tokens (B, h * w, C * p * p), values ordered [c, p, q]."""
+    scaled = (latent.float() - spec.shift) * spec.scale
+    return rearrange(scaled, "b c (h p) (w q) -> b (h w) (c p q)", p=spec.patch, q=spec.patch)
+
+
+def tokens_to_latent(tokens: Tensor, grid: tuple[int, int], spec: LatentSpec) -> Tensor:
+    """Model-scale tokens (B, h * w, C * p * p) -> VAE-scale latent (B, C, h * p, w * p)."""
+    latent = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=grid[0], p=spec.patch, q=spec.patch)
+    return latent / spec.scale + spec.shift
+
+
+def preview_colours(tokens: Tensor, grid: tuple[int, int], spec: LatentSpec,
+                    rgb: Sequence[Sequence[float]] | None = None) -> Tensor:
+    """Approximate colours (B, h * p, w * p, 3) in [0, 1] of model-scale tokens.
+
+    ``rgb`` is a linear map as in ``LatentSpec.rgb``; without one the first three channels stand for red, green, blue.
+    """
+    scaled = rearrange(tokens.float(), "b (h w) (c p q) -> b (h p) (w q) c", h=grid[0], p=spec.patch, q=spec.patch)
+    if not rgb:
+        colours = scaled[..., :3] / 3
+        colours = torch.nn.functional.pad(colours, (0, 3 - colours.shape[-1]))
+    else:
+        table = torch.tensor(rgb, device=scaled.device)
+        colours = scaled @ table[:-1] + table[-1]
+    return ((colours + 1) / 2).clamp(0, 1)

@@ -1,0 +1,218 @@
+"""MAR: the class-conditional masked autoregressive transformer (docs/upstream.md 1.2 to 1.5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.chain import DiffusionSpec
+from ..diffusion.head import DiffusionHead, HeadSpec
+from ..errors import GtRError
+from .latents import LatentSpec
+from .layers import Attention, Block, empty_parameter, sdpa
+from .shapes import (
+    HEADS_BY_WIDTH,
+    Shapes,
+    check_depths,
+    check_latent,
+    count_blocks,
+    describe_names,
+    head_count,
+    infer_head_spec,
+    shape_of,
+)
+
+VARIANTS = {(768, 12, 12, 6, 1024): "mar-b", (1024, 16, 16, 8, 1280): "mar-l", (1280, 20, 20, 12, 1536): "mar-h"}
+
+
+@dataclass(frozen=True)
+class MARSpec:
+    """A class-conditional masked autoregressive model (spec of the published sizes: ``mar_spec('mar-b')``)."""
+
+    name: str
+    grid: tuple[int, int]
+    dim: int
+    heads: int
+    encoder_depth: int
+    decoder_depth: int
+    classes: int
+    buffer: int
+    head: HeadSpec
+    latent: LatentSpec = LatentSpec()
+    diffusion: DiffusionSpec = DiffusionSpec()
+    mlp_ratio: int = 4
+    norm_eps: float = 1e-6
+    class_names: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Numbers of blocks: encoder, decoder, head."""
+        return self.encoder_depth, self.decoder_depth, self.head.depth
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Raises GtRError for a grid that the model cannot draw: its positions are learned for one size."""
+        if tuple(grid) != self.grid:
+            raise GtRError(f"{self.name} draws {self.latent.pixels(self.grid)} pixels only, found "
+                           f"{self.latent.pixels(grid)}: use the model's own size")
+
+
+def mar_spec(name: str) -> MARSpec:
+    """The spec of a published size: ``mar-b``, ``mar-l`` or ``mar-h`` (256 px, 16 x 16 tokens, 1000 classes)."""
+    for (dim, encoder, decoder, depth, width), known in VARIANTS.items():
+        if known == name:
+            head = HeadSpec(channels=16, condition_dim=dim, width=width, depth=depth)
+            return MARSpec(name=name, grid=(16, 16), dim=dim, heads=HEADS_BY_WIDTH[dim], encoder_depth=encoder,
+                           decoder_depth=decoder, classes=1000, buffer=64, head=head)
+    raise GtRError(f"unknown model size '{name}': expected one of {', '.join(sorted(VARIANTS.values()))}")
+
+
+class MAR(nn.Module):
+    """Encoder over known tokens, decoder over known and masked ones, diffusion head per token.
+
+    Parameter names are those of the published checkpoints. Positions are raster indices k = row * width + column.
+    The head is float32 whatever ``dtype`` the transformer has: the first reverse step amplifies errors of eps 316
+    times and more (docs/upstream.md 1.7).
+    """
+
+    def __init__(self, spec: MARSpec, *, operations=nn, attention: Attention = sdpa, device=None,
+                 dtype: torch.dtype | None = None):
+        super().__init__()
+        self.spec = spec
+        factory = {"device": device, "dtype": dtype}
+        dim, positions = spec.dim, spec.buffer + spec.tokens
+
+        def blocks(depth: int) -> nn.ModuleList:
+            return nn.ModuleList(Block(dim, spec.heads, spec.mlp_ratio, spec.norm_eps, operations=operations,
+                                       attention=attention, **factory) for _ in range(depth))
+
+        def norm() -> nn.Module:
+            return operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
+
+        self.class_emb = operations.Embedding(spec.classes, dim, **factory)
+        self.fake_latent = empty_parameter(1, dim, **factory)
+        self.z_proj = operations.Linear(spec.head.channels, dim, **factory)
+        self.z_proj_ln = norm()
+        self.encoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
+        self.encoder_blocks = blocks(spec.encoder_depth)
+        self.encoder_norm = norm()
+        self.decoder_embed = operations.Linear(dim, dim, **factory)
+        self.mask_token = empty_parameter(1, 1, dim, **factory)
+        self.decoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
+        self.decoder_blocks = blocks(spec.decoder_depth)
+        self.decoder_norm = norm()
+        self.diffusion_pos_embed_learned = empty_parameter(1, spec.tokens, dim, **factory)
+        self.diffloss = nn.ModuleDict(
+            {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)})
+
+    @property
+    def head(self) -> DiffusionHead:
+        return self.diffloss["net"]
+
+    def embed_condition(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """labels (B,) int64, -1 = unconditional -> class embeddings (B, D) in ``dtype``."""
+        embedded = self.class_emb(labels.clamp(min=0)).to(dtype)
+        return torch.where(labels[:, None] < 0, self.fake_latent.to(embedded), embedded)
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        """The unconditional twin of :meth:`embed_condition`'s result, same shape and dtype."""
+        return self.fake_latent.to(condition).expand_as(condition)
+
+    def embed_known(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
+        """Encoder input [buffer, known]: tokens (B, L, C), known (B, K), condition (B, D) -> (B, buffer + K, D)."""
+        buffer = self.spec.buffer
+        values = tokens.gather(1, known[..., None].expand(-1, -1, tokens.shape[-1]))
+        x = torch.cat([condition[:, None].expand(-1, buffer, -1), self.z_proj(values)], dim=1)
+        x = x + self._positions(self.encoder_pos_embed_learned, known, x)
+        return self.z_proj_ln(x)
+
+    def encode(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
+        """tokens (B, L, C), known (B, K) positions, condition (B, D) -> (B, buffer + K, D)."""
+        x = self.embed_known(tokens, known, condition)
+        for block in self.encoder_blocks:
+            x = block(x)
+        return self.encoder_norm(x)
+
+    def decode(self, encoded: Tensor, known: Tensor, masked: Tensor, rows: slice = slice(None)) -> Tensor:
+        """encoded (B, buffer + K, D), masked (B, M) positions -> (B, buffer + K + M, D) after the last norm.
+
+        Attention does not depend on the order of its rows, so the sequence is simply [buffer, known, masked]. The
+        last block computes ``rows`` of it only.
+        """
+        x = self.decoder_embed(encoded)
+        x = torch.cat([x, self.mask_token.to(x).expand(x.shape[0], masked.shape[1], -1)], dim=1)
+        x = x + self._positions(self.decoder_pos_embed_learned, torch.cat([known, masked], dim=1), x)
+        for block in self.decoder_blocks[:-1]:
+            x = block(x)
+        return self.decoder_norm(self.decoder_blocks[-1](x, rows))
+
+    def forward(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, conditions: Sequence[Tensor],
+                grid: tuple[int, int] | None = None) -> tuple[Tensor, ...]:
+        """Conditioning vectors z (B, T, D) of the masked positions ``targets`` (B, T), one tensor per condition.
+
+        ``tokens`` (B, L, C) holds values at ``known`` (B, K); the decoder sees mask tokens at ``targets`` and at
+        ``context`` (B, M), the masked positions that are not decoded now; ``conditions`` are (B, D) each, from
+        :meth:`embed_condition` (guidance: the unconditional one second). All index tensors are int64 on the tokens'
+        device, K and M may be 0. ``grid`` is the spec's own.
+        """
+        halves = len(conditions)
+        tokens, known, targets, context = (t.repeat(halves, *[1] * (t.ndim - 1)) for t in
+                                           (tokens, known, targets, context))
+        encoded = self.encode(tokens, known, torch.cat(list(conditions)))
+        start = self.spec.buffer + known.shape[1]
+        z = self.decode(encoded, known, torch.cat([targets, context], dim=1), slice(start, start + targets.shape[1]))
+        return (z + self.diffusion_pos_embed_learned[0].to(z)[targets]).chunk(halves)
+
+    def _positions(self, table: Tensor, positions: Tensor, like: Tensor) -> Tensor:
+        """Rows of a position table for [buffer, positions]: (B, buffer + n, D)."""
+        table, buffer = table[0].to(like), self.spec.buffer
+        front = table[:buffer].expand(positions.shape[0], -1, -1)
+        return torch.cat([front, table[buffer + positions]], dim=1)
+
+
+def is_mar(shapes: Shapes) -> bool:
+    """Whether the names belong to a MAR state dict."""
+    return "class_emb.weight" in shapes and "diffloss.net.input_proj.weight" in shapes
+
+
+def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> MARSpec:
+    """Read a :class:`MARSpec` off tensor names and shapes (docs/upstream.md 1.1).
+
+    ``heads`` must be given for widths other than 768, 1024 and 1280. ``overrides`` replace inferred fields.
+    Raises GtRError naming the tensor that does not fit.
+    """
+    if not is_mar(shapes):
+        raise GtRError(f"not a MAR checkpoint: expected tensors such as 'class_emb.weight' and "
+                       f"'diffloss.net.input_proj.weight', found {describe_names(shapes)}; choose a MAR file")
+    classes, dim = shape_of(shapes, "class_emb.weight", 2)
+    heads = head_count(dim, heads)
+    tokens = shape_of(shapes, "diffusion_pos_embed_learned", 3)[1]
+    buffer = shape_of(shapes, "encoder_pos_embed_learned", 3)[1] - tokens
+    head = infer_head_spec(shapes, dim)
+    side = math.isqrt(tokens)
+    if buffer < 1:
+        raise GtRError(f"the encoder's position table leaves {buffer} buffer tokens for {tokens} tokens: "
+                       "expected at least 1; the file is not a MAR checkpoint")
+    if "grid" not in overrides and side * side != tokens:
+        raise GtRError(f"{tokens} tokens are not a square grid: store 'gtr.grid' in the file's metadata")
+    encoder, decoder = count_blocks(shapes, "encoder_blocks"), count_blocks(shapes, "decoder_blocks")
+    latent = overrides.pop("latent", LatentSpec(channels=head.channels))
+    check_latent(latent, head)
+    spec = MARSpec(name=VARIANTS.get((dim, encoder, decoder, head.depth, head.width), f"mar-{dim}x{encoder}+{decoder}"),
+                   grid=(side, side), dim=dim, heads=heads, encoder_depth=encoder, decoder_depth=decoder,
+                   classes=classes, buffer=buffer, latent=latent, head=head)
+    check_depths(spec, stated=overrides.pop("depths", None))
+    spec = replace(spec, **overrides)
+    if len(spec.class_names) not in (0, classes):
+        raise GtRError(f"{len(spec.class_names)} class names for {classes} classes: correct the file's metadata")
+    if spec.tokens != tokens:
+        raise GtRError(f"a grid of {spec.grid[0]} x {spec.grid[1]} needs {spec.tokens} positions, found {tokens}: "
+                       "correct 'gtr.grid' in the file's metadata")
+    return spec
