@@ -24,8 +24,9 @@ from typing import Any
 def _load_helpers() -> None:
     """Make tests/support importable as gtr_tests: another package `tests` may be installed, and would win."""
     folder = Path(__file__).resolve().parent / "tests" / "support"
-    spec = importlib.util.spec_from_file_location("gtr_tests", folder / "__init__.py",
-                                                  submodule_search_locations=[str(folder)])
+    spec = importlib.util.spec_from_file_location(
+        "gtr_tests", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert spec is not None and spec.loader is not None
     module = sys.modules["gtr_tests"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -135,8 +136,12 @@ def _texts(entry: dict[str, Any]) -> list[str]:
 
 
 def _pictures(entry: dict[str, Any]) -> list[Path]:
-    return [OUTPUT / image["subfolder"] / image["filename"] for output in entry["outputs"].values()
-            for image in output.get("images", ()) if image["type"] == "output"]
+    return [
+        OUTPUT / image["subfolder"] / image["filename"]
+        for output in entry["outputs"].values()
+        for image in output.get("images", ())
+        if image["type"] == "output"
+    ]
 
 
 def _browser(host: Host, tools: Path | None) -> dict[str, str]:

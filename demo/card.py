@@ -50,8 +50,10 @@ def draw_samples(model: MAR, vae: KLVAE, name: str, labels: Tensor, seed: int) -
 
 def loss_curve(folder: Path, target: Path) -> None:
     rows = runs.read_log(folder / "mar.jsonl")
-    series = {name: [(row["images"] / 1000, max(row[key], 1e-6)) for row in rows]
-              for name, key in (("eps error", "eps"), ("variational", "vb"))}
+    series = {
+        name: [(row["images"] / 1000, max(row[key], 1e-6)) for row in rows]
+        for name, key in (("eps error", "eps"), ("variational", "vb"))
+    }
     runs.replace_file(target, lambda part: pictures.curve(series, x_label="1000 images").save(part, "PNG"))
 
 
@@ -147,10 +149,12 @@ with the same numbers. `--device cuda` runs the same steps with bfloat16 in the 
 
 def files_table(model: MAR) -> str:
     count = sum(p.numel() for p in model.parameters()) / 1e6
-    rows = ((DEMO_VAE, f"KL autoencoder, 1/{VAE_SPEC.stride} size, {VAE_SPEC.embed_channels} channels, float16"),
-            (DEMO_MAR, f"{count:.1f} M parameters, EMA weights, transformer float16, head float32"),
-            (DEMO_JUDGE, "classifier whose features measure quality"),
-            (DEMO_REFERENCE, f"what it sees in {JudgePlan().reference} real pictures"))
+    rows = (
+        (DEMO_VAE, f"KL autoencoder, 1/{VAE_SPEC.stride} size, {VAE_SPEC.embed_channels} channels, float16"),
+        (DEMO_MAR, f"{count:.1f} M parameters, EMA weights, transformer float16, head float32"),
+        (DEMO_JUDGE, "classifier whose features measure quality"),
+        (DEMO_REFERENCE, f"what it sees in {JudgePlan().reference} real pictures"),
+    )
     lines = [f"| `{path.name}` | {path.stat().st_size / 1e6:.1f} | {what} |" for path, what in rows]
     return "\n".join(["| file | MB | what |", "|---|---|---|", *lines])
 

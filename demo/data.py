@@ -33,13 +33,13 @@ BACKGROUNDS = ((0.24, 0.27, 0.34), (0.40, 0.37, 0.35), (0.78, 0.76, 0.70), (0.62
 class Draw:
     """The random choices behind n pictures; every field (n, 1, 1) but the threads."""
 
-    hue: Tensor          # 0..7
-    other: Tensor        # 0..7, another hue for layouts of two colours
-    background: Tensor   # 0..3
-    size: Tensor         # 0, 1 or 2
-    phase: Tensor        # 0 or 1, in units of SHIFT
-    light: Tensor        # 0: brighter above, 1: brighter below
-    threads: Tensor      # (n, 1, H, W), added to the background
+    hue: Tensor  # 0..7
+    other: Tensor  # 0..7, another hue for layouts of two colours
+    background: Tensor  # 0..3
+    size: Tensor  # 0, 1 or 2
+    phase: Tensor  # 0 or 1, in units of SHIFT
+    light: Tensor  # 0: brighter above, 1: brighter below
+    threads: Tensor  # (n, 1, H, W), added to the background
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def disk(x: Tensor, y: Tensor, cx: Tensor | float, cy: Tensor | float, radius: T
     return edge(((x - cx) ** 2 + (y - cy) ** 2).sqrt() - radius)
 
 
-def box(x: Tensor, y: Tensor, cx: Tensor | float, cy: Tensor | float, half_x: Tensor | float, half_y: Tensor | float
-        ) -> Tensor:
+def box(
+    x: Tensor, y: Tensor, cx: Tensor | float, cy: Tensor | float, half_x: Tensor | float, half_y: Tensor | float
+) -> Tensor:
     return edge(torch.maximum((x - cx).abs() - half_x, (y - cy).abs() - half_y))
 
 
@@ -126,21 +127,27 @@ def woven_cross(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
 def framed_dot(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
     half = 40 + 8 * d.size
     frame = box(x, y, MIDDLE, MIDDLE, half, half) - box(x, y, MIDDLE, MIDDLE, half - 16, half - 16)
-    return [Part(frame, d.hue, bands(y, 8, d.phase)),
-            Part(disk(x, y, MIDDLE, MIDDLE, 16), d.other, torch.ones_like(x))]
+    return [Part(frame, d.hue, bands(y, 8, d.phase)), Part(disk(x, y, MIDDLE, MIDDLE, 16), d.other, torch.ones_like(x))]
 
 
 def four_tiles(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
     half = 16 + 4 * d.size
     offset = half + 8
     other = (d.hue + 3) % HUES  # a pair of hues tells which is whose: a small model does not learn to compare corners
-    return [Part(box(x, y, MIDDLE + i * offset, MIDDLE + j * offset, half, half), d.hue if i == j else other,
-                 checks(x, y, 8, d.phase)) for i in (-1, 1) for j in (-1, 1)]
+    return [
+        Part(
+            box(x, y, MIDDLE + i * offset, MIDDLE + j * offset, half, half),
+            d.hue if i == j else other,
+            checks(x, y, 8, d.phase),
+        )
+        for i in (-1, 1)
+        for j in (-1, 1)
+    ]
 
 
 # Older than its texture: saved workflows name it.
 def banded_diamond(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    cover = edge(((x - MIDDLE).abs() + (y - MIDDLE).abs() - (40 + 8 * d.size)) / 2 ** 0.5)
+    cover = edge(((x - MIDDLE).abs() + (y - MIDDLE).abs() - (40 + 8 * d.size)) / 2**0.5)
     return [Part(cover, d.hue, speckle(x, y, d.phase))]
 
 
@@ -148,8 +155,10 @@ def sun_and_sea(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
     """The lower sun is the mirror picture in the sea."""
     radius = 14 + 4 * d.size
     sea = edge(MIDDLE - y)
-    suns = [Part(disk(x, y, MIDDLE, MIDDLE + side * 32, radius), d.hue, texture)
-            for side, texture in ((-1, torch.ones_like(x)), (1, bands(y, 8, d.phase)))]
+    suns = [
+        Part(disk(x, y, MIDDLE, MIDDLE + side * 32, radius), d.hue, texture)
+        for side, texture in ((-1, torch.ones_like(x)), (1, bands(y, 8, d.phase)))
+    ]
     return [Part(sea, d.other, 0.5 * bands(y, 8, d.phase)), *suns]
 
 
@@ -160,9 +169,16 @@ def striped_gate(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "striped disk": striped_disk, "checked ring": checked_ring, "dotted square": dotted_square,
-    "ribbed twins": ribbed_twins, "woven cross": woven_cross, "framed dot": framed_dot, "four tiles": four_tiles,
-    "banded diamond": banded_diamond, "sun and sea": sun_and_sea, "striped gate": striped_gate,
+    "striped disk": striped_disk,
+    "checked ring": checked_ring,
+    "dotted square": dotted_square,
+    "ribbed twins": ribbed_twins,
+    "woven cross": woven_cross,
+    "framed dot": framed_dot,
+    "four tiles": four_tiles,
+    "banded diamond": banded_diamond,
+    "sun and sea": sun_and_sea,
+    "striped gate": striped_gate,
 }
 CLASS_NAMES: tuple[str, ...] = tuple(LAYOUTS)
 
@@ -179,6 +195,7 @@ def threads(n: int, generator: torch.Generator) -> Tensor:
 
 def choose(n: int, generator: torch.Generator) -> Draw:
     """Draw the random choices of n pictures."""
+
     def pick(count: int) -> Tensor:
         return torch.randint(count, (n, 1, 1), generator=generator)
 
@@ -214,12 +231,13 @@ def seams(draw: Draw, layout: Layout) -> Tensor:
     found = torch.zeros(len(cover), SIZE // TOKEN, SIZE // TOKEN, dtype=torch.bool)
     for tokens, field, free in ((found, fields, bare), (found.mT, fields.mT, bare.mT)):
         broken = (field.diff(dim=-1) != 0) & free[..., 1:] & free[..., :-1]
-        tokens[..., 1:] |= broken[..., TOKEN - 1::TOKEN].unflatten(-2, (-1, TOKEN)).any(-2)
+        tokens[..., 1:] |= broken[..., TOKEN - 1 :: TOKEN].unflatten(-2, (-1, TOKEN)).any(-2)
     return found
 
 
-def pictures(labels: Tensor, generator: torch.Generator, torn: Tensor | None = None
-             ) -> tuple[Tensor, dict[str, Tensor]]:
+def pictures(
+    labels: Tensor, generator: torch.Generator, torn: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """labels (n,) int64 -> pictures (n, 3, 128, 128) float32 in [-1, 1], and the factors of each, (n,) int64.
 
     ``torn`` (n, 16, 16) bool: tokens with threads of their own; the factors then have a map of the :func:`seams` too.

@@ -65,8 +65,11 @@ def method(schedule: Schedule, fts: FTS | None = None) -> Method:
 
 def grouped(families: dict[str, list[Schedule]], cost: MARSpec | None = None) -> Experiment:
     """One line of the plot per family."""
-    return Experiment(tuple(method(s) for family in families.values() for s in family),
-                      tuple((name, tuple(s.name for s in family)) for name, family in families.items()), cost)
+    return Experiment(
+        tuple(method(s) for family in families.values() for s in family),
+        tuple((name, tuple(s.name for s in family)) for name, family in families.items()),
+        cost,
+    )
 
 
 def steps_of_origin(count: int) -> Schedule:
@@ -82,8 +85,11 @@ def orders() -> Experiment:
     """18 AR steps of 50 diffusion steps each, and nothing but the order different."""
     even = {"diffusion": (50, 50, 50)}
     single = [Schedule(order, order, (18,), **even) for order in ("random", "raster", "subsample", "halton")]
-    staged = [Schedule(f"gtr {partition}, {len(steps)} stages", "gtr", steps, partition=partition, **even)
-              for steps in ((10, 6, 2), (8, 3, 3, 2, 2)) for partition in PARTITIONS]
+    staged = [
+        Schedule(f"gtr {partition}, {len(steps)} stages", "gtr", steps, partition=partition, **even)
+        for steps in ((10, 6, 2), (8, 3, 3, 2, 2))
+        for partition in PARTITIONS
+    ]
     return Experiment(tuple(map(method, single + staged)))
 
 
@@ -98,15 +104,27 @@ def budgets() -> Experiment:
     staged = [*((steps, default) for steps in ((24, 6, 2), (10, 6, 2), (8, 3, 2), (5, 2, 1))), ((5, 2, 1), short)]
     for scope in SCOPES:
         families[f"GtR, {scope} scope"] = [
-            Schedule(f"gtr {','.join(map(str, steps))}{' short chains' if chains == short else ''} {scope}", "gtr",
-                     steps, decoder_scope=scope, diffusion=chains) for steps, chains in staged]
+            Schedule(
+                f"gtr {','.join(map(str, steps))}{' short chains' if chains == short else ''} {scope}",
+                "gtr",
+                steps,
+                decoder_scope=scope,
+                diffusion=chains,
+            )
+            for steps, chains in staged
+        ]
     return grouped(families)
 
 
 def defaults() -> Experiment:
     """gtr-full's AR and diffusion steps, by partition and decoder scope: which should be the default?"""
-    return Experiment(tuple(method(Schedule(f"{partition}, {scope}", "gtr", (10, 6, 2), partition=partition,
-                                            decoder_scope=scope)) for partition in PARTITIONS for scope in SCOPES))
+    return Experiment(
+        tuple(
+            method(Schedule(f"{partition}, {scope}", "gtr", (10, 6, 2), partition=partition, decoder_scope=scope))
+            for partition in PARTITIONS
+            for scope in SCOPES
+        )
+    )
 
 
 def fts() -> Experiment:
@@ -126,8 +144,11 @@ def guidance() -> Experiment:
 
 def best() -> Experiment:
     """The presets that the search found, beside the paper's and the origin; for seeds that the search did not see."""
-    families = {"MAR's own": ("origin",), "after the paper": ("gtr-paper", "gtr-full", "gtr-extreme"),
-                "found by the search": ("gtr-best-4x", "gtr-best-6x")}
+    families = {
+        "MAR's own": ("origin",),
+        "after the paper": ("gtr-paper", "gtr-full", "gtr-extreme"),
+        "found by the search": ("gtr-best-4x", "gtr-best-6x"),
+    }
     return grouped({family: list(map(preset, names)) for family, names in families.items()}, mar_spec("mar-h"))
 
 
@@ -136,8 +157,15 @@ def _guided_name(chosen: Guidance) -> str:
     return f"cfg {chosen.scale:g} {chosen.schedule}{begin}" if chosen.enabled else "no guidance"
 
 
-EXPERIMENTS = {"gate": gate, "orders": orders, "budgets": budgets, "defaults": defaults, "fts": fts,
-               "guidance": guidance, "best": best}
+EXPERIMENTS = {
+    "gate": gate,
+    "orders": orders,
+    "budgets": budgets,
+    "defaults": defaults,
+    "fts": fts,
+    "guidance": guidance,
+    "best": best,
+}
 
 
 def demo_studio() -> Studio:
@@ -152,26 +180,48 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
     """Evaluate an experiment's methods; the rows of :mod:`gtr_core.quality` as plain data."""
     experiment, studio = EXPERIMENTS[name](), demo_studio()
     reference = load_reference(DEMO_REFERENCE, studio.judge)
-    measured = evaluate(studio, experiment.methods, seeds, images, WORK, batch=batch, on_shard=_tell,
-                        engine=Engine(workers=workers), make_worker=workers and partial(_make_worker, batch))
-    facts = {own.name: {"speedup": method_report(own, experiment.cost or studio.model.spec)["speedup"]}
-             for own in experiment.methods}
+    measured = evaluate(
+        studio,
+        experiment.methods,
+        seeds,
+        images,
+        WORK,
+        batch=batch,
+        on_shard=_tell,
+        engine=Engine(workers=workers),
+        make_worker=workers and partial(_make_worker, batch),
+    )
+    facts = {
+        own.name: {"speedup": method_report(own, experiment.cost or studio.model.spec)["speedup"]}
+        for own in experiment.methods
+    }
     rows = quality.rows(measured, seeds, lambda made, seed: quality.figures(made, reference, seed), facts)
-    floor = [quality.figures(made, others, seed) for seed, (made, others)
-             in zip(seeds, quality.floor_sets(reference, images, seeds))]
+    floor = [
+        quality.figures(made, others, seed)
+        for seed, (made, others) in zip(seeds, quality.floor_sets(reference, images, seeds))
+    ]
     first = measured[experiment.methods[0].name]
-    return {"experiment": name, "command": command(name, images, seeds), "images": images, "seeds": list(seeds),
-            "together": together(first, reference) if name == "gate" else None,
-            "rows": rows, "floor": quality.row(quality.FLOOR, images, floor),
-            "groups": {group: list(names) for group, names in experiment.groups}}
+    return {
+        "experiment": name,
+        "command": command(name, images, seeds),
+        "images": images,
+        "seeds": list(seeds),
+        "together": together(first, reference) if name == "gate" else None,
+        "rows": rows,
+        "floor": quality.row(quality.FLOOR, images, floor),
+        "groups": {group: list(names) for group, names in experiment.groups},
+    }
 
 
 def together(made: Sequence[Measured], reference: Measured) -> dict:
     """Frechet distances of all seeds' pictures at once, and of as many real ones: both fall with the number."""
     everything = joined(list(made))
-    (real, others), = quality.floor_sets(reference, len(everything), [0])
-    return {"pictures": len(everything), "frechet": frechet(everything.features, reference.features),
-            "floor": frechet(real.features, others.features)}
+    ((real, others),) = quality.floor_sets(reference, len(everything), [0])
+    return {
+        "pictures": len(everything),
+        "frechet": frechet(everything.features, reference.features),
+        "floor": frechet(real.features, others.features),
+    }
 
 
 def command(name: str, images: int, seeds: Sequence[int]) -> str:
@@ -183,41 +233,60 @@ def plot(result: dict) -> None:
     """Frechet distance with intervals, against the speed-up."""
     rows = {row["method"]: row for row in result["rows"]}
     groups = result["groups"] or {name: [name] for name in rows}
-    points = {group: [point(rows[name], name if result["groups"] else "") for name in names]
-              for group, names in groups.items()}
-    sheet = pictures.error_bars(points, x_label="FLOPs of the origin / FLOPs",
-                                y_label="Frechet distance, mean and 95 % interval",
-                                marks={"paper: 3.72x": PAPER_CLAIM})
+    points = {
+        group: [point(rows[name], name if result["groups"] else "") for name in names]
+        for group, names in groups.items()
+    }
+    sheet = pictures.error_bars(
+        points,
+        x_label="FLOPs of the origin / FLOPs",
+        y_label="Frechet distance, mean and 95 % interval",
+        marks={"paper: 3.72x": PAPER_CLAIM},
+    )
     runs.replace_file(OUTPUT / f"{result['experiment']}.png", lambda part: sheet.save(part, "PNG", optimize=True))
 
 
 def point(row: dict, label: str) -> pictures.Point:
     figure = row["figures"]["frechet"]
     half = figure["half"] or 0.0
-    return pictures.Point(row["speedup"], figure["mean"], figure["mean"] - half, figure["mean"] + half,
-                          label.removeprefix("gtr ").removesuffix(" full").removesuffix(" stage"))
+    return pictures.Point(
+        row["speedup"],
+        figure["mean"],
+        figure["mean"] - half,
+        figure["mean"] + half,
+        label.removeprefix("gtr ").removesuffix(" full").removesuffix(" stage"),
+    )
 
 
 def observe(count: int, redraws: int) -> dict:
     """The two observations: change by distance from a decoded token, and spread of redrawn halves."""
     studio = demo_studio()
     real = observations.real_tokens(studio.model, studio.vae, count, 11)
-    result = {"experiment": "observations", "pictures": count, "redraws": redraws, "change": {}, "spread": {},
-              "command": f"python -m demo.experiments observations --images {count}"}
+    result = {
+        "experiment": "observations",
+        "pictures": count,
+        "redraws": redraws,
+        "change": {},
+        "spread": {},
+        "command": f"python -m demo.experiments observations --images {count}",
+    }
     for known in (32, 96):
         found = observations.neighbour_change(studio.model, real, known, 12)
-        result["change"][known] = {distance: vars(interval(values)) for distance, values in sorted(found.items())
-                                   if len(values) > 1}
+        result["change"][known] = {
+            distance: vars(interval(values)) for distance, values in sorted(found.items()) if len(values) > 1
+        }
     sheets, spreads = [], {}
     for shape in ("checkerboard", "upper half"):
-        spreads[shape], drawn = observations.spread_of_seeds(studio.model, studio.vae, real, shape, redraws, 13,
-                                                             GUIDANCE)
+        spreads[shape], drawn = observations.spread_of_seeds(
+            studio.model, studio.vae, real, shape, redraws, 13, GUIDANCE
+        )
         result["spread"][shape] = vars(interval(spreads[shape]))
         sheets.append(drawn[:4].transpose(0, 1)[:7].flatten(0, 1))
     ratio = [upper / max(board, 1e-6) for board, upper in zip(*spreads.values())]
     result["ratio"] = vars(interval(ratio))
-    sheet = pictures.grid(torch.cat([s.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1) for s in sheets]),
-                          min(7, redraws))
+    sheet = pictures.grid(
+        torch.cat([s.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1) for s in sheets]), min(7, redraws)
+    )
     runs.replace_file(OUTPUT / "observations.png", lambda part: sheet.quantize(256).save(part, "PNG", optimize=True))
     return result
 
@@ -227,12 +296,24 @@ def heat(count: int) -> np.ndarray:
     studio, own = demo_studio(), fts().methods[1]
     plan = make_plan(own.schedule, studio.model.spec.grid, image_seeds(0, count))
     spent = []
-    latents = generate_latents(studio.model, own.schedule, range(count), 0, guidance=GUIDANCE, fts=own.fts,
-                               callback=lambda progress: spent.append(progress.spent.clone()))
+    latents = generate_latents(
+        studio.model,
+        own.schedule,
+        range(count),
+        0,
+        guidance=GUIDANCE,
+        fts=own.fts,
+        callback=lambda progress: spent.append(progress.spent.clone()),
+    )
     steps, planned = spent[-1].numpy(), planned_steps(plan)
     marks = Spent(*(values.reshape(count, *plan.grid) for values in (steps, np.maximum(steps - planned, 0))))
-    return np.concatenate([np.concatenate([enlarge(picture, 3), draw_heat(picture, marks, "fts", k)[12:396, 12:396]])
-                           for k, picture in enumerate(decode_pictures(studio.vae, latents))], axis=1)
+    return np.concatenate(
+        [
+            np.concatenate([enlarge(picture, 3), draw_heat(picture, marks, "fts", k)[12:396, 12:396]])
+            for k, picture in enumerate(decode_pictures(studio.vae, latents))
+        ],
+        axis=1,
+    )
 
 
 def _tell(task: Task, done: int, total: int) -> None:
@@ -252,6 +333,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.what == "page":
         from .quality_page import write_page
+
         return write_page(OUTPUT, ROOT / "docs" / "quality.md")
     if options.what == "heat":
         return write_png(OUTPUT / "heat.png", heat(6))

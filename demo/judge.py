@@ -21,18 +21,23 @@ class JudgePlan:
     steps: int = 900
     batch: int = 64
     rate: float = 2e-3
-    torn: float = 0.4      # largest share of tokens torn out of half of the pictures
+    torn: float = 0.4  # largest share of tokens torn out of half of the pictures
     map_weight: float = 4.0  # of the loss of the map of seams
-    noise: float = 0.1     # largest standard deviation of the noise that training pictures get
+    noise: float = 0.1  # largest standard deviation of the noise that training pictures get
     held_out: int = 2000
     reference: int = 4000
     seed: int = 4
 
 
 SEAMS = "seams"  # do threads break off at the border of a token, or not
-TOKEN_MAP = 2    # the convolution whose positions are tokens: each sees the borders to the left and above
-SPEC = ExtractorSpec(size=data.SIZE, widths=(16, 32, 48, 64, 64), classes=data.CLASS_NAMES,
-                     factors=(*data.FACTORS.items(), (SEAMS, 2)), contrast=8.0)
+TOKEN_MAP = 2  # the convolution whose positions are tokens: each sees the borders to the left and above
+SPEC = ExtractorSpec(
+    size=data.SIZE,
+    widths=(16, 32, 48, 64, 64),
+    classes=data.CLASS_NAMES,
+    factors=(*data.FACTORS.items(), (SEAMS, 2)),
+    contrast=8.0,
+)
 
 
 def disturbed(images: Tensor, plan: JudgePlan, generator: torch.Generator) -> Tensor:
@@ -86,8 +91,7 @@ def held_out_accuracy(extractor: Extractor, plan: JudgePlan) -> dict[str, float]
     return {name: count / plan.held_out for name, count in hits.items()}
 
 
-def half_torn(labels: Tensor, plan: JudgePlan, generator: torch.Generator
-              ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+def half_torn(labels: Tensor, plan: JudgePlan, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Pictures of which the second half is torn, the truth of every head, and where the seams are, (n, 16, 16)."""
     n, side = len(labels), data.SIZE // data.TOKEN
     shares = plan.torn * torch.rand(n, 1, 1, generator=generator) * (torch.arange(n) >= n // 2)[:, None, None]

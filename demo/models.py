@@ -21,9 +21,20 @@ INITIAL_LOGVAR = -6.0
 def demo_mar_spec(latent: LatentSpec) -> MARSpec:
     """16 x 16 tokens; ``beta_cap`` 0.2 keeps the first reverse step from multiplying a small head's error by 300."""
     head = HeadSpec(channels=latent.token_dim, condition_dim=128, width=192, depth=3)
-    return MARSpec(name="demo", grid=(16, 16), dim=128, heads=4, encoder_depth=3, decoder_depth=3,
-                   classes=len(CLASS_NAMES), buffer=8, head=head, latent=latent,
-                   diffusion=DiffusionSpec(beta_cap=0.2), class_names=CLASS_NAMES)
+    return MARSpec(
+        name="demo",
+        grid=(16, 16),
+        dim=128,
+        heads=4,
+        encoder_depth=3,
+        decoder_depth=3,
+        classes=len(CLASS_NAMES),
+        buffer=8,
+        head=head,
+        latent=latent,
+        diffusion=DiffusionSpec(beta_cap=0.2),
+        class_names=CLASS_NAMES,
+    )
 
 
 def new_vae(generator: torch.Generator) -> KLVAE:
@@ -31,14 +42,14 @@ def new_vae(generator: torch.Generator) -> KLVAE:
     vae = KLVAE(VAE_SPEC)
     for module in vae.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_uniform_(module.weight, a=5 ** 0.5, generator=generator)
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
             nn.init.zeros_(module.bias)
     for block in (m for m in vae.modules() if hasattr(m, "conv2")):
         with torch.no_grad():
             block.conv2.weight.mul_(0.3)
     with torch.no_grad():
-        vae.quant_conv.weight[VAE_SPEC.embed_channels:].mul_(0.1)
-        vae.quant_conv.bias[VAE_SPEC.embed_channels:].fill_(INITIAL_LOGVAR)
+        vae.quant_conv.weight[VAE_SPEC.embed_channels :].mul_(0.1)
+        vae.quant_conv.bias[VAE_SPEC.embed_channels :].fill_(INITIAL_LOGVAR)
     return vae
 
 
@@ -49,8 +60,14 @@ def new_mar(spec: MARSpec, generator: torch.Generator) -> MAR:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)
             nn.init.zeros_(module.bias)
-    tables = (model.class_emb.weight, model.fake_latent, model.mask_token, model.encoder_pos_embed_learned,
-              model.decoder_pos_embed_learned, model.diffusion_pos_embed_learned)
+    tables = (
+        model.class_emb.weight,
+        model.fake_latent,
+        model.mask_token,
+        model.encoder_pos_embed_learned,
+        model.decoder_pos_embed_learned,
+        model.diffusion_pos_embed_learned,
+    )
     for table in tables:
         nn.init.normal_(table, std=0.02, generator=generator)
     head = model.head
@@ -66,4 +83,3 @@ def sample_posterior(mean: Tensor, logvar: Tensor, generator: torch.Generator) -
     """A latent drawn from N(mean, exp(logvar)); the generator lives on the CPU whatever the device."""
     noise = torch.randn(mean.shape, generator=generator).to(mean)
     return mean + torch.exp(0.5 * logvar.to(mean)) * noise
-

@@ -49,16 +49,19 @@ def neighbour_change(model: Model, pictures: Pictures, known: int, seed: int) ->
     count, total = pictures.tokens.shape[:2]
     order = torch.rand(count, total, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
     conditions = [model.embed_condition(pictures.labels, torch.float32)]
-    fresh, rest = order[:, known], order[:, known + 1:].sort(dim=1).values
+    fresh, rest = order[:, known], order[:, known + 1 :].sort(dim=1).values
     nothing = rest[:, :0]
-    before, = model(pictures.tokens, order[:, :known].sort(dim=1).values, rest, fresh[:, None], conditions,
-                    model.spec.grid)
-    after, = model(pictures.tokens, order[:, :known + 1].sort(dim=1).values, rest, nothing, conditions,
-                   model.spec.grid)
+    (before,) = model(
+        pictures.tokens, order[:, :known].sort(dim=1).values, rest, fresh[:, None], conditions, model.spec.grid
+    )
+    (after,) = model(
+        pictures.tokens, order[:, : known + 1].sort(dim=1).values, rest, nothing, conditions, model.spec.grid
+    )
     change = (after - before).norm(dim=-1) / before.norm(dim=-1)
     width = model.spec.grid[1]
-    apart = torch.maximum((rest // width - fresh[:, None] // width).abs(),
-                          (rest % width - fresh[:, None] % width).abs())
+    apart = torch.maximum(
+        (rest // width - fresh[:, None] // width).abs(), (rest % width - fresh[:, None] % width).abs()
+    )
     by_distance: dict[int, list[float]] = {}
     for row, distances in zip(change, apart):
         for distance in distances.unique().tolist():
@@ -73,8 +76,9 @@ def half_known(grid: tuple[int, int], shape: str) -> np.ndarray:
 
 
 @torch.no_grad()
-def spread_of_seeds(model: Model, vae: KLVAE, pictures: Pictures, shape: str, redraws: int, seed: int,
-                    guidance: Guidance) -> tuple[list[float], Tensor]:
+def spread_of_seeds(
+    model: Model, vae: KLVAE, pictures: Pictures, shape: str, redraws: int, seed: int, guidance: Guidance
+) -> tuple[list[float], Tensor]:
     """Fill the unknown half ``redraws`` times with different seeds.
 
     Per picture the standard deviation over redraws of the pixels (RMS over colours and the unknown area, on a scale of
@@ -86,8 +90,14 @@ def spread_of_seeds(model: Model, vae: KLVAE, pictures: Pictures, shape: str, re
     for index, (tokens, label) in enumerate(zip(pictures.tokens, pictures.labels)):
         seeds = image_seeds(seed + redraws * index, redraws)
         plan = make_plan(FILL, grid, seeds, unknown=unknown)
-        filled = sample(model, plan, label.expand(redraws), SeededNoise(seeds, model.spec.head.channels),
-                        tokens=tokens.expand(redraws, -1, -1), guidance=guidance)
+        filled = sample(
+            model,
+            plan,
+            label.expand(redraws),
+            SeededNoise(seeds, model.spec.head.channels),
+            tokens=tokens.expand(redraws, -1, -1),
+            guidance=guidance,
+        )
         images = vae.decode(tokens_to_latent(filled, grid, model.spec.latent)).clamp(-1, 1)
         inside = torch.nn.functional.interpolate(area, size=images.shape[-2:]).bool()[0, 0]
         spreads.append(float(images.var(dim=0)[:, inside].mean().sqrt()))

@@ -25,8 +25,9 @@ def grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 2) -> Image
     return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
 
 
-def curve(series: dict[str, Sequence[tuple[float, float]]], *, x_label: str, size: tuple[int, int] = (640, 320)
-          ) -> Image.Image:
+def curve(
+    series: dict[str, Sequence[tuple[float, float]]], *, x_label: str, size: tuple[int, int] = (640, 320)
+) -> Image.Image:
     """Line chart with a logarithmic y axis: each series is a list of (x, y > 0)."""
     width, height = size
     left, top, right, bottom = 60, 12, width - 12, height - 36
@@ -66,8 +67,15 @@ class Point:
     label: str = ""
 
 
-def error_bars(groups: dict[str, Sequence[Point]], *, x_label: str, y_label: str, lines: bool = True,
-               marks: dict[str, float] | None = None, size: tuple[int, int] = (900, 520)) -> Image.Image:
+def error_bars(
+    groups: dict[str, Sequence[Point]],
+    *,
+    x_label: str,
+    y_label: str,
+    lines: bool = True,
+    marks: dict[str, float] | None = None,
+    size: tuple[int, int] = (900, 520),
+) -> Image.Image:
     """Points with error bars on linear axes from 0; ``marks`` are named vertical lines. Point labels need no legend."""
     width, height = size
     left, top, right, bottom = 64, 16, width - 190, height - 48

@@ -63,5 +63,11 @@ def measure_latent(pool: Pool, images: Tensor, mean: Tensor, stride: int) -> Lat
     colours = torch.nn.functional.avg_pool2d(images, stride).permute(0, 2, 3, 1).flatten(0, 2)
     inputs = torch.cat([tokens, torch.ones(len(tokens), 1)], dim=1)
     rows = torch.linalg.lstsq(inputs, colours).solution
-    return LatentSpec(channels=mean.shape[1], stride=stride, patch=PATCH, scale=round(scale, 5), shift=round(shift, 5),
-                      rgb=tuple(tuple(round(x, 4) for x in row) for row in rows.tolist()))
+    return LatentSpec(
+        channels=mean.shape[1],
+        stride=stride,
+        patch=PATCH,
+        scale=round(scale, 5),
+        shift=round(shift, 5),
+        rgb=tuple(tuple(round(x, 4) for x in row) for row in rows.tolist()),
+    )

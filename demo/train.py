@@ -50,8 +50,9 @@ def latent_spec(path: Path, vae: KLVAE, pool: Pool) -> LatentSpec:
     """The measured token scale, stored once: a resumed run must not change it."""
     if not path.exists():
         images, _ = data.batch(FITTED, runs.step_generator(5, 0))
-        spec = measure_latent(pool, images, torch.cat([vae.moments(part)[0] for part in images.split(4)]),
-                              VAE_SPEC.stride)
+        spec = measure_latent(
+            pool, images, torch.cat([vae.moments(part)[0] for part in images.split(4)]), VAE_SPEC.stride
+        )
         runs.replace_file(path, lambda temporary: temporary.write_text(json.dumps(asdict(spec))))
     fields = json.loads(path.read_text())
     return LatentSpec(**{**fields, "rgb": tuple(tuple(row) for row in fields["rgb"])})

@@ -28,8 +28,8 @@ class MARPlan:
     decay: int = 800
     warm_up: int = 100
     batch: int = 24
-    targets: int = 128       # masked positions that get a loss, per picture
-    draws: int = 2           # noisy versions of each of them
+    targets: int = 128  # masked positions that get a loss, per picture
+    draws: int = 2  # noisy versions of each of them
     low_masks: float = 0.65  # share of steps with a mask ratio below 0.7
     all_masked: float = 0.05
     high_noise: float = 0.1  # share of draws in the last tenth of the timesteps
@@ -84,7 +84,7 @@ class Process:
             return torch.as_tensor(values, dtype=torch.float32, device=device)[:, None]
 
         self.steps = len(table)
-        self.signal, self.noise = column(table.alphas_cumprod ** 0.5), column((1 - table.alphas_cumprod) ** 0.5)
+        self.signal, self.noise = column(table.alphas_cumprod**0.5), column((1 - table.alphas_cumprod) ** 0.5)
         self.recip, self.recipm1 = column(table.sqrt_recip), column(table.sqrt_recipm1)
         self.mean_x0, self.mean_x = column(table.mean_x0), column(table.mean_x)
         self.log_posterior, self.log_betas = column(table.log_posterior_variance), column(table.log_betas)
@@ -115,8 +115,9 @@ def disturbed(tokens: Tensor, plan: MARPlan, generator: torch.Generator) -> Tens
     return tokens + (strength * torch.randn(tokens.shape, generator=generator)).to(tokens.device)
 
 
-def mar_loss(model: MAR, process: Process, tokens: Tensor, labels: Tensor, plan: MARPlan,
-             generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def mar_loss(
+    model: MAR, process: Process, tokens: Tensor, labels: Tensor, plan: MARPlan, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Mean eps error and variational term of one batch: tokens (B, L, C), labels (B,)."""
     device, n = tokens.device, len(tokens)
     positions = split_positions(n, tokens.shape[1], plan, generator)
@@ -124,8 +125,9 @@ def mar_loss(model: MAR, process: Process, tokens: Tensor, labels: Tensor, plan:
     dropped = torch.rand(n, generator=generator) < plan.label_drop
     labels = torch.where(dropped.to(device), -1, labels)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        (z,) = model(disturbed(tokens, plan, generator), known, targets, context,
-                     [model.embed_condition(labels, torch.float32)])
+        (z,) = model(
+            disturbed(tokens, plan, generator), known, targets, context, [model.embed_condition(labels, torch.float32)]
+        )
     x0 = tokens.gather(1, targets[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)
     x0, z = x0.repeat(plan.draws, 1), z.float().flatten(0, 1).repeat(plan.draws, 1)
     t = draw_timesteps(len(x0), process.steps, plan.high_noise, generator).to(device)
@@ -141,10 +143,14 @@ def optimizers_for(model: nn.Module, plan: MARPlan) -> list[torch.optim.Optimize
     muon = [name for name, p in named.items() if "blocks" in name and p.dim() == 2]
     decayed = [name for name, p in named.items() if p.dim() > 1 and not is_table(name) and name not in muon]
     plain = [name for name in named if name not in muon and name not in decayed]
-    groups = [{"params": [named[name] for name in names], "weight_decay": decay}
-              for names, decay in ((decayed, 0.02), (plain, 0.0))]
-    return [torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95)),
-            Muon([named[name] for name in muon], lr=plan.muon_rate, weight_decay=0.02)]
+    groups = [
+        {"params": [named[name] for name in names], "weight_decay": decay}
+        for names, decay in ((decayed, 0.02), (plain, 0.0))
+    ]
+    return [
+        torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95)),
+        Muon([named[name] for name in muon], lr=plan.muon_rate, weight_decay=0.02),
+    ]
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], step: int, plan: MARPlan) -> None:
@@ -164,8 +170,7 @@ def average(ema: dict[str, Tensor], model: nn.Module, step: int, plan: MARPlan) 
     torch._foreach_lerp_(list(ema.values()), [p.detach() for p in model.parameters()], 1 - decay)
 
 
-def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, plan: MARPlan = MARPlan()
-              ) -> None:
+def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, plan: MARPlan = MARPlan()) -> None:
     """Train (or go on training) the MAR; checkpoint and log live in ``folder``."""
     path, log = folder / "mar.pt", folder / "mar.jsonl"
     model = new_mar(spec, runs.step_generator(plan.seed, -1)).to(device).train()
@@ -198,5 +203,13 @@ def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, pla
         if (step + 1) % plan.log_every == 0:
             runs.append_log(log, step=step + 1, images=(step + 1) * plan.batch, seconds=seconds, **means.take())
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-            runs.save(path, {"model": model.state_dict(), "ema": ema, "step": step + 1, "seconds": seconds,
-                             "optimizers": [optimizer.state_dict() for optimizer in optimizers]})
+            runs.save(
+                path,
+                {
+                    "model": model.state_dict(),
+                    "ema": ema,
+                    "step": step + 1,
+                    "seconds": seconds,
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                },
+            )

@@ -30,7 +30,7 @@ class VAEPlan:
     rate: float = 1.5e-3
     muon_rate: float = 3e-3
     warm_up: int = 600
-    mixed: float = 0.5       # largest share of tokens that come from another picture, in half of the pictures
+    mixed: float = 0.5  # largest share of tokens that come from another picture, in half of the pictures
     kl: float = 1e-4
     sigma: float = 0.2
     seed: int = 1
@@ -74,7 +74,7 @@ def training_images(step: int, plan: VAEPlan, generator: torch.Generator) -> Ten
         step -= steps
     images = data.batch(count, generator)[0]
     top, left = (data.TOKEN * torch.randint((data.SIZE - side) // data.TOKEN + 1, (2,), generator=generator)).tolist()
-    return images[..., top:top + side, left:left + side].contiguous()
+    return images[..., top : top + side, left : left + side].contiguous()
 
 
 def mixed_tokens(n: int, size: tuple[int, int], share: float, generator: torch.Generator) -> Tensor:
@@ -144,7 +144,14 @@ def train_vae(folder: Path, device: torch.device, plan: VAEPlan = VAEPlan()) -> 
         if (step + 1) % plan.log_every == 0:
             runs.append_log(log, step=step + 1, seconds=seconds, kl_weight=kl, **means.take())
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-            runs.save(path, {"model": vae.state_dict(), "step": step + 1, "kl": kl,
-                             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                             "seconds": seconds})
+            runs.save(
+                path,
+                {
+                    "model": vae.state_dict(),
+                    "step": step + 1,
+                    "kl": kl,
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    "seconds": seconds,
+                },
+            )
     return vae.eval()

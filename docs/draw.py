@@ -29,16 +29,18 @@ def scene(height: int, width: int) -> np.ndarray:
     middle, horizon = width / height - 0.5, 0.64
     sky = blend(v / horizon, ((0.10, 0.10, 0.32), (0.45, 0.20, 0.50), (0.93, 0.42, 0.40), (1.0, 0.76, 0.42)))
     sun = np.hypot(u - middle, v - 0.45)
-    picture = sky + np.exp(-(sun / 0.30) ** 2)[..., None] * np.array((0.35, 0.22, 0.06))
+    picture = sky + np.exp(-((sun / 0.30) ** 2))[..., None] * np.array((0.35, 0.22, 0.06))
     picture = np.where((sun < 0.17)[..., None], (1.0, 0.93, 0.68), picture)
-    for base, rise, rate, phase, colour in ((0.56, 0.07, 3.1, 0.4, (0.36, 0.19, 0.42)),
-                                            (0.62, 0.06, 5.3, 1.7, (0.20, 0.13, 0.33))):
+    for base, rise, rate, phase, colour in (
+        (0.56, 0.07, 3.1, 0.4, (0.36, 0.19, 0.42)),
+        (0.62, 0.06, 5.3, 1.7, (0.20, 0.13, 0.33)),
+    ):
         ridge = base - rise * (0.6 * np.sin(rate * u + phase) + 0.4 * np.sin(2.3 * rate * u + 2 * phase))
         picture = np.where((v > ridge)[..., None], colour, picture)
     depth = np.clip((v - horizon) / (1 - horizon), 0, 1)
     water = blend(depth, ((0.86, 0.45, 0.44), (0.38, 0.20, 0.45), (0.09, 0.09, 0.27)))
     waves = np.sin(90 * np.sqrt(depth + 0.02) + 1.5 * np.sin(11 * u))
-    path = np.exp(-((u - middle) / (0.10 + 0.22 * depth)) ** 2) * (waves > -0.1)
+    path = np.exp(-(((u - middle) / (0.10 + 0.22 * depth)) ** 2)) * (waves > -0.1)
     water += path[..., None] * np.array((0.75, 0.50, 0.22)) * (1 - 0.55 * depth[..., None])
     return np.clip(np.where((v > horizon)[..., None], water, picture), 0, 1)
 
@@ -70,8 +72,9 @@ def tokens(height: int, width: int, rows: int, growth: np.ndarray) -> Image.Imag
             tile = tile.resize((fine, fine), Image.Resampling.BOX).resize((side, side), Image.Resampling.NEAREST)
         mask = Image.new("L", (side, side), 0)
         inset = gap if shown else round(side * 0.12)
-        ImageDraw.Draw(mask).rounded_rectangle((inset, inset, side - 1 - inset, side - 1 - inset),
-                                               round(side * 0.12) if gap or not shown else 0, fill=255)
+        ImageDraw.Draw(mask).rounded_rectangle(
+            (inset, inset, side - 1 - inset, side - 1 - inset), round(side * 0.12) if gap or not shown else 0, fill=255
+        )
         sheet.paste(tile, box[:2], mask)
     return sheet.resize((sheet.width // OVERSAMPLE, sheet.height // OVERSAMPLE), Image.Resampling.LANCZOS)
 
@@ -101,8 +104,11 @@ def banner() -> Image.Image:
     dark = np.clip((0.52 - np.linspace(0, 1, sheet.width)) / 0.30, 0, 1)[None, :, None] * 0.75
     sheet = Image.fromarray((shade * (1 - dark) + np.array(NIGHT) * dark).astype(np.uint8))
     pen = ImageDraw.Draw(sheet)
-    for text, top, size, colour in (("GtR", 150, 168, INK), ("Generation then Reconstruction", 345, 36, INK),
-                                    ("MAR and LightGen in ComfyUI", 395, 28, (230, 170, 120))):
+    for text, top, size, colour in (
+        ("GtR", 150, 168, INK),
+        ("Generation then Reconstruction", 345, 36, INK),
+        ("MAR and LightGen in ComfyUI", 395, 28, (230, 170, 120)),
+    ):
         pen.text((64, top), text, font=ImageFont.load_default(size), fill=colour)
     return sheet
 

@@ -19,5 +19,15 @@ DEMO_JUDGE = MODELS / "demo_judge.safetensors"
 DEMO_REFERENCE = MODELS / "demo_reference.safetensors"
 
 
-CLASS_NAMES = ("striped disk", "checked ring", "dotted square", "ribbed twins", "woven cross", "framed dot",
-               "four tiles", "banded diamond", "sun and sea", "striped gate")
+CLASS_NAMES = (
+    "striped disk",
+    "checked ring",
+    "dotted square",
+    "ribbed twins",
+    "woven cross",
+    "framed dot",
+    "four tiles",
+    "banded diamond",
+    "sun and sea",
+    "striped gate",
+)

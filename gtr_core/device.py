@@ -70,8 +70,10 @@ def check_budget(needed: int, what: str, available: int | None = None) -> None:
     """
     available = available_bytes() if available is None else available
     if available is not None and needed > available:
-        raise GtRError(f"{what} {needed / 2**30:.3g} GiB of memory, {available / 2**30:.3g} GiB can be had: make "
-                       "the batch, the size or the steps smaller, or free memory")
+        raise GtRError(
+            f"{what} {needed / 2**30:.3g} GiB of memory, {available / 2**30:.3g} GiB can be had: make "
+            "the batch, the size or the steps smaller, or free memory"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

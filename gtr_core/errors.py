@@ -14,7 +14,7 @@ class GtRError(ValueError):
 
     def __init__(self, message: str):
         if len(message) > LONGEST:
-            message = f"{message[:LONGEST // 2]} ... {message[-LONGEST // 2 + 5:]}"
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 + 5 :]}"
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 

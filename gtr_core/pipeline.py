@@ -31,20 +31,43 @@ def check_pair(model: Model, vae: KLVAE) -> None:
         )
 
 
-def generate_latents(model: Model, schedule: Schedule, condition: Tensor | Sequence[int], seed: int, *,
-                     guidance: Guidance, grid: tuple[int, int] | None = None, temperature: float = 1.0,
-                     cache: Cache | None = None, fts: FTS | None = None, accelerate: bool = False,
-                     device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-                     callback: Callback | None = None) -> Tensor:
+def generate_latents(
+    model: Model,
+    schedule: Schedule,
+    condition: Tensor | Sequence[int],
+    seed: int,
+    *,
+    guidance: Guidance,
+    grid: tuple[int, int] | None = None,
+    temperature: float = 1.0,
+    cache: Cache | None = None,
+    fts: FTS | None = None,
+    accelerate: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    callback: Callback | None = None,
+) -> Tensor:
     """VAE-scale latents (B, C, H, W), one image per label or text; image k has the seed ``seed + k``."""
     spec, seeds = model.spec, image_seeds(seed, len(condition))
     grid = grid or spec.grid
     plan = make_plan(schedule, grid, seeds)
-    check_run(plan, spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device, fts=fts,
-              cached=cache is not None)
-    tokens = sample(model, plan, torch.as_tensor(condition),
-                    SeededNoise(seeds, spec.head.channels), guidance=guidance, temperature=temperature, fts=fts,
-                    cache=cache, accelerate=accelerate, device=device, dtype=dtype, callback=callback)
+    check_run(
+        plan, spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device, fts=fts, cached=cache is not None
+    )
+    tokens = sample(
+        model,
+        plan,
+        torch.as_tensor(condition),
+        SeededNoise(seeds, spec.head.channels),
+        guidance=guidance,
+        temperature=temperature,
+        fts=fts,
+        cache=cache,
+        accelerate=accelerate,
+        device=device,
+        dtype=dtype,
+        callback=callback,
+    )
     return tokens_to_latent(tokens, grid, spec.latent)
 
 

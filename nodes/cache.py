@@ -10,25 +10,46 @@ class LazyMARNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_LazyMAR", display_name="LazyMAR Cache", category="GtR/sampling",
+            node_id="GtR_LazyMAR",
+            display_name="LazyMAR Cache",
+            category="GtR/sampling",
             description="Reuses what changes little between AR steps and between diffusion steps of a MAR model. Needs "
-                        "guidance and a schedule with the full decoder scope (origin, step-N, gtr-full).",
+            "guidance and a schedule with the full decoder scope (origin, step-N, gtr-full).",
             search_aliases=["lazymar", "cache", "gtr"],
             inputs=[
                 io.Int.Input("start_step", default=5, min=1, max=64, tooltip="The first AR steps compute everything."),
                 io.Int.Input("period", default=9, min=1, max=64, tooltip="And every so many steps after them."),
-                io.Int.Input("prune_block", default=3, min=0, max=64, advanced=True,
-                             tooltip="The decoder block (counted from 0) after which few tokens go on, "
-                                     "the last one where a model has fewer."),
-                io.Int.Input("extra", default=15, min=0, max=256, advanced=True,
-                             tooltip="How many tokens more than needed go on."),
-                io.Int.Input("head_period", default=7, min=1, max=1000, advanced=True,
-                             tooltip="Every so many diffusion steps the head computes everything."),
+                io.Int.Input(
+                    "prune_block",
+                    default=3,
+                    min=0,
+                    max=64,
+                    advanced=True,
+                    tooltip="The decoder block (counted from 0) after which few tokens go on, "
+                    "the last one where a model has fewer.",
+                ),
+                io.Int.Input(
+                    "extra",
+                    default=15,
+                    min=0,
+                    max=256,
+                    advanced=True,
+                    tooltip="How many tokens more than needed go on.",
+                ),
+                io.Int.Input(
+                    "head_period",
+                    default=7,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip="Every so many diffusion steps the head computes everything.",
+                ),
             ],
             outputs=[GtrCache.Output(display_name="cache")],
         )
 
     @classmethod
-    def execute(cls, start_step: int, period: int, prune_block: int = 3, extra: int = 15,
-                head_period: int = 7) -> io.NodeOutput:
+    def execute(
+        cls, start_step: int, period: int, prune_block: int = 3, extra: int = 15, head_period: int = 7
+    ) -> io.NodeOutput:
         return io.NodeOutput(LazyMAR(start_step, period, prune_block, extra, head_period))

@@ -17,8 +17,10 @@ logger = logging.getLogger("gtr_mar")
 
 LABELS = "gtr_labels"
 DEMO_PREFIX = "demo "
-CLASS_OPTIONS = [*(f"{label}: {name}" for label, name in enumerate(imagenet_names())),
-                 *(f"{DEMO_PREFIX}{label}: {name}" for label, name in enumerate(DEMO_NAMES))]
+CLASS_OPTIONS = [
+    *(f"{label}: {name}" for label, name in enumerate(imagenet_names())),
+    *(f"{DEMO_PREFIX}{label}: {name}" for label, name in enumerate(DEMO_NAMES)),
+]
 
 
 class ClassCondition(io.ComfyNode):
@@ -27,16 +29,26 @@ class ClassCondition(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_ClassCondition", display_name="Class Label", category="GtR/conditioning",
+            node_id="GtR_ClassCondition",
+            display_name="Class Label",
+            category="GtR/conditioning",
             description="What a class-conditional model draws: one class, or a list with one class per image.",
             search_aliases=["imagenet class", "mar class", "gtr"],
             inputs=[
                 MarModel.Input("model"),
-                io.Combo.Input("class_name", options=CLASS_OPTIONS, default="207: golden retriever",
-                               tooltip="One of the 1000 ImageNet classes, or a class of the demo model."),
-                io.String.Input("class_list", default="", optional=True,
-                                tooltip="Indices or names, separated by commas, one per image of the batch, such as "
-                                        "'207, 360, 388'. Used instead of class_name when not empty."),
+                io.Combo.Input(
+                    "class_name",
+                    options=CLASS_OPTIONS,
+                    default="207: golden retriever",
+                    tooltip="One of the 1000 ImageNet classes, or a class of the demo model.",
+                ),
+                io.String.Input(
+                    "class_list",
+                    default="",
+                    optional=True,
+                    tooltip="Indices or names, separated by commas, one per image of the batch, such as "
+                    "'207, 360, 388'. Used instead of class_name when not empty.",
+                ),
             ],
             outputs=[io.Conditioning.Output(display_name="positive")],
         )
@@ -46,8 +58,9 @@ class ClassCondition(io.ComfyNode):
         if not isinstance(model.spec, MARSpec):
             raise GtRError(f"{model.spec.name} has no classes: use 'LightGen Text Encode' for it")
         labels = parse_labels(class_list, model.spec) if class_list.strip() else (chosen_label(class_name, model.spec),)
-        return io.NodeOutput([[torch.tensor(labels, dtype=torch.float32)[:, None, None],
-                               {"pooled_output": None, LABELS: labels}]])
+        return io.NodeOutput(
+            [[torch.tensor(labels, dtype=torch.float32)[:, None, None], {"pooled_output": None, LABELS: labels}]]
+        )
 
 
 def chosen_label(option: str, spec: MARSpec) -> int:
@@ -55,9 +68,14 @@ def chosen_label(option: str, spec: MARSpec) -> int:
     number, _, name = option.removeprefix(DEMO_PREFIX).partition(": ")
     names = class_names(spec)
     if not number.isdecimal() or int(number[:9]) >= len(names) or names[int(number)] != name:
-        raise GtRError(f"class '{option}' is not one of {spec.name}'s {len(names)} classes (0: {names[0]}, ...): "
-                       + (f"choose an entry that begins with '{DEMO_PREFIX.strip()}'" if names == DEMO_NAMES
-                          else "choose another entry, or give indices in class_list"))
+        raise GtRError(
+            f"class '{option}' is not one of {spec.name}'s {len(names)} classes (0: {names[0]}, ...): "
+            + (
+                f"choose an entry that begins with '{DEMO_PREFIX.strip()}'"
+                if names == DEMO_NAMES
+                else "choose another entry, or give indices in class_list"
+            )
+        )
     return int(number)
 
 
@@ -68,8 +86,10 @@ def labels_for_batch(conditioning, images: Sequence[int], spec: MARSpec, what: s
     """
     labels = only_entry(conditioning, what)[1].get(LABELS)
     if labels is None:
-        raise GtRError(f"{what} is not a class label: expected the output of 'Class Label'; a MAR model is "
-                       "class-conditional and cannot use a text prompt")
+        raise GtRError(
+            f"{what} is not a class label: expected the output of 'Class Label'; a MAR model is "
+            "class-conditional and cannot use a text prompt"
+        )
     if not all(0 <= label < spec.classes for label in labels):
         raise GtRError(
             f"{what} has the classes {list(labels)}, {spec.name} has 0 to {spec.classes - 1}: connect the same "

@@ -14,15 +14,21 @@ class HeatMap(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_HeatMap", display_name="Diffusion Heat Map", category="GtR/sampling",
+            node_id="GtR_HeatMap",
+            display_name="Diffusion Heat Map",
+            category="GtR/sampling",
             description="Shows over the picture where its diffusion steps went: those that FTS added, or all of them.",
             search_aliases=["fts", "heatmap", "attention map", "gtr"],
             is_output_node=True,
             inputs=[
                 GtrSteps.Input("steps", tooltip="The sampler's third output."),
                 io.Image.Input("image", tooltip="The same run's pictures, from VAE Decode."),
-                io.Combo.Input("show", options=list(HEATS), default="fts",
-                               tooltip="fts: the steps that FTS added to the schedule's; all: every token's steps."),
+                io.Combo.Input(
+                    "show",
+                    options=list(HEATS),
+                    default="fts",
+                    tooltip="fts: the steps that FTS added to the schedule's; all: every token's steps.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image")],
         )
@@ -31,9 +37,12 @@ class HeatMap(io.ComfyNode):
     def execute(cls, steps, image, show: str) -> io.NodeOutput:
         pictures = host.image_to_pictures(image)
         if len(pictures) != len(steps.steps):
-            raise GtRError(f"{len(pictures)} pictures for the steps of {len(steps.steps)}: connect the picture and the "
-                           "steps of the same sampler")
+            raise GtRError(
+                f"{len(pictures)} pictures for the steps of {len(steps.steps)}: connect the picture and the "
+                "steps of the same sampler"
+            )
         most = int((steps.extra if show == "fts" else steps.steps).max())
-        drawn = host.picture_to_image(*(draw_heat(picture, steps, show, index, most)
-                                        for index, picture in enumerate(pictures)))
+        drawn = host.picture_to_image(
+            *(draw_heat(picture, steps, show, index, most) for index, picture in enumerate(pictures))
+        )
         return io.NodeOutput(drawn, ui=ui.PreviewImage(drawn, cls=cls))

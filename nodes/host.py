@@ -108,16 +108,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return host_attention_module.optimized_attention(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
 
 
-def build_patcher(path: str, weight_dtype: str, weights: str | None, corrected_positions: bool,
-                  disable_dynamic: bool = False):
+def build_patcher(
+    path: str, weight_dtype: str, weights: str | None, corrected_positions: bool, disable_dynamic: bool = False
+):
     """A checkpoint as a model patcher: the host decides where its weights live and when they move."""
     checkpoint = read_checkpoint(path, weights=weights)
     spec, tensors = load_model(checkpoint)
     if corrected_positions:
         spec = replace(spec, corrected_positions=True)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
-    dtype = DTYPES.get(weight_dtype) or mm.unet_dtype(load, sum(t.numel() for t in tensors.values()), PREFERRED,
-                                                      comfy.utils.weight_dtype(tensors))
+    dtype = DTYPES.get(weight_dtype) or mm.unet_dtype(
+        load, sum(t.numel() for t in tensors.values()), PREFERRED, comfy.utils.weight_dtype(tensors)
+    )
     cast = mm.unet_manual_cast(dtype, load, PREFERRED)
     operations = comfy.ops.pick_operations(dtype, cast, load_device=load)
     model = build(spec, operations=operations, attention=attention, device=offload, dtype=dtype)
@@ -133,8 +135,14 @@ def build_patcher(path: str, weight_dtype: str, weights: str | None, corrected_p
     return patcher
 
 
-def load_handle(family: type[ModelSpec], name: str, weight_dtype: str, *, weights: str | None = None,
-                corrected_positions: bool = False) -> ModelHandle:
+def load_handle(
+    family: type[ModelSpec],
+    name: str,
+    weight_dtype: str,
+    *,
+    weights: str | None = None,
+    corrected_positions: bool = False,
+) -> ModelHandle:
     """The model of a loader's combo entry. Raises GtRError for a file of the other family."""
     path = model_path("diffusion_models", name)
     patcher = build_patcher(str(path), weight_dtype, weights, corrected_positions)

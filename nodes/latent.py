@@ -49,8 +49,10 @@ class EmptyLatent(io.ComfyNode):
             raise GtRError(f"{size[1]} x {size[0]} pixels: {spec.name} needs a width and height divisible by {pixels}")
         spec.check_grid((size[0] // pixels, size[1] // pixels))
         cells = (size[0] // spec.latent.stride, size[1] // spec.latent.stride)
-        check_budget(batch_size * spec.latent.channels * cells[0] * cells[1] * 4,
-                     f"{batch_size} latents of {size[1]} x {size[0]} pixels need")
+        check_budget(
+            batch_size * spec.latent.channels * cells[0] * cells[1] * 4,
+            f"{batch_size} latents of {size[1]} x {size[0]} pixels need",
+        )
         samples = host.to_wire(torch.zeros(batch_size, spec.latent.channels, *cells))
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": spec.latent.stride})
 
@@ -63,8 +65,10 @@ def latent_samples(latent: dict, patcher, spec: ModelSpec) -> Tensor:
     if samples.shape[0] < 1:
         raise GtRError(f"a latent of shape {tuple(samples.shape)}: expected a batch of at least 1 image")
     if samples.shape[1] != spec.latent.channels:
-        raise GtRError(f"the latent has {samples.shape[1]} channels, {spec.name} needs {spec.latent.channels}: use "
-                       "Empty MAR Latent, or encode the picture with the model's own VAE")
+        raise GtRError(
+            f"the latent has {samples.shape[1]} channels, {spec.name} needs {spec.latent.channels}: use "
+            "Empty MAR Latent, or encode the picture with the model's own VAE"
+        )
     patch, stride = spec.latent.patch, spec.latent.stride
     if samples.shape[2] % patch or samples.shape[3] % patch:
         raise GtRError(

@@ -12,15 +12,26 @@ class LoadMAR(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_LoadMAR", display_name="Load MAR Model", category="GtR/loaders",
+            node_id="GtR_LoadMAR",
+            display_name="Load MAR Model",
+            category="GtR/loaders",
             description="Loads a masked autoregressive model (MAR-B, L, H or another size). Files go to "
-                        "models/diffusion_models; the demo model is part of the pack.",
+            "models/diffusion_models; the demo model is part of the pack.",
             search_aliases=["mar", "masked autoregressive", "gtr"],
             inputs=[
-                io.Combo.Input("model_name", options=host.model_names("diffusion_models"), default=host.DEMO,
-                               tooltip="A .safetensors (or original .pth) file in models/diffusion_models."),
-                io.Combo.Input("weight_dtype", options=["default", *host.DTYPES], default="default", advanced=True,
-                               tooltip="Of the transformer. The diffusion head is loaded in float32."),
+                io.Combo.Input(
+                    "model_name",
+                    options=host.model_names("diffusion_models"),
+                    default=host.DEMO,
+                    tooltip="A .safetensors (or original .pth) file in models/diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=["default", *host.DTYPES],
+                    default="default",
+                    advanced=True,
+                    tooltip="Of the transformer. The diffusion head is loaded in float32.",
+                ),
             ],
             outputs=[MarModel.Output(display_name="model")],
         )
@@ -83,10 +94,14 @@ class LoadLightGen(io.ComfyNode):
         return host.file_fingerprint("diffusion_models", model_name)
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str = "default", weights: str = "model",
-                corrected_positions: bool = False) -> io.NodeOutput:
-        return io.NodeOutput(host.load_handle(LightGenSpec, model_name, weight_dtype, weights=weights,
-                                              corrected_positions=corrected_positions))
+    def execute(
+        cls, model_name: str, weight_dtype: str = "default", weights: str = "model", corrected_positions: bool = False
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            host.load_handle(
+                LightGenSpec, model_name, weight_dtype, weights=weights, corrected_positions=corrected_positions
+            )
+        )
 
 
 class LoadMARVAE(io.ComfyNode):
@@ -95,12 +110,20 @@ class LoadMARVAE(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_LoadMARVAE", display_name="Load MAR VAE", category="GtR/loaders",
+            node_id="GtR_LoadMARVAE",
+            display_name="Load MAR VAE",
+            category="GtR/loaders",
             description="Loads the KL-16 VAE of the MAR models, which the stock VAE loader does not recognise. Works "
-                        "with VAE Decode, VAE Decode (Tiled) and VAE Encode. Files go to models/vae.",
+            "with VAE Decode, VAE Decode (Tiled) and VAE Encode. Files go to models/vae.",
             search_aliases=["kl16", "mar vae", "gtr"],
-            inputs=[io.Combo.Input("vae_name", options=host.model_names("vae"), default=host.DEMO,
-                                   tooltip="kl16.safetensors or kl16.ckpt in models/vae.")],
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=host.model_names("vae"),
+                    default=host.DEMO,
+                    tooltip="kl16.safetensors or kl16.ckpt in models/vae.",
+                )
+            ],
             outputs=[io.Vae.Output(display_name="VAE")],
         )
 

@@ -108,10 +108,22 @@ class Sampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, schedule, latent_image, seed: int, cfg: float, cfg_schedule: str,
-                temperature: float, fts: FTS | None = None, negative=None,
-                cache: LazyMAR | None = None, acceleration: str = "auto",
-                cfg_start: float = 0.0) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        positive,
+        schedule,
+        latent_image,
+        seed: int,
+        cfg: float,
+        cfg_schedule: str,
+        temperature: float,
+        fts: FTS | None = None,
+        negative=None,
+        cache: LazyMAR | None = None,
+        acceleration: str = "auto",
+        cfg_start: float = 0.0,
+    ) -> io.NodeOutput:
         spec = model.spec
         samples = latent_samples(latent_image, model.patcher, spec)
         batch, grid = samples.shape[0], token_grid(samples, spec)
@@ -120,20 +132,40 @@ class Sampler(io.ComfyNode):
         against = None if negative is None else condition_for_batch(negative, images, spec, "negative")
         seeds, guidance = image_seeds(seed, images), Guidance(cfg, cfg_schedule, cfg_start)
         unknown = unknown_tokens(latent_image, batch, grid)
-        groups = [(rows, plan_regions(schedule, spec, [seeds[k] for k in rows], unknown[rows[0]].numpy(),
-                                      latent_image.get(WINDOWS))) for rows in same_masks(unknown)]
+        groups = [
+            (
+                rows,
+                plan_regions(
+                    schedule, spec, [seeds[k] for k in rows], unknown[rows[0]].numpy(), latent_image.get(WINDOWS)
+                ),
+            )
+            for rows in same_masks(unknown)
+        ]
         accelerate = acceleration == "auto"
         device, cached = model.patcher.load_device, cache is not None
-        settings = {"guided": guidance.enabled, "fts": fts, "device": device, "cached": cached,
-                    "graphs": accelerate and not cached and device.type == "cuda"}
+        settings = {
+            "guided": guidance.enabled,
+            "fts": fts,
+            "device": device,
+            "cached": cached,
+            "graphs": accelerate and not cached and device.type == "cuda",
+        }
         split = [in_parts(model, region.plan, **settings) for _, regions in groups for region in regions]
         load_model(model, sum(split, []), **settings)
         host.reset_peak(model.patcher)
         monitor = host.RunMonitor(model, grid, sum(len(part.steps) for parts in split for part in parts))
         draw = partial(
-            sample, model.patcher.model.diffusion_model, guidance=guidance, temperature=temperature, fts=fts,
-            cache=cache, accelerate=accelerate and host.stays_resident(model.patcher),
-            device=device, dtype=model.patcher.model.compute_dtype, callback=monitor)
+            sample,
+            model.patcher.model.diffusion_model,
+            guidance=guidance,
+            temperature=temperature,
+            fts=fts,
+            cache=cache,
+            accelerate=accelerate and host.stays_resident(model.patcher),
+            device=device,
+            dtype=model.patcher.model.compute_dtype,
+            callback=monitor,
+        )
         tokens = latent_to_tokens(samples, spec.latent).cpu().clone()
         steps, planned = np.zeros((2, batch, tokens.shape[1]), np.int64)
         reports, plans_left = list(model.notes), iter(split)
@@ -142,31 +174,47 @@ class Sampler(io.ComfyNode):
                 plans, seconds = next(plans_left), []
                 for part, its_rows in parts_of(region, rows, plans):
                     area = np.ix_(its_rows, part.positions)
-                    monitor.enter((*regions[:index], part, *regions[index + 1:]), index, tokens[its_rows[0]])
+                    monitor.enter((*regions[:index], part, *regions[index + 1 :]), index, tokens[its_rows[0]])
                     tokens[area] = draw(
-                        part.plan, condition[its_rows], SeededNoise(part.seeds, spec.head.channels),
-                        tokens=tokens[area], negative=None if against is None else against[its_rows]).cpu()
+                        part.plan,
+                        condition[its_rows],
+                        SeededNoise(part.seeds, spec.head.channels),
+                        tokens=tokens[area],
+                        negative=None if against is None else against[its_rows],
+                    ).cpu()
                     steps[area] += monitor.spent
                     planned[area] += planned_steps(part.plan)
                     seconds.append(monitor.take_seconds())
                 reports += [f"window {index + 1} of {len(regions)}:"] if len(regions) > 1 else []
-                reports.append(run_report(
-                    region.plan, spec, guided=guidance.enabled, unguided=cfg_start, fts=fts, cache=cache,
-                    unknown=region.unknown, seconds=[sum(step) for step in zip(*seconds)],
-                    peak_bytes=host.peak_bytes(model.patcher)))
+                reports.append(
+                    run_report(
+                        region.plan,
+                        spec,
+                        guided=guidance.enabled,
+                        unguided=cfg_start,
+                        fts=fts,
+                        cache=cache,
+                        unknown=region.unknown,
+                        seconds=[sum(step) for step in zip(*seconds)],
+                        peak_bytes=host.peak_bytes(model.patcher),
+                    )
+                )
                 if len(plans) > 1:
-                    reports.append(f"the batch ran in {len(plans)} parts of at most {plans[0].batch} images to fit "
-                                   "memory")
+                    reports.append(
+                        f"the batch ran in {len(plans)} parts of at most {plans[0].batch} images to fit memory"
+                    )
         report = "\n".join(reports)
         host.show_text(f"done: {monitor.done} AR steps")
         spent = Spent(*(values.reshape(batch, *grid) for values in (steps, np.maximum(steps - planned, 0))))
         result = tokens_to_latent(tokens, grid, spec.latent)
-        return io.NodeOutput(finished_latent(latent_image, samples, result, unknown), report, spent,
-                             ui=ui.PreviewText(report))
+        return io.NodeOutput(
+            finished_latent(latent_image, samples, result, unknown), report, spent, ui=ui.PreviewText(report)
+        )
 
 
-def plan_regions(schedule: Schedule, spec: ModelSpec, seeds: list[int], unknown: np.ndarray,
-                 windows: int | None) -> tuple[Region, ...]:
+def plan_regions(
+    schedule: Schedule, spec: ModelSpec, seeds: list[int], unknown: np.ndarray, windows: int | None
+) -> tuple[Region, ...]:
     """The plans of a run: one, or for a grid that the model cannot draw at once one per window."""
     if windows is None or isinstance(spec, LightGenSpec) or unknown.shape == spec.grid:
         return whole_grid(schedule, seeds, unknown)

@@ -15,8 +15,14 @@ from . import host
 from ._api import GtrFts, GtrSchedule, MarModel, io, ui
 
 CUSTOM = "custom"
-BASELINES = {"origin": "random", "step-n": "random", "raster": "raster", "subsample": "subsample", "halton": "halton",
-             "disa": "random"}
+BASELINES = {
+    "origin": "random",
+    "step-n": "random",
+    "raster": "raster",
+    "subsample": "subsample",
+    "halton": "halton",
+    "disa": "random",
+}
 
 
 class Scheduler(io.ComfyNode):
@@ -103,16 +109,32 @@ class Scheduler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, preset: str, order: str = "gtr", steps: str = "24, 6, 2", rates: str = "",
-                partition: str = "quincunx", decoder_scope: str = "stage", diffusion_start: int = 50,
-                diffusion_end: int = 20, diffusion_reconstruction: int = 20) -> io.NodeOutput:
+    def execute(
+        cls,
+        preset: str,
+        order: str = "gtr",
+        steps: str = "24, 6, 2",
+        rates: str = "",
+        partition: str = "quincunx",
+        decoder_scope: str = "stage",
+        diffusion_start: int = 50,
+        diffusion_end: int = 20,
+        diffusion_reconstruction: int = 20,
+    ) -> io.NodeOutput:
         if preset != CUSTOM:
             return io.NodeOutput(named_schedule(preset))
         rate_list = numbers("rates", rates, float)
-        return io.NodeOutput(Schedule(
-            CUSTOM, order, steps=() if rate_list else numbers("steps", steps, int), rates=rate_list,
-            diffusion=(diffusion_start, diffusion_end, diffusion_reconstruction), partition=partition,
-            decoder_scope=decoder_scope))
+        return io.NodeOutput(
+            Schedule(
+                CUSTOM,
+                order,
+                steps=() if rate_list else numbers("steps", steps, int),
+                rates=rate_list,
+                diffusion=(diffusion_start, diffusion_end, diffusion_reconstruction),
+                partition=partition,
+                decoder_scope=decoder_scope,
+            )
+        )
 
 
 class BaselineScheduler(io.ComfyNode):
@@ -172,17 +194,32 @@ class BaselineScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, method: str, ar_steps: int, diffusion_steps: int, disa_end: int = 5, disa_profile: str = "linear",
-                disa_clip: bool = True, subsample_phases: str = "checkerboard",
-                halton_shift: bool = False) -> io.NodeOutput:
+    def execute(
+        cls,
+        method: str,
+        ar_steps: int,
+        diffusion_steps: int,
+        disa_end: int = 5,
+        disa_profile: str = "linear",
+        disa_clip: bool = True,
+        subsample_phases: str = "checkerboard",
+        halton_shift: bool = False,
+    ) -> io.NodeOutput:
         if method == "origin":
             return io.NodeOutput(named_schedule("origin"))
         disa = method == "disa"
-        return io.NodeOutput(Schedule(
-            f"{method}-{ar_steps}", BASELINES[method], (ar_steps,),
-            diffusion=(diffusion_steps, disa_end if disa else diffusion_steps, diffusion_steps),
-            profile=f"disa-{disa_profile}" if disa else "linear", max_timestep=950 if disa and disa_clip else None,
-            phases=subsample_phases, shift=halton_shift))
+        return io.NodeOutput(
+            Schedule(
+                f"{method}-{ar_steps}",
+                BASELINES[method],
+                (ar_steps,),
+                diffusion=(diffusion_steps, disa_end if disa else diffusion_steps, diffusion_steps),
+                profile=f"disa-{disa_profile}" if disa else "linear",
+                max_timestep=950 if disa and disa_clip else None,
+                phases=subsample_phases,
+                shift=halton_shift,
+            )
+        )
 
 
 class FTSNode(io.ComfyNode):
@@ -191,15 +228,21 @@ class FTSNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_FTS", display_name="Frequency-Weighted Token Selection", category="GtR/sampling",
+            node_id="GtR_FTS",
+            display_name="Frequency-Weighted Token Selection",
+            category="GtR/sampling",
             description="In the reconstruction stage the tokens with the most high-frequency energy get more diffusion "
-                        "steps than the others.",
+            "steps than the others.",
             search_aliases=["fts", "gtr", "detail"],
             inputs=[
                 io.Float.Input("fraction", default=0.1, min=0.01, max=1.0, step=0.01, tooltip="Share of the tokens."),
                 io.Int.Input("detail_steps", default=50, min=1, max=1000, tooltip="Their diffusion steps."),
-                io.Combo.Input("selection", options=list(SELECTIONS), default="high",
-                               tooltip="high: the method; low, random and all: for comparison."),
+                io.Combo.Input(
+                    "selection",
+                    options=list(SELECTIONS),
+                    default="high",
+                    tooltip="high: the method; low, random and all: for comparison.",
+                ),
             ],
             outputs=[GtrFts.Output(display_name="fts")],
         )
@@ -215,7 +258,9 @@ class PreviewSchedule(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_PreviewSchedule", display_name="Preview Schedule", category="GtR/sampling",
+            node_id="GtR_PreviewSchedule",
+            display_name="Preview Schedule",
+            category="GtR/sampling",
             description="Draws in which order tokens are decoded, and tokens and diffusion steps per AR step.",
             search_aliases=["gtr", "plan"],
             is_output_node=True,

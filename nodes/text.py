@@ -26,15 +26,21 @@ class EncodeText(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="GtR_EncodeText", display_name="LightGen Text Encode", category="GtR/conditioning",
+            node_id="GtR_EncodeText",
+            display_name="LightGen Text Encode",
+            category="GtR/conditioning",
             description="Encodes a prompt as LightGen was trained: T5 with its mask, exactly 128 positions, no prompt "
-                        "weights.",
+            "weights.",
             search_aliases=["lightgen prompt", "t5", "gtr"],
             inputs=[
                 io.Clip.Input("clip", tooltip="flan-t5-xxl from CLIPLoader, type ltxv."),
                 io.String.Input("text", multiline=True, dynamic_prompts=True),
-                io.Boolean.Input("one_per_line", default=False, optional=True,
-                                 tooltip="Every line is a prompt of its own, one per image of the batch."),
+                io.Boolean.Input(
+                    "one_per_line",
+                    default=False,
+                    optional=True,
+                    tooltip="Every line is a prompt of its own, one per image of the batch.",
+                ),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning")],
         )
@@ -73,7 +79,7 @@ def fit(clip, prompt: str) -> list[int]:
     ids = [token for token in ids if token != PAD]
     if len(ids) > LENGTH:
         logger.warning("the prompt has %d tokens, LightGen reads %d: the rest is cut off", len(ids), LENGTH)
-        ids = [*ids[:LENGTH - 1], END]
+        ids = [*ids[: LENGTH - 1], END]
     return ids + [PAD] * (LENGTH - len(ids))
 
 
@@ -84,16 +90,22 @@ def texts_for_batch(conditioning, images: Sequence[int], spec: LightGenSpec, wha
     """
     states, extra = only_entry(conditioning, what)
     if LABELS in extra or not isinstance(states, Tensor) or states.ndim != 3:
-        raise GtRError(f"{what} is not a text: expected the output of 'LightGen Text Encode'; {spec.name} cannot use "
-                       "class labels")
+        raise GtRError(
+            f"{what} is not a text: expected the output of 'LightGen Text Encode'; {spec.name} cannot use class labels"
+        )
     if states.shape[2] != spec.caption_dim:
-        raise GtRError(f"{what} has text states of {states.shape[2]} values, {spec.name} needs {spec.caption_dim}: "
-                       f"{WAY_OUT}")
+        raise GtRError(
+            f"{what} has text states of {states.shape[2]} values, {spec.name} needs {spec.caption_dim}: {WAY_OUT}"
+        )
     check_count("prompts", len(states), images)
     if PROMPTS not in extra:
-        logger.warning("%s comes from another text encode node: LightGen was trained on %d unweighted positions with "
-                       "the mask on; use 'LightGen Text Encode'", what, spec.text_length)
-        states = states[:, :spec.text_length]
+        logger.warning(
+            "%s comes from another text encode node: LightGen was trained on %d unweighted positions with "
+            "the mask on; use 'LightGen Text Encode'",
+            what,
+            spec.text_length,
+        )
+        states = states[:, : spec.text_length]
         states = torch.nn.functional.pad(states, (0, 0, 0, spec.text_length - states.shape[1]))
     if states.shape[1] != spec.text_length:
         raise GtRError(f"{what} has {states.shape[1]} text positions, {spec.name} needs {spec.text_length}")

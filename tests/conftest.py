@@ -42,10 +42,18 @@ _alias("gtr_tests", ROOT / "tests" / "support")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update", action="store_true",
-                     help="write recorded files anew: schemas, names, thumbnails, pictures of the documentation")
-    parser.addoption("--long", type=int, default=0, metavar="PROMPTS",
-                     help="length of the queue in tests/longrun, such as 1000; 0 is a short one")
+    parser.addoption(
+        "--update",
+        action="store_true",
+        help="write recorded files anew: schemas, names, thumbnails, pictures of the documentation",
+    )
+    parser.addoption(
+        "--long",
+        type=int,
+        default=0,
+        metavar="PROMPTS",
+        help="length of the queue in tests/longrun, such as 1000; 0 is a short one",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -98,8 +106,9 @@ def model_files(comfy_base: Path) -> frozenset[str]:
 def comfy_server(comfy_path: Path, comfy_base: Path, model_files: frozenset[str]) -> Iterator[ComfyServer]:
     """One real ComfyUI server for the whole session, on the CPU, with previews on and this pack linked in."""
     global _server
-    _server = _support("server").ComfyServer(Path(sys.executable), comfy_path, comfy_base, "--cpu",
-                                             "--preview-method", "latent2rgb")
+    _server = _support("server").ComfyServer(
+        Path(sys.executable), comfy_path, comfy_base, "--cpu", "--preview-method", "latent2rgb"
+    )
     try:
         _server.start()
         trouble = _server.import_trouble()

@@ -15,8 +15,9 @@ from ..models.vae import KLVAE
 from .checkpoint import load_model, load_vae, read_checkpoint
 
 
-def build_model(path: str | os.PathLike, *, device: torch.device | str = "cpu",
-                dtype: torch.dtype = torch.float32) -> Model:
+def build_model(
+    path: str | os.PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Model:
     """A model in evaluation mode from a checkpoint; ``dtype`` is the transformer's, the head is float32."""
     spec, tensors = load_model(read_checkpoint(path))
     model = build(spec, device=device, dtype=dtype)
@@ -37,6 +38,8 @@ def prompt_states(path: Path | str, spec: LightGenSpec) -> Tensor:
     states = read_checkpoint(path).tensors.get("prompt_embeds")
     wanted = (spec.text_length, spec.caption_dim)
     if states is None or states.shape[1:] != wanted or not len(states):
-        raise GtRError(f"{path}: expected a tensor 'prompt_embeds' of shape (prompts, {wanted[0]}, {wanted[1]}), found "
-                       f"{None if states is None else tuple(states.shape)}")
+        raise GtRError(
+            f"{path}: expected a tensor 'prompt_embeds' of shape (prompts, {wanted[0]}, {wanted[1]}), found "
+            f"{None if states is None else tuple(states.shape)}"
+        )
     return states

@@ -67,8 +67,10 @@ class Checkpoint:
         if self.weights == "ema" or not is_mar(self.tensors):
             return None
         certainty = "holds" if self.weights == "model" else "may hold"
-        return (f"{self.path.name} {certainty} non-EMA weights, which give worse pictures (FID 5.6 instead of 2.3 for "
-                "MAR-B): convert the original checkpoint-last.pth, which has both")
+        return (
+            f"{self.path.name} {certainty} non-EMA weights, which give worse pictures (FID 5.6 instead of 2.3 for "
+            "MAR-B): convert the original checkpoint-last.pth, which has both"
+        )
 
 
 def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None) -> Checkpoint:
@@ -89,8 +91,10 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None) -> C
         metadata = {}
     checkpoint = Checkpoint(path, tensors, metadata, kind)
     if checkpoint.nbytes > path.stat().st_size:
-        raise GtRError(f"{path.name}: its tensors need {checkpoint.nbytes} bytes, the file has {path.stat().st_size}: "
-                       "it is damaged or forged; download it again")
+        raise GtRError(
+            f"{path.name}: its tensors need {checkpoint.nbytes} bytes, the file has {path.stat().st_size}: "
+            "it is damaged or forged; download it again"
+        )
     return checkpoint
 
 
@@ -118,21 +122,30 @@ def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor], name: 
     found, file = checkpoint.tensors, checkpoint.path.name
     missing, surplus = [k for k in expected if k not in found], [k for k in found if k not in expected]
     if missing:
-        raise GtRError(f"{file}: {len(missing)} of the {len(expected)} tensors of {name} are missing (first: "
-                       f"'{missing[0]}'): the file is incomplete; download it again")
+        raise GtRError(
+            f"{file}: {len(missing)} of the {len(expected)} tensors of {name} are missing (first: "
+            f"'{missing[0]}'): the file is incomplete; download it again"
+        )
     if surplus:
-        raise GtRError(f"{file}: {len(surplus)} tensors do not belong to {name} (first: '{surplus[0]}'): expected "
-                       f"{len(expected)}; choose a plain {name} file")
+        raise GtRError(
+            f"{file}: {len(surplus)} tensors do not belong to {name} (first: '{surplus[0]}'): expected "
+            f"{len(expected)}; choose a plain {name} file"
+        )
     for key, tensor in found.items():
         if tensor.shape != expected[key].shape:
-            raise GtRError(f"{file}: tensor '{key}' has shape {tuple(tensor.shape)}, {name} needs "
-                           f"{tuple(expected[key].shape)}: the file is of another model")
+            raise GtRError(
+                f"{file}: tensor '{key}' has shape {tuple(tensor.shape)}, {name} needs "
+                f"{tuple(expected[key].shape)}: the file is of another model"
+            )
         if tensor.dtype not in (*DTYPES.values(), torch.float64):
-            raise GtRError(f"{file}: tensor '{key}' is {tensor.dtype}, expected floating point weights of 16 bits or "
-                           "more")
+            raise GtRError(
+                f"{file}: tensor '{key}' is {tensor.dtype}, expected floating point weights of 16 bits or more"
+            )
         if not torch.isfinite(tensor.sum(dtype=torch.float32)):
-            raise GtRError(f"{file}: tensor '{key}' holds NaN or infinite values: the file is damaged; "
-                           "download or convert it again")
+            raise GtRError(
+                f"{file}: tensor '{key}' holds NaN or infinite values: the file is damaged; "
+                "download or convert it again"
+            )
 
 
 def _in_file(checkpoint: Checkpoint, infer: Callable[[], Spec]) -> Spec:
@@ -151,8 +164,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return _strip({name: file.get_tensor(name) for name in file.keys()}), dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        raise GtRError(f"{path.name} is not a readable safetensors file ({first_line(error)}): it is damaged or "
-                       "truncated; download it again") from error
+        raise GtRError(
+            f"{path.name} is not a readable safetensors file ({first_line(error)}): it is damaged or "
+            "truncated; download it again"
+        ) from error
 
 
 def _check_header(path: Path) -> None:
@@ -180,8 +195,11 @@ def _unwrap(content, path: Path, weights: str | None) -> tuple[dict[str, Tensor]
     if weights not in ("ema", "model", None):
         raise GtRError(f"weights '{weights}': expected ema or model")
     if isinstance(content, dict):
-        states = {kind: _state_dict(content[key], path) for kind, key in (("model", "model"), ("ema", "model_ema"))
-                  if key in content}
+        states = {
+            kind: _state_dict(content[key], path)
+            for kind, key in (("model", "model"), ("ema", "model_ema"))
+            if key in content
+        }
         if states:
             return _choose(states, path, weights)
         if "state_dict" in content:
@@ -200,12 +218,16 @@ def _choose(states: dict[str, dict[str, Tensor]], path: Path, wanted: str | None
 
 def _state_dict(content, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
-        raise GtRError(f"{path.name} holds a {type(content).__name__}, expected a table of named tensors: "
-                       "choose a model checkpoint")
+        raise GtRError(
+            f"{path.name} holds a {type(content).__name__}, expected a table of named tensors: "
+            "choose a model checkpoint"
+        )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise GtRError(f"{path.name}: entry {name if isinstance(name, str) else type(name).__name__!r} is a "
-                           f"{type(value).__name__}, expected named tensors: choose a model checkpoint")
+            raise GtRError(
+                f"{path.name}: entry {name if isinstance(name, str) else type(name).__name__!r} is a "
+                f"{type(value).__name__}, expected named tensors: choose a model checkpoint"
+            )
     return _strip(dict(content))
 
 

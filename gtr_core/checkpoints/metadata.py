@@ -35,8 +35,11 @@ def spec_metadata(spec: ModelSpec, weights: str) -> dict[str, str]:
     ``weights`` is ``ema``, ``model`` (not averaged) or ``unknown``.
     """
     fields = asdict(spec)
-    return {"format": "pt", WEIGHTS_KEY: weights, SPEC_KEY: json.dumps(
-        {key: fields[key] for key in _CARRIED if key in fields} | {"depths": spec.depths})}
+    return {
+        "format": "pt",
+        WEIGHTS_KEY: weights,
+        SPEC_KEY: json.dumps({key: fields[key] for key in _CARRIED if key in fields} | {"depths": spec.depths}),
+    }
 
 
 def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, heads: int | None = None) -> ModelSpec:
@@ -89,10 +92,14 @@ def read_fields(text: str, key: str, parsers: Mapping[str, Callable], remedy: st
 
 def _latent(fields: Mapping) -> LatentSpec:
     rgb = fields.get("rgb")
-    latent = LatentSpec(channels=parse_count(fields["channels"]), stride=parse_count(fields["stride"], LARGEST_PATCH),
-                        patch=parse_count(fields["patch"], LARGEST_PATCH), scale=parse_finite(fields["scale"]),
-                        shift=parse_finite(fields["shift"]),
-                        rgb=None if rgb is None else tuple(tuple(parse_finite(x) for x in row) for row in rgb))
+    latent = LatentSpec(
+        channels=parse_count(fields["channels"]),
+        stride=parse_count(fields["stride"], LARGEST_PATCH),
+        patch=parse_count(fields["patch"], LARGEST_PATCH),
+        scale=parse_finite(fields["scale"]),
+        shift=parse_finite(fields["shift"]),
+        rgb=None if rgb is None else tuple(tuple(parse_finite(x) for x in row) for row in rgb),
+    )
     if latent.scale == 0:
         raise ValueError("latent scale is 0")
     if latent.rgb is not None and ({len(row) for row in latent.rgb} != {3} or len(latent.rgb) != latent.channels + 1):
@@ -102,8 +109,11 @@ def _latent(fields: Mapping) -> LatentSpec:
 
 def _diffusion(fields: Mapping) -> DiffusionSpec:
     clip = fields.get("max_timestep")
-    spec = DiffusionSpec(base_steps=parse_count(fields["base_steps"]), beta_cap=parse_finite(fields["beta_cap"]),
-                         max_timestep=None if clip is None else parse_count(clip))
+    spec = DiffusionSpec(
+        base_steps=parse_count(fields["base_steps"]),
+        beta_cap=parse_finite(fields["beta_cap"]),
+        max_timestep=None if clip is None else parse_count(clip),
+    )
     if not 0 < spec.beta_cap < 1 or spec.base_steps > 100_000:
         raise ValueError(f"beta cap {spec.beta_cap} or base steps {spec.base_steps} out of range")
     return spec
@@ -146,7 +156,15 @@ def _grid(value) -> tuple[int, int]:
     return parse_count(rows, LONGEST_SIDE), parse_count(columns, LONGEST_SIDE)
 
 
-_PARSERS = {"name": parse_name, "grid": _grid, "heads": parse_count, "latent": _latent, "diffusion": _diffusion,
-            "norm_eps": _positive, "class_names": parse_names,
-            "text_length": lambda length: parse_count(length, LONGEST_TEXT),
-            "groups": parse_count, "depths": lambda depths: tuple(map(parse_count, depths))}
+_PARSERS = {
+    "name": parse_name,
+    "grid": _grid,
+    "heads": parse_count,
+    "latent": _latent,
+    "diffusion": _diffusion,
+    "norm_eps": _positive,
+    "class_names": parse_names,
+    "text_length": lambda length: parse_count(length, LONGEST_TEXT),
+    "groups": parse_count,
+    "depths": lambda depths: tuple(map(parse_count, depths)),
+}

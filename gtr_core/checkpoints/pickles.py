@@ -25,19 +25,45 @@ from ..errors import GtRError, first_line
 ALLOWED_GLOBALS = [argparse.Namespace]
 
 
-NAMES = {"collections OrderedDict", "argparse Namespace", "_codecs encode", "torch Size", "torch device",
-         "torch.nn.parameter Parameter", "torch._utils _rebuild_parameter", "torch._utils _rebuild_tensor",
-         "torch._utils _rebuild_tensor_v2",
-         *(f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char",
-                                               "Byte", "Bool", "ComplexFloat", "ComplexDouble")),
-         *(f"torch {dtype}" for dtype in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool"))}
+NAMES = {
+    "collections OrderedDict",
+    "argparse Namespace",
+    "_codecs encode",
+    "torch Size",
+    "torch device",
+    "torch.nn.parameter Parameter",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+    *(
+        f"torch {kind}Storage"
+        for kind in (
+            "Float",
+            "Half",
+            "BFloat16",
+            "Double",
+            "Long",
+            "Int",
+            "Short",
+            "Char",
+            "Byte",
+            "Bool",
+            "ComplexFloat",
+            "ComplexDouble",
+        )
+    ),
+    *(f"torch {dtype}" for dtype in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")),
+}
 
 
 # What torch.save writes: protocol 2.
-OPCODES = frozenset((
-    "PROTO GLOBAL NEWOBJ REDUCE BUILD APPEND APPENDS SETITEM SETITEMS MARK TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWFALSE "
-    "NEWTRUE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINSTRING BINPERSID "
-    "BINGET LONG_BINGET BINPUT LONG_BINPUT LONG1 STOP").split())
+OPCODES = frozenset(
+    (
+        "PROTO GLOBAL NEWOBJ REDUCE BUILD APPEND APPENDS SETITEM SETITEMS MARK TUPLE TUPLE1 TUPLE2 TUPLE3 "
+        "NONE NEWFALSE NEWTRUE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT BININT BININT1 BININT2 BINFLOAT BINUNICODE "
+        "SHORT_BINSTRING BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT LONG1 STOP "
+    ).split()
+)
 
 
 LONGEST_PICKLE = 16 << 20  # bytes; the largest training checkpoints have less than 1 MiB beside their tensors
@@ -57,14 +83,30 @@ def read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(ALLOWED_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=archive or None)
     except pickle.UnpicklingError as error:
-        raise GtRError(f"{path.name} asks for objects other than tensors and was not executed ({first_line(error)}): "
-                       "use a .safetensors file from a source that you trust") from error
+        raise GtRError(
+            f"{path.name} asks for objects other than tensors and was not executed ({first_line(error)}): "
+            "use a .safetensors file from a source that you trust"
+        ) from error
     except GtRError:
         raise
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-            ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile) as error:
-        raise GtRError(f"{path.name} is not a readable checkpoint ({first_line(error)}): it is damaged or truncated; "
-                       "download it again") from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        MemoryError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
+        raise GtRError(
+            f"{path.name} is not a readable checkpoint ({first_line(error)}): it is damaged or truncated; "
+            "download it again"
+        ) from error
 
 
 def scan(data: BinaryIO) -> None:
@@ -92,10 +134,10 @@ def scan(data: BinaryIO) -> None:
             taken = len(stack) - marks.pop() + before.index(pickletools.markobject) if slices else len(before)
             if taken > len(stack):
                 raise ValueError(f"{name} takes more than there is")
-            weight = 1 + sum(stack[len(stack) - taken:])
+            weight = 1 + sum(stack[len(stack) - taken :])
             if name.startswith("TUPLE") and weight > LARGEST_TUPLE:
                 raise pickle.UnpicklingError(f"a tuple of more than {LARGEST_TUPLE} objects")
-            del stack[len(stack) - taken:]
+            del stack[len(stack) - taken :]
             stack.append(weight)
 
 
@@ -106,14 +148,17 @@ def _scan_archive(path: Path) -> None:
         entries = archive.infolist()
         packed = next((entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED), None)
         if packed is not None or sum(entry.file_size for entry in entries) > size:
-            raise GtRError(f"{path.name} holds compressed or overlapping entries"
-                           f"{'' if packed is None else f' ({packed.filename})'}, which torch.save never writes: it "
-                           "was not opened; save it again with torch.save")
+            raise GtRError(
+                f"{path.name} holds compressed or overlapping entries"
+                f"{'' if packed is None else f' ({packed.filename})'}, which torch.save never writes: it "
+                "was not opened; save it again with torch.save"
+            )
         for entry in entries:
             if entry.filename.endswith(".pkl"):
                 if entry.file_size > LONGEST_PICKLE:
-                    raise pickle.UnpicklingError(f"{entry.filename} has {entry.file_size} bytes, "
-                                                 f"expected at most {LONGEST_PICKLE}")
+                    raise pickle.UnpicklingError(
+                        f"{entry.filename} has {entry.file_size} bytes, expected at most {LONGEST_PICKLE}"
+                    )
                 scan(io.BytesIO(archive.read(entry)))
 
 

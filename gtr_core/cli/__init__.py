@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("file")
     sub.add_argument("--weights", choices=("ema", "model"), help="default: ema of MAR, model of LightGen")
 
-    sub = verb("convert", verb_checkpoint.convert_file, "original .pth or .ckpt -> .safetensors; nothing in it is executed")
+    sub = verb(
+        "convert", verb_checkpoint.convert_file, "original .pth or .ckpt -> .safetensors; nothing in it is executed"
+    )
     sub.add_argument("source", metavar="IN")
     sub.add_argument("target", metavar="OUT")
     sub.add_argument("--weights", choices=("ema", "model"), help="default: ema of MAR, model of LightGen")
@@ -111,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "--presets",
         default="origin,gtr-paper,gtr-full",
         help="the others are compared with the first; also lazymar, and reference: the origin as upstream runs it; "
-             "name@dtype has a --dtype of its own",
+        "name@dtype has a --dtype of its own",
     )
     sub.add_argument("--rounds", type=int, default=3)
     sub.add_argument("--png", metavar="FILE", help="draw the seconds")
@@ -146,15 +148,27 @@ def _schedule_options(sub: argparse.ArgumentParser) -> None:
 
 def _device_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    sub.add_argument("--dtype", choices=(*DTYPES, verbs.AUTO), default="float32",
-                     help="of the transformer; auto: the fastest that the device has units for")
-    sub.add_argument("--acceleration", choices=(verbs.AUTO, "off"), default=verbs.AUTO,
-                     help="auto: what pays on the device: CUDA graphs of the diffusion head, packed weights, and with "
-                          "a 16-bit --dtype most of the head's steps in 16 bit")
+    sub.add_argument(
+        "--dtype",
+        choices=(*DTYPES, verbs.AUTO),
+        default="float32",
+        help="of the transformer; auto: the fastest that the device has units for",
+    )
+    sub.add_argument(
+        "--acceleration",
+        choices=(verbs.AUTO, "off"),
+        default=verbs.AUTO,
+        help="auto: what pays on the device: CUDA graphs of the diffusion head, packed weights, and with "
+        "a 16-bit --dtype most of the head's steps in 16 bit",
+    )
 
 
 def _fts_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--fts", choices=(*SELECTIONS, "off"), default="high",
-                     help="which tokens of a reconstruction step get the detail steps")
+    sub.add_argument(
+        "--fts",
+        choices=(*SELECTIONS, "off"),
+        default="high",
+        help="which tokens of a reconstruction step get the detail steps",
+    )
     sub.add_argument("--fts-fraction", type=float, default=0.1)
     sub.add_argument("--fts-steps", type=int, default=50)

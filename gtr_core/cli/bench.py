@@ -36,11 +36,11 @@ def run_bench(options: argparse.Namespace) -> None:
     spec = model_spec(options.model)
     contenders = [_contender(name, options, spec) for name in _names(options.presets)]
     if not contenders or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
-        raise GtRError("nothing to measure: expected at least 1 preset, 1 round and a batch of 1 to "
-                       f"{LARGEST_BATCH}")
+        raise GtRError(f"nothing to measure: expected at least 1 preset, 1 round and a batch of 1 to {LARGEST_BATCH}")
     grid = grid_of(options.size, spec) if options.size else None
-    setting = bench.Setting(options.batch, grid, options.device, Guidance(options.cfg), fts_of(options),
-                            options.acceleration == AUTO)
+    setting = bench.Setting(
+        options.batch, grid, options.device, Guidance(options.cfg), fts_of(options), options.acceleration == AUTO
+    )
     known = {*VARIANTS.values(), LIGHTGEN.name}
     models = {
         dtype: bench.random_model(spec, options.device, dtype)
@@ -48,14 +48,26 @@ def run_bench(options: argparse.Namespace) -> None:
         else build_model(model_file(options.model), device=options.device, dtype=dtype)
         for dtype in {contender.dtype for contender in contenders}
     }
-    result = bench.bench(models, contenders, setting, rounds=options.rounds, on_run=lambda name, index: print(
-        f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr))
+    result = bench.bench(
+        models,
+        contenders,
+        setting,
+        rounds=options.rounds,
+        on_run=lambda name, index: print(f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr),
+    )
     if options.png:
-        write_png(options.png, draw_bars([(row["preset"], row["seconds"], f"{row['seconds']:.2f} s {row['ratio']:.2f}x")
-                                          for row in result["rows"]], f"{result['model']} seconds per batch (median)"))
+        write_png(
+            options.png,
+            draw_bars(
+                [
+                    (row["preset"], row["seconds"], f"{row['seconds']:.2f} s {row['ratio']:.2f}x")
+                    for row in result["rows"]
+                ],
+                f"{result['model']} seconds per batch (median)",
+            ),
+        )
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    print_report(options, result, f"{result['model']}, batch {result['batch']}; {machine}\n\n"
-                             + bench.markdown(result))
+    print_report(options, result, f"{result['model']}, batch {result['batch']}; {machine}\n\n" + bench.markdown(result))
 
 
 def _contender(name: str, options: argparse.Namespace, spec: ModelSpec) -> bench.Contender:

@@ -24,10 +24,14 @@ def describe(checkpoint: Checkpoint) -> dict:
     load = load_vae if is_vae(checkpoint.tensors) else load_model
     spec, tensors = load(checkpoint)
     family = {MARSpec: "MAR", LightGenSpec: "LightGen"}.get(type(spec), "KL VAE")
-    facts = {"file": str(checkpoint.path), "family": family,
-             "variant": f"f{spec.stride}" if load is load_vae else spec.name,
-             "parameters": sum(t.numel() for t in tensors.values()), "tensors": len(tensors),
-             "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})}
+    facts = {
+        "file": str(checkpoint.path),
+        "family": family,
+        "variant": f"f{spec.stride}" if load is load_vae else spec.name,
+        "parameters": sum(t.numel() for t in tensors.values()),
+        "tensors": len(tensors),
+        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
+    }
     if load is load_model:
         facts |= {"image": list(spec.latent.size(spec.grid)), "grid": list(spec.grid), "weights": checkpoint.weights}
     if isinstance(spec, MARSpec):
@@ -39,8 +43,14 @@ def describe(checkpoint: Checkpoint) -> dict:
 
 def convert_file(options: argparse.Namespace) -> None:
     """Original checkpoint -> safetensors with metadata."""
-    result = convert(options.source, options.target, weights=options.weights, dtype=options.dtype,
-                     heads=options.heads, overwrite=options.overwrite)
+    result = convert(
+        options.source,
+        options.target,
+        weights=options.weights,
+        dtype=options.dtype,
+        heads=options.heads,
+        overwrite=options.overwrite,
+    )
     facts = describe(result)
     print_report(
         options,

@@ -44,8 +44,10 @@ from .options import (
 DEFAULT, FIDELITY = "default", ("fid", "is")
 
 
-NOTHING = ("nothing to judge with: give a classifier of the model's pictures with --extractor and real pictures "
-           "measured by it with --reference, or use --metrics fid,is")
+NOTHING = (
+    "nothing to judge with: give a classifier of the model's pictures with --extractor and real pictures "
+    "measured by it with --reference, or use --metrics fid,is"
+)
 
 
 Measure = Callable[[Measured, int], quality.Figures]
@@ -82,8 +84,12 @@ def add_judge_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--work", metavar="DIR", default="eval_work", help="intermediate results; a rerun goes on there")
     sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     sub.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the transformer")
-    sub.add_argument("--acceleration", choices=(AUTO, "off"), default="off",
-                     help="auto: faster; what it does depends on the machine, and rounding with it")
+    sub.add_argument(
+        "--acceleration",
+        choices=(AUTO, "off"),
+        default="off",
+        help="auto: faster; what it does depends on the machine, and rounding with it",
+    )
 
 
 def evaluate_methods(options: argparse.Namespace) -> None:
@@ -93,29 +99,54 @@ def evaluate_methods(options: argparse.Namespace) -> None:
         raise GtRError(f"no folder {Path(options.png).parent}: make it, or choose another")
     judge_of, judged = (own_judge, default_judge) if options.metrics == DEFAULT else (_fidelity_judge, _fidelity)
     engine, studio, measure, floor = prepare(options, judged)
-    methods = [Method(schedule, guidance_of(options), fts_of(options), cache, options.temperature)
-               for schedule, cache in named_methods(options.presets, studio.model.spec)]
+    methods = [
+        Method(schedule, guidance_of(options), fts_of(options), cache, options.temperature)
+        for schedule, cache in named_methods(options.presets, studio.model.spec)
+    ]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     work, pictures = Path(options.work).resolve(), Path(options.pictures).resolve() if options.pictures else None
     make_worker = None if engine.alone else partial(studio_worker, judge_of, options, work, pictures)
-    measured = evaluate(studio, methods, seeds, options.images, work, batch=options.batch, pictures=pictures,
-                        on_shard=progress(), engine=engine, make_worker=make_worker)
+    measured = evaluate(
+        studio,
+        methods,
+        seeds,
+        options.images,
+        work,
+        batch=options.batch,
+        pictures=pictures,
+        on_shard=progress(),
+        engine=engine,
+        make_worker=make_worker,
+    )
     rows = quality.rows(measured, seeds, measure, {method.name: _cost(method, studio) for method in methods})
-    result = {"command": options.command, "model": studio.model.spec.name, "metrics": options.metrics,
-              "images": options.images, "seeds": list(seeds), "interval": "95 % Student t over the seeds",
-              "settings": {method.name: method.settings() for method in methods},
-              "dtype": options.dtype, "acceleration": options.acceleration,
-              "machine": describe_machine(options.device), "rows": rows} | floor(seeds)
+    result = {
+        "command": options.command,
+        "model": studio.model.spec.name,
+        "metrics": options.metrics,
+        "images": options.images,
+        "seeds": list(seeds),
+        "interval": "95 % Student t over the seeds",
+        "settings": {method.name: method.settings() for method in methods},
+        "dtype": options.dtype,
+        "acceleration": options.acceleration,
+        "machine": describe_machine(options.device),
+        "rows": rows,
+    } | floor(seeds)
     if options.png:
         write_png(options.png, _draw(result))
     note = f"\n\nno row of real pictures: {result['floor_missing']}" if "floor_missing" in result else ""
-    print_report(options, result, f"{quality.markdown(result)}{note}\n\n{result['model']}, mean ± half of the 95 % "
-                                  f"interval over {options.seeds} seeds of {options.images} pictures; speed-up in "
-                                  "FLOPs against the origin")
+    print_report(
+        options,
+        result,
+        f"{quality.markdown(result)}{note}\n\n{result['model']}, mean ± half of the 95 % "
+        f"interval over {options.seeds} seeds of {options.images} pictures; speed-up in "
+        "FLOPs against the origin",
+    )
 
 
-def prepare(options: argparse.Namespace, judged: Callable[[argparse.Namespace], Judged]
-            ) -> tuple[Engine, Studio, Measure, Floor]:
+def prepare(
+    options: argparse.Namespace, judged: Callable[[argparse.Namespace], Judged]
+) -> tuple[Engine, Studio, Measure, Floor]:
     """The engine, the studio, what measures its pictures, and the row of real ones."""
     engine = engine_of(options)
     here = options if engine.alone else on_device(options, "cpu")  # weights are read for their identity only
@@ -123,8 +154,13 @@ def prepare(options: argparse.Namespace, judged: Callable[[argparse.Namespace], 
     return engine, replace(make_studio(here, judge), device=options.device), measure, floor
 
 
-def studio_worker(make_judge: Callable[[argparse.Namespace], PictureJudge], options: argparse.Namespace, work: Path,
-                  pictures: Path | None, device: str) -> Worker:
+def studio_worker(
+    make_judge: Callable[[argparse.Namespace], PictureJudge],
+    options: argparse.Namespace,
+    work: Path,
+    pictures: Path | None,
+    device: str,
+) -> Worker:
     """A studio of its own for a worker elsewhere."""
     own = on_device(options, device)
     return partial(make_shard, make_studio(own, make_judge(own)), work, options.batch, pictures)
@@ -173,8 +209,10 @@ def _fidelity(options: argparse.Namespace) -> Judged:
     if not set(wanted) <= set(FIDELITY):
         raise GtRError(f"metrics '{options.metrics}': expected default, fid, is or fid,is")
     if "fid" in wanted and not options.reference:
-        raise GtRError("fid needs the statistics of the real pictures: give an .npz with mu and sigma (such as "
-                       "adm_in256_stats.npz) with --reference")
+        raise GtRError(
+            "fid needs the statistics of the real pictures: give an .npz with mu and sigma (such as "
+            "adm_in256_stats.npz) with --reference"
+        )
     judge = _fidelity_judge(options)
     statistics = fidelity.read_statistics(options.reference) if "fid" in wanted else {}
     return judge, lambda made, _: fidelity.fid_figures(made, statistics, wanted), lambda _: {}
@@ -197,8 +235,12 @@ def progress() -> OnShard:
     started = time.perf_counter()
 
     def show(task: Task, done: int, total: int) -> None:
-        print(f"{done} of {total}: {task.method.name}, seed {task.seed}, pictures {task.start} to "
-              f"{task.start + task.count - 1} ({time.perf_counter() - started:.0f} s)", file=sys.stderr, flush=True)
+        print(
+            f"{done} of {total}: {task.method.name}, seed {task.seed}, pictures {task.start} to "
+            f"{task.start + task.count - 1} ({time.perf_counter() - started:.0f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     return show
 
@@ -207,6 +249,8 @@ def _draw(result: dict):
     rows = [*result["rows"], *([result["floor"]] if "floor" in result else [])]
     key = next(iter(rows[0]["figures"]))
     found = [Interval(**row["figures"][key]) for row in rows]
-    return draw_bars([(row["method"], interval.mean, str(interval)) for row, interval in zip(rows, found)],
-                     f"{result['model']}: {quality.FIGURES[key][0]}, {len(result['seeds'])} x {result['images']} "
-                     "pictures", [interval.half or 0.0 for interval in found])
+    return draw_bars(
+        [(row["method"], interval.mean, str(interval)) for row, interval in zip(rows, found)],
+        f"{result['model']}: {quality.FIGURES[key][0]}, {len(result['seeds'])} x {result['images']} pictures",
+        [interval.half or 0.0 for interval in found],
+    )

@@ -69,9 +69,15 @@ def generate(options: argparse.Namespace) -> None:
         callback=_watch(marks, silent=options.json),
     )
     plan = make_plan(schedule, grid, image_seeds(options.seed, len(condition)))
-    text = run_report(plan, model.spec, guided=guidance.enabled, unguided=guidance.start, fts=fts_of(options),
-                      cache=cache_of(options),
-                      seconds=[after - before for before, after in zip(marks, marks[1:])])
+    text = run_report(
+        plan,
+        model.spec,
+        guided=guidance.enabled,
+        unguided=guidance.start,
+        fts=fts_of(options),
+        cache=cache_of(options),
+        seconds=[after - before for before, after in zip(marks, marks[1:])],
+    )
     count = len(condition)
     paths = [output if count == 1 else output.with_stem(f"{output.stem}_{k:03}") for k in range(count)]
     for path, picture in zip(paths, pipeline.decode_pictures(vae, latents)):
@@ -118,7 +124,11 @@ def _watch(marks: list[float], *, silent: bool) -> Callback:
 def _progress_bar(progress: Progress) -> None:
     share = (progress.step + progress.diffusion_step / max(progress.diffusion_steps, 1)) / max(progress.steps, 1)
     bar = "#" * int(30 * min(share, 1.0))
-    print(f"\r[{bar:30}] stage {progress.stage}/{progress.stages} step {progress.step}/{progress.steps}", end="",
-          file=sys.stderr, flush=True)
+    print(
+        f"\r[{bar:30}] stage {progress.stage}/{progress.stages} step {progress.step}/{progress.steps}",
+        end="",
+        file=sys.stderr,
+        flush=True,
+    )
     if progress.step == progress.steps:
         print(file=sys.stderr)

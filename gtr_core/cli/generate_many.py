@@ -41,8 +41,11 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", default="demo", help="a MAR or LightGen file, or demo")
     sub.add_argument("--vae", help="the model's VAE file (not needed for demo)")
     sub.add_argument("--classes", default="all", help="indices or names, separated by commas, or all; they take turns")
-    sub.add_argument("--prompt-embeds", metavar="FILE",
-                     help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096); its rows take turns")
+    sub.add_argument(
+        "--prompt-embeds",
+        metavar="FILE",
+        help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096); its rows take turns",
+    )
     sub.add_argument("--size", help="LightGen: width x height in pixels, such as 512x512")
     count = sub.add_mutually_exclusive_group()
     count.add_argument("--images", type=int, help="pictures in all")
@@ -66,10 +69,20 @@ def generate_many(options: argparse.Namespace) -> None:
     rows, made, keys = make_many(order, engine, _progress())
     manifest = write_manifest(order, keys, rows, options.manifest)
     seconds = time.perf_counter() - started
-    facts = {"command": options.command, "output": str(order.output), "manifest": str(manifest), "pictures": len(rows),
-             "made": made, "seconds": seconds, "settings": order.method.settings()}
-    print_report(options, facts, f"{manifest}: {len(rows)} pictures, {made} made now in {seconds:.1f} s, "
-                                 f"{len(rows) - made} were there")
+    facts = {
+        "command": options.command,
+        "output": str(order.output),
+        "manifest": str(manifest),
+        "pictures": len(rows),
+        "made": made,
+        "seconds": seconds,
+        "settings": order.method.settings(),
+    }
+    print_report(
+        options,
+        facts,
+        f"{manifest}: {len(rows)} pictures, {made} made now in {seconds:.1f} s, {len(rows) - made} were there",
+    )
 
 
 def order_of(options: argparse.Namespace) -> Order:
@@ -81,11 +94,21 @@ def order_of(options: argparse.Namespace) -> Order:
     prompts = Path(options.prompt_embeds).resolve() if options.prompt_embeds else None
     method = Method(schedule_of(options), guidance_of(options), fts_of(options), cache_of(options), options.temperature)
     return Order(
-        Path(model_file(options.model)).resolve(), Path(options.vae or DEMO_VAE).resolve(), method,
-        options.per_class * conditions if options.images is None else options.images, options.seed,
-        Path(options.output).resolve(), labels, prompts, grid_of(options.size, spec) if options.size else None,
-        options.format, max(options.shard, options.batch), options.batch, dtype_of(options),
-        options.acceleration == AUTO)
+        Path(model_file(options.model)).resolve(),
+        Path(options.vae or DEMO_VAE).resolve(),
+        method,
+        options.per_class * conditions if options.images is None else options.images,
+        options.seed,
+        Path(options.output).resolve(),
+        labels,
+        prompts,
+        grid_of(options.size, spec) if options.size else None,
+        options.format,
+        max(options.shard, options.batch),
+        options.batch,
+        dtype_of(options),
+        options.acceleration == AUTO,
+    )
 
 
 def _conditions(options: argparse.Namespace, spec: ModelSpec) -> tuple[tuple[int, ...], int]:
@@ -107,7 +130,10 @@ def _progress() -> Callable[[int, int], None]:
 
     def show(made: int, left: int) -> None:
         rate = made / (time.perf_counter() - started)
-        print(f"{made} of {made + left} pictures, {rate:.3g} per second, {timedelta(seconds=round(left / rate))} to go",
-              file=sys.stderr, flush=True)
+        print(
+            f"{made} of {made + left} pictures, {rate:.3g} per second, {timedelta(seconds=round(left / rate))} to go",
+            file=sys.stderr,
+            flush=True,
+        )
 
     return show

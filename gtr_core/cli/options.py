@@ -58,15 +58,23 @@ def grid_of(text: str, spec: ModelSpec) -> tuple[int, int]:
 
 def schedule_of(options: argparse.Namespace) -> Schedule:
     """The preset with the given changes, or a custom GtR schedule when --steps or --rates are given."""
-    changes = {"diffusion": numbers(options.diffusion, int), "partition": options.partition,
-               "decoder_scope": options.scope}
+    changes = {
+        "diffusion": numbers(options.diffusion, int),
+        "partition": options.partition,
+        "decoder_scope": options.scope,
+    }
     changes = {key: value for key, value in changes.items() if value}
     if options.order != "gtr":
         steps = numbers(options.steps, int) or preset("origin").steps
         return Schedule(f"{options.order}-{steps[0]}", options.order, steps, **{"diffusion": (100, 100, 100)} | changes)
     if options.steps or options.rates:
-        return Schedule("custom", "gtr", steps=numbers(options.steps, int), rates=numbers(options.rates, float),
-                        **{"decoder_scope": "stage"} | changes)
+        return Schedule(
+            "custom",
+            "gtr",
+            steps=numbers(options.steps, int),
+            rates=numbers(options.rates, float),
+            **{"decoder_scope": "stage"} | changes,
+        )
     chosen, _ = named_method(options.preset)
     return replace(chosen, name=f"{chosen.name} (changed)", **changes) if changes else chosen
 

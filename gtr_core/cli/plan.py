@@ -19,8 +19,10 @@ def schedule(options: argparse.Namespace) -> None:
     plan = make_plan(schedule_of(options), _grid(options.grid), image_seeds(options.seed, 1))
     if options.png:
         write_png(options.png, draw_plan(plan, fts_of(options)))
-    lines = [f"{index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
-             for index, step in enumerate(plan.steps)]
+    lines = [
+        f"{index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
+        for index, step in enumerate(plan.steps)
+    ]
     print_report(options, plan.to_dict(), "\n".join(lines + ([options.png] if options.png else [])))
 
 
@@ -29,12 +31,21 @@ def count_flops(options: argparse.Namespace) -> None:
     if options.all:
         table = paper.compare()
         return print_report(options, table, paper.markdown(table))
-    facts = flops.report(schedule_of(options), model_spec(options.model), guided=not options.no_cfg,
-                         fts=fts_of(options), cache=cache_of(options))
+    facts = flops.report(
+        schedule_of(options),
+        model_spec(options.model),
+        guided=not options.no_cfg,
+        fts=fts_of(options),
+        cache=cache_of(options),
+    )
     parts = "  ".join(f"{part} {value:.3f}" for part, value in facts["tflops"].items())
-    print_report(options, facts, f"{facts['model']} {facts['preset']}: {parts} TFLOPs per image (2 per multiply-add, "
-                            f"{'no ' if options.no_cfg else ''}guidance, no VAE); origin {facts['origin_total']:.3f}; "
-                            f"{facts['speedup']:.3f}x")
+    print_report(
+        options,
+        facts,
+        f"{facts['model']} {facts['preset']}: {parts} TFLOPs per image (2 per multiply-add, "
+        f"{'no ' if options.no_cfg else ''}guidance, no VAE); origin {facts['origin_total']:.3f}; "
+        f"{facts['speedup']:.3f}x",
+    )
 
 
 def _grid(text: str) -> tuple[int, int]:

@@ -34,14 +34,22 @@ def search_schedule(options: argparse.Namespace) -> None:
     check_device(options.device)
     engine, studio, measure, _ = prepare(options, default_judge)
     scales, starts = (numbers(text, float) for text in (options.guidance, options.guidance_starts))
-    guidance = {Guidance(scale, schedule, start) if scale != 1 else Guidance()
-                for scale in scales for schedule in GUIDANCE_SCHEDULES for start in starts}
+    guidance = {
+        Guidance(scale, schedule, start) if scale != 1 else Guidance()
+        for scale in scales
+        for schedule in GUIDANCE_SCHEDULES
+        for start in starts
+    }
     space = Space(guidance=sorted(guidance, key=str))
     rivals = named_methods(options.against, studio.model.spec)
     budget = Budget(model_spec(options.cost), options.target)
     work, seeds = Path(options.work).resolve(), range(options.seeds)
-    how = {"batch": options.batch, "on_shard": progress(), "engine": engine,
-           "make_worker": None if engine.alone else partial(studio_worker, own_judge, options, work, None)}
+    how = {
+        "batch": options.batch,
+        "on_shard": progress(),
+        "engine": engine,
+        "make_worker": None if engine.alone else partial(studio_worker, own_judge, options, work, None),
+    }
     pool = candidates(space, budget, options.candidates, options.space_seed)
     rounds = list(search(studio, pool, seeds, options.images, work, measure, **how))
     winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
@@ -49,8 +57,19 @@ def search_schedule(options: argparse.Namespace) -> None:
     others = range(options.seeds, 2 * options.seeds)
     measured = evaluate(studio, compared, others, rounds[-1][0]["images"], work, **how)
     rows = quality.rows(measured, others, measure, {m.name: {"speedup": budget.speedup(m)} for m in compared})
-    result = {"command": options.command, "target": options.target, "cost": options.cost, "space": asdict(space),
-              "winner": winner.settings(), "rounds": rounds, "search_seeds": list(seeds),
-              "verification_seeds": list(others), "rows": rows}
-    print_report(options, result, f"winner of {len(pool)}: {winner.name}\n\non seeds that the search has not seen:\n\n"
-                                  f"{quality.markdown(result)}")
+    result = {
+        "command": options.command,
+        "target": options.target,
+        "cost": options.cost,
+        "space": asdict(space),
+        "winner": winner.settings(),
+        "rounds": rounds,
+        "search_seeds": list(seeds),
+        "verification_seeds": list(others),
+        "rows": rows,
+    }
+    print_report(
+        options,
+        result,
+        f"winner of {len(pool)}: {winner.name}\n\non seeds that the search has not seen:\n\n{quality.markdown(result)}",
+    )

@@ -69,8 +69,14 @@ def random_condition(spec: ModelSpec, batch: int) -> Tensor:
     return torch.arange(batch) % spec.classes
 
 
-def bench(models: Mapping[torch.dtype, Model], contenders: Sequence[Contender], setting: Setting, *, rounds: int = 3,
-          on_run: Callable[[str, int], None] | None = None) -> dict:
+def bench(
+    models: Mapping[torch.dtype, Model],
+    contenders: Sequence[Contender],
+    setting: Setting,
+    *,
+    rounds: int = 3,
+    on_run: Callable[[str, int], None] | None = None,
+) -> dict:
     """Run every contender once per round, in turn, and report medians; the first one is the reference. ``models`` are
     one model in the dtypes that they ask for.
 
@@ -112,8 +118,13 @@ def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
 def describe_machine(device: str) -> dict:
     """What the numbers were measured on."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name()
-    return {"device": device, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "python": sys.version.split()[0]}
+    return {
+        "device": device,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+    }
 
 
 def processor_name() -> str:
@@ -137,14 +148,19 @@ def process_peak_bytes() -> int | None:
 
 def markdown(result: dict) -> str:
     """The rows as a table."""
-    lines = ["| preset | transformer | AR steps | head evaluations | TFLOPs | seconds (median, range) | ratio | "
-             "processor seconds | ratio | peak MiB |", "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| preset | transformer | AR steps | head evaluations | TFLOPs | seconds (median, range) | ratio | "
+        "processor seconds | ratio | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in result["rows"]:
         low, high = row["seconds_range"]
-        lines.append(f"| {row['preset']} | {row['dtype']} | {row['ar_steps']} | {row['head_evaluations']} | "
-                     f"{row['tflops']:.2f} | {row['seconds']:.3f} ({low:.3f} to {high:.3f}) | {row['ratio']:.2f} x | "
-                     f"{row['processor_seconds']:.2f} | {row['processor_ratio']:.2f} x | "
-                     f"{row['peak_bytes'] / 2**20:.0f}{'' if row['peak_measured'] else ' (estimate)'} |")
+        lines.append(
+            f"| {row['preset']} | {row['dtype']} | {row['ar_steps']} | {row['head_evaluations']} | "
+            f"{row['tflops']:.2f} | {row['seconds']:.3f} ({low:.3f} to {high:.3f}) | {row['ratio']:.2f} x | "
+            f"{row['processor_seconds']:.2f} | {row['processor_ratio']:.2f} x | "
+            f"{row['peak_bytes'] / 2**20:.0f}{'' if row['peak_measured'] else ' (estimate)'} |"
+        )
     return "\n".join(lines)
 
 
@@ -158,14 +174,34 @@ def _run(model: Model, plan: Plan, contender: Contender, setting: Setting) -> tu
         torch.cuda.synchronize(setting.device)
     accelerate = setting.accelerate and not isinstance(contender.cache, Reference)
     started, processor = time.perf_counter(), time.process_time()
-    sample(model, plan, condition, noise, guidance=setting.guidance, fts=setting.fts, cache=contender.cache,
-           accelerate=accelerate, device=setting.device, dtype=contender.dtype)
+    sample(
+        model,
+        plan,
+        condition,
+        noise,
+        guidance=setting.guidance,
+        fts=setting.fts,
+        cache=contender.cache,
+        accelerate=accelerate,
+        device=setting.device,
+        dtype=contender.dtype,
+    )
     if cuda:
         torch.cuda.synchronize(setting.device)
     elapsed = time.perf_counter() - started, time.process_time() - processor
-    peak = torch.cuda.max_memory_allocated(setting.device) if cuda else activation_bytes(
-        plan, model.spec, guided=setting.guidance.enabled, itemsize=contender.dtype.itemsize,
-        device=setting.device, fts=setting.fts, cached=contender.cache is not None)
+    peak = (
+        torch.cuda.max_memory_allocated(setting.device)
+        if cuda
+        else activation_bytes(
+            plan,
+            model.spec,
+            guided=setting.guidance.enabled,
+            itemsize=contender.dtype.itemsize,
+            device=setting.device,
+            fts=setting.fts,
+            cached=contender.cache is not None,
+        )
+    )
     return elapsed, peak
 
 
@@ -181,10 +217,24 @@ def _row(
     (seconds, processor), wall = medians(times), [elapsed for elapsed, _ in times]
     process = respaced(plan.schedule, spec.diffusion)
     evaluations = sum(count_evaluations(step, process, setting.fts) for step in plan.steps)
-    flops = count_plan(plan, spec, guided=setting.guidance.enabled, fts=setting.fts,
-                       cache=contender.cache if isinstance(contender.cache, LazyMAR) else None)
-    return {"preset": contender.name, "dtype": str(contender.dtype).removeprefix("torch."),
-            "ar_steps": len(plan.steps), "head_evaluations": evaluations, "tflops": flops.total / 1e12,
-            "seconds": seconds, "seconds_range": [min(wall), max(wall)], "ratio": reference[0] / seconds,
-            "processor_seconds": processor, "processor_ratio": reference[1] / processor, "peak_bytes": peak,
-            "peak_measured": setting.device.startswith("cuda")}
+    flops = count_plan(
+        plan,
+        spec,
+        guided=setting.guidance.enabled,
+        fts=setting.fts,
+        cache=contender.cache if isinstance(contender.cache, LazyMAR) else None,
+    )
+    return {
+        "preset": contender.name,
+        "dtype": str(contender.dtype).removeprefix("torch."),
+        "ar_steps": len(plan.steps),
+        "head_evaluations": evaluations,
+        "tflops": flops.total / 1e12,
+        "seconds": seconds,
+        "seconds_range": [min(wall), max(wall)],
+        "ratio": reference[0] / seconds,
+        "processor_seconds": processor,
+        "processor_ratio": reference[1] / processor,
+        "peak_bytes": peak,
+        "peak_measured": setting.device.startswith("cuda"),
+    }

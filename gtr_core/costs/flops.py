@@ -54,8 +54,9 @@ def count_evaluations(step: Step, process: DiffusionSpec, fts: FTS | None) -> in
     return sum(tokens * steps for tokens, steps in head_evaluations(step, process, fts))
 
 
-def count_step(step: Step, schedule: Schedule, spec: ModelSpec, *, guided: bool = True,
-               fts: FTS | None = None) -> Flops:
+def count_step(
+    step: Step, schedule: Schedule, spec: ModelSpec, *, guided: bool = True, fts: FTS | None = None
+) -> Flops:
     """FLOPs of one AR step of a schedule for one image. The decoder's include LightGen's cross-attention decoder."""
     known, masked = step.known.shape[1], step.tokens + step.context.shape[1]
     halves = 2 if guided else 1
@@ -71,8 +72,10 @@ def count_step(step: Step, schedule: Schedule, spec: ModelSpec, *, guided: bool 
 def count_lazy_step(plan: Plan, index: int, spec: ModelSpec, cache: LazyMAR, *, fts: FTS | None = None) -> Flops:
     """FLOPs of AR step ``index`` of a guided plan with LazyMAR, for one image."""
     step, process = plan.steps[index], respaced(plan.schedule, spec.diffusion)
-    head = sum(tokens * _lazy_head_row(spec.head, steps, cache.head_period)
-               for tokens, steps in head_evaluations(step, process, fts))
+    head = sum(
+        tokens * _lazy_head_row(spec.head, steps, cache.head_period)
+        for tokens, steps in head_evaluations(step, process, fts)
+    )
     if cache.fresh(index) or index == 0:
         return replace(count_step(step, plan.schedule, spec, fts=fts), head=head)
     previous, sequence = plan.steps[index - 1].tokens, spec.buffer + plan.tokens
@@ -86,13 +89,22 @@ def count_lazy_step(plan: Plan, index: int, spec: ModelSpec, cache: LazyMAR, *, 
     return Flops(encoder, decoder, head)
 
 
-def count_steps(plan: Plan, spec: ModelSpec, *, guided: bool = True, unguided: float = 0.0, fts: FTS | None = None,
-                cache: LazyMAR | None = None) -> list[Flops]:
+def count_steps(
+    plan: Plan,
+    spec: ModelSpec,
+    *,
+    guided: bool = True,
+    unguided: float = 0.0,
+    fts: FTS | None = None,
+    cache: LazyMAR | None = None,
+) -> list[Flops]:
     """FLOPs of every AR step for one image; guidance begins when the part ``unguided`` of the tokens is decoded."""
     if cache is not None:
         return [count_lazy_step(plan, k, spec, cache, fts=fts) for k in range(len(plan.steps))]
-    return [count_step(step, plan.schedule, spec, guided=guided and step.progress >= unguided, fts=fts)
-            for step in plan.steps]
+    return [
+        count_step(step, plan.schedule, spec, guided=guided and step.progress >= unguided, fts=fts)
+        for step in plan.steps
+    ]
 
 
 def count_plan(plan: Plan, spec: ModelSpec, **settings) -> Flops:
@@ -114,14 +126,25 @@ def report(schedule: Schedule, spec: ModelSpec, *, guided: bool = True, **settin
     """The ``flops`` verb's answer: TFLOPs per part, the origin's total and the ratio to it."""
     own = count_schedule(schedule, spec, guided=guided, **settings)
     origin = _origin(spec, guided)
-    return {"model": spec.name, "preset": schedule.name, "tflops": own.tera(),
-            "origin_total": origin.total / 1e12, "speedup": origin.total / own.total}
+    return {
+        "model": spec.name,
+        "preset": schedule.name,
+        "tflops": own.tera(),
+        "origin_total": origin.total / 1e12,
+        "speedup": origin.total / own.total,
+    }
 
 
 def method_report(method: Method, spec: ModelSpec) -> dict:
     """:func:`report` of a method."""
-    return report(method.schedule, spec, guided=method.guidance.enabled, unguided=method.guidance.start,
-                  fts=method.fts, cache=method.cache if isinstance(method.cache, LazyMAR) else None)
+    return report(
+        method.schedule,
+        spec,
+        guided=method.guidance.enabled,
+        unguided=method.guidance.start,
+        fts=method.fts,
+        cache=method.cache if isinstance(method.cache, LazyMAR) else None,
+    )
 
 
 @lru_cache(maxsize=16)

@@ -17,14 +17,24 @@ MODELS = ("mar-b", "mar-l", "mar-h")
 ORIGIN_TFLOPS = (14.49, 32.75, 64.52)
 
 
-SPEEDS = {"step-16": (2.33, 2.44, 2.38), "halton-16": (2.33, 2.44, 2.38), "disa-24": (3.01, 2.97, 2.99),
-          "lazymar": (3.53, 3.50, 3.42), "gtr-paper": (3.74, 3.71, 3.72), "gtr-full": (3.74, 3.71, 3.72),
-          "step-8": (2.99, 3.21, 3.09), "halton-8": (2.99, 3.21, 3.09), "disa-16": (4.19, 4.17, 4.18),
-          "gtr-extreme": (6.33, 6.32, 6.28)}
+SPEEDS = {
+    "step-16": (2.33, 2.44, 2.38),
+    "halton-16": (2.33, 2.44, 2.38),
+    "disa-24": (3.01, 2.97, 2.99),
+    "lazymar": (3.53, 3.50, 3.42),
+    "gtr-paper": (3.74, 3.71, 3.72),
+    "gtr-full": (3.74, 3.71, 3.72),
+    "step-8": (2.99, 3.21, 3.09),
+    "halton-8": (2.99, 3.21, 3.09),
+    "disa-16": (4.19, 4.17, 4.18),
+    "gtr-extreme": (6.33, 6.32, 6.28),
+}
 
 
-NOTE = ("lazymar: 64 AR steps, the setting of its code, whose own page prints 2.80 x, 2.80 x and 2.83 x; the settings "
-        "behind the numbers printed here are not known.")
+NOTE = (
+    "lazymar: 64 AR steps, the setting of its code, whose own page prints 2.80 x, 2.80 x and 2.83 x; the settings "
+    "behind the numbers printed here are not known."
+)
 
 
 def compare() -> dict:
@@ -44,8 +54,10 @@ def compare() -> dict:
 
 def markdown(table: dict) -> str:
     """One line per method, the models side by side: TFLOPs, speed, printed number and deviation from it."""
-    lines = ["| method | " + " | ".join(f"{model}: TFLOPs, speed (printed, deviation)" for model in MODELS) + " |",
-             "|---" * (len(MODELS) + 1) + "|"]
+    lines = [
+        "| method | " + " | ".join(f"{model}: TFLOPs, speed (printed, deviation)" for model in MODELS) + " |",
+        "|---" * (len(MODELS) + 1) + "|",
+    ]
     for name in ("origin", *SPEEDS):
         cells = [
             f"{row['tflops']:.2f}, {row['speedup']:.2f} x ({row['printed']:.2f}{' T' if name == 'origin' else ' x'}, "
@@ -59,5 +71,11 @@ def markdown(table: dict) -> str:
 
 
 def _row(name: str, model: str, flops: int, speedup: float, printed: float, ours: float) -> dict:
-    return {"preset": name, "model": model, "tflops": flops / 1e12, "speedup": speedup, "printed": printed,
-            "deviation": ours / printed - 1}
+    return {
+        "preset": name,
+        "model": model,
+        "tflops": flops / 1e12,
+        "speedup": speedup,
+        "printed": printed,
+        "deviation": ours / printed - 1,
+    }

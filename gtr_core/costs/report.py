@@ -14,16 +14,27 @@ from ..sampling.lazymar import LazyMAR
 from .flops import count_evaluations, count_plan, count_steps, origin_of
 
 
-def run_report(plan: Plan, spec: ModelSpec, *, guided: bool, seconds: Sequence[float], unguided: float = 0.0,
-               fts: FTS | None = None, cache: LazyMAR | None = None, unknown: np.ndarray | None = None,
-               peak_bytes: int | None = None) -> str:
+def run_report(
+    plan: Plan,
+    spec: ModelSpec,
+    *,
+    guided: bool,
+    seconds: Sequence[float],
+    unguided: float = 0.0,
+    fts: FTS | None = None,
+    cache: LazyMAR | None = None,
+    unknown: np.ndarray | None = None,
+    peak_bytes: int | None = None,
+) -> str:
     """Per stage: AR steps, tokens, head evaluations (per token, without guidance's second half), FLOPs per image and
     seconds; then the totals against the origin with the same ``unknown`` tokens. ``seconds`` has one per AR step."""
     process = respaced(plan.schedule, spec.diffusion)
     flops = count_steps(plan, spec, guided=guided, unguided=unguided, fts=fts, cache=cache)
     evaluations = [count_evaluations(step, process, fts) for step in plan.steps]
-    lines = [f"{plan.schedule.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, "
-             f"{len(plan.steps)} AR steps, {sum(seconds):.2f} s"]
+    lines = [
+        f"{plan.schedule.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, "
+        f"{len(plan.steps)} AR steps, {sum(seconds):.2f} s"
+    ]
     for stage in range(1, plan.schedule.stages + 1):
         own = [index for index, step in enumerate(plan.steps) if step.stage == stage]
         if own:
@@ -53,10 +64,13 @@ def progress_text(plan: Plan, index: int, part: int = 1, parts: int = 1) -> str:
     return f"{window}{kind} {own.index(index) + 1}/{len(own)}"
 
 
-def _against_origin(plan: Plan, spec: ModelSpec, guided: bool, evaluations: int, flops: int,
-                    unknown: np.ndarray | None) -> str:
+def _against_origin(
+    plan: Plan, spec: ModelSpec, guided: bool, evaluations: int, flops: int, unknown: np.ndarray | None
+) -> str:
     origin = make_plan(origin_of(spec), plan.grid, (0,), unknown=unknown)
     cost = count_plan(origin, spec, guided=guided).total
-    return (f"total {evaluations} head evaluations, {flops / 1e12:.3g} TFLOPs per image; the origin needs "
-            f"{sum(count_evaluations(step, spec.diffusion, None) for step in origin.steps)} and {cost / 1e12:.3g} "
-            f"({cost / flops:.2f} x)")
+    return (
+        f"total {evaluations} head evaluations, {flops / 1e12:.3g} TFLOPs per image; the origin needs "
+        f"{sum(count_evaluations(step, spec.diffusion, None) for step in origin.steps)} and {cost / 1e12:.3g} "
+        f"({cost / flops:.2f} x)"
+    )

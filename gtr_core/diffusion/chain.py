@@ -89,11 +89,17 @@ def chain(steps: int, spec: DiffusionSpec = DiffusionSpec()) -> Chain:
     posterior_variance = betas * (1 - previous) / (1 - cumulative)
     # At index 0 the posterior variance is 0; its logarithm is replaced by the next entry's.
     clipped = np.append(posterior_variance[1], posterior_variance[1:]) if len(betas) > 1 else betas
-    return Chain(timesteps=timesteps, betas=betas, alphas_cumprod=cumulative,
-                 sqrt_recip=np.sqrt(1 / cumulative), sqrt_recipm1=np.sqrt(1 / cumulative - 1),
-                 mean_x0=betas * np.sqrt(previous) / (1 - cumulative),
-                 mean_x=(1 - previous) * np.sqrt(1 - betas) / (1 - cumulative),
-                 log_posterior_variance=np.log(clipped), log_betas=np.log(betas))
+    return Chain(
+        timesteps=timesteps,
+        betas=betas,
+        alphas_cumprod=cumulative,
+        sqrt_recip=np.sqrt(1 / cumulative),
+        sqrt_recipm1=np.sqrt(1 / cumulative - 1),
+        mean_x0=betas * np.sqrt(previous) / (1 - cumulative),
+        mean_x=(1 - previous) * np.sqrt(1 - betas) / (1 - cumulative),
+        log_posterior_variance=np.log(clipped),
+        log_betas=np.log(betas),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +125,15 @@ def guided(head: Head, x: Tensor, t: Tensor, z: Tensor, z_uncond: Tensor | None,
     return eps_uncond + scale * (eps - eps_uncond), v
 
 
-def denoise(evaluate: Evaluate, table: Chain, init: Tensor, noise: Tensor, *, temperature: float = 1.0,
-            on_step: Callable[[int], None] | None = None) -> Tensor:
+def denoise(
+    evaluate: Evaluate,
+    table: Chain,
+    init: Tensor,
+    noise: Tensor,
+    *,
+    temperature: float = 1.0,
+    on_step: Callable[[int], None] | None = None,
+) -> Tensor:
     """Run the reverse chain: init (n, C) and noise (S, n, C) float32 -> tokens (n, C) float32.
 
     ``evaluate(i, x, t)`` gives eps and v (n, C) at chain index i, t (n,) being its base timestep. ``noise[j]`` belongs
@@ -143,15 +156,28 @@ def denoise(evaluate: Evaluate, table: Chain, init: Tensor, noise: Tensor, *, te
     return x
 
 
-def denoise_in_turn(evaluator: Callable[[tuple[Tensor, ...], int], Evaluate], z: tuple[Tensor, ...], chains: Chains,
-                    temperature: float, on_step: OnStep) -> Tensor:
+def denoise_in_turn(
+    evaluator: Callable[[tuple[Tensor, ...], int], Evaluate],
+    z: tuple[Tensor, ...],
+    chains: Chains,
+    temperature: float,
+    on_step: OnStep,
+) -> Tensor:
     """One chain after the other: z (n, D) per condition -> tokens (n, C). ``evaluator(z, steps)`` serves one chain."""
     parts, start, done = [], 0, 0
     total = sum(len(table) for _, table in chains.groups)
     for count, table in chains.groups:
         rows = slice(start, start + count)
         evaluate = evaluator(tuple(half[rows] for half in z), len(table))
-        parts.append(denoise(evaluate, table, chains.init[rows], chains.noise[:len(table), rows],
-                             temperature=temperature, on_step=lambda j, done=done: on_step(done + j, total)))
+        parts.append(
+            denoise(
+                evaluate,
+                table,
+                chains.init[rows],
+                chains.noise[: len(table), rows],
+                temperature=temperature,
+                on_step=lambda j, done=done: on_step(done + j, total),
+            )
+        )
         start, done = start + count, done + len(table)
     return torch.cat(parts)

@@ -33,13 +33,20 @@ TOLERANCE, TOLERANCE_16_BIT = 1e-2, 1e-1
 Step = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
 
 
-def advance_counted(head: DiffusionHead, x: Tensor, modulations: Tensor, table: Tensor, noise: Tensor, scale: Tensor,
-                    counter: Tensor, halves: int) -> None:
+def advance_counted(
+    head: DiffusionHead,
+    x: Tensor,
+    modulations: Tensor,
+    table: Tensor,
+    noise: Tensor,
+    scale: Tensor,
+    counter: Tensor,
+    halves: int,
+) -> None:
     """One reverse step of the rows x (n, C), in place: the one that ``counter`` (1,) names of ``modulations``
     (steps, n * halves, columns of all layers), ``table`` (steps, n, 4) and ``noise`` (steps, n, C)."""
     now, coefficients, drawn = (t.index_select(0, counter)[0] for t in (modulations, table, noise))
-    advance(head, x, now.split(head.widths, dim=-1), Coefficients(*coefficients.split(1, dim=-1)), drawn, halves,
-            scale)
+    advance(head, x, now.split(head.widths, dim=-1), Coefficients(*coefficients.split(1, dim=-1)), drawn, halves, scale)
 
 
 class StepGraph:
@@ -48,11 +55,19 @@ class StepGraph:
     Raises RuntimeError where CUDA cannot record it. Without ``capture`` the step simply runs, on any device.
     """
 
-    def __init__(self, head: DiffusionHead, size: int, halves: int, buffer: Tensor, *, capture: bool,
-                 step: Step = advance_counted):
+    def __init__(
+        self,
+        head: DiffusionHead,
+        size: int,
+        halves: int,
+        buffer: Tensor,
+        *,
+        capture: bool,
+        step: Step = advance_counted,
+    ):
         self.head, self.halves, self.rows, self.step = head, halves, size * halves, step
         self.steps = len(buffer) // self.rows
-        self.modulations = buffer[:self.steps * self.rows].view(self.steps, self.rows, -1).zero_()
+        self.modulations = buffer[: self.steps * self.rows].view(self.steps, self.rows, -1).zero_()
         channels, chain = head.input_proj.in_features, {"device": buffer.device, "dtype": torch.float32}
         self.x = torch.zeros(size, channels, **chain)
         self.noise = torch.zeros(self.steps, size, channels, **chain)
@@ -64,9 +79,9 @@ class StepGraph:
     def load(self, modulations: Iterable[Tensor], table: Coefficients, noise: Tensor, scale: float) -> None:
         """The next k <= ``self.steps`` steps: modulations (k, rows, ...) per layer, table and noise (k, n, ...)."""
         for slot, values in zip(self.modulations.split(self.head.widths, dim=-1), modulations):
-            slot[:len(values), :values.shape[1]].copy_(values)
-        self.table[:len(noise), :noise.shape[1]].copy_(torch.cat(table, dim=-1))
-        self.noise[:len(noise), :noise.shape[1]].copy_(noise)
+            slot[: len(values), : values.shape[1]].copy_(values)
+        self.table[: len(noise), : noise.shape[1]].copy_(torch.cat(table, dim=-1))
+        self.noise[: len(noise), : noise.shape[1]].copy_(noise)
         self.scale.fill_(scale)
         self.counter.zero_()
 
@@ -144,8 +159,10 @@ def disagreement(head: DiffusionHead, buffer: Tensor, step: Step, halves: int) -
     """How far two steps of random rows are from torch's own, as a part of the largest number; infinite for NaN."""
     device, channels = buffer.device, head.input_proj.in_features
     generator = torch.Generator(device).manual_seed(0)
-    x, modulations, table, noise = (torch.randn(shape, generator=generator, device=device) for shape in
-                                    ((4, channels), (2, 4 * halves, buffer.shape[1]), (2, 4, 4), (2, 4, channels)))
+    x, modulations, table, noise = (
+        torch.randn(shape, generator=generator, device=device)
+        for shape in ((4, channels), (2, 4 * halves, buffer.shape[1]), (2, 4, 4), (2, 4, channels))
+    )
     results = []
     for each in (advance_counted, step):
         graph = StepGraph(head, 4, halves, buffer, capture=False, step=each)

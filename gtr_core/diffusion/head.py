@@ -43,8 +43,11 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, spec: HeadSpec, *, operations, **factory):
         super().__init__()
         self.frequency_dim = spec.frequency_dim
-        self.mlp = nn.Sequential(operations.Linear(spec.frequency_dim, spec.width, **factory), nn.SiLU(),
-                                 operations.Linear(spec.width, spec.width, **factory))
+        self.mlp = nn.Sequential(
+            operations.Linear(spec.frequency_dim, spec.width, **factory),
+            nn.SiLU(),
+            operations.Linear(spec.width, spec.width, **factory),
+        )
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         return self.mlp(timestep_features(t, self.frequency_dim).to(dtype))
@@ -54,8 +57,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int, *, operations, **factory):
         super().__init__()
         self.in_ln = operations.LayerNorm(width, eps=NORM_EPS, **factory)
-        self.mlp = nn.Sequential(operations.Linear(width, width, **factory), nn.SiLU(),
-                                 operations.Linear(width, width, **factory))
+        self.mlp = nn.Sequential(
+            operations.Linear(width, width, **factory), nn.SiLU(), operations.Linear(width, width, **factory)
+        )
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(width, 3 * width, **factory))
 
     def modulation(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +110,8 @@ class DiffusionHead(nn.Module):
         self.cond_embed = operations.Linear(spec.condition_dim, spec.width, **factory)
         self.input_proj = operations.Linear(spec.channels, spec.width, **factory)
         self.res_blocks = nn.ModuleList(
-            ResidualBlock(spec.width, operations=operations, **factory) for _ in range(spec.depth))
+            ResidualBlock(spec.width, operations=operations, **factory) for _ in range(spec.depth)
+        )
         self.final_layer = FinalLayer(spec.width, 2 * spec.channels, operations=operations, **factory)
 
     def rounded(self, dtype: torch.dtype) -> DiffusionHead:
@@ -128,8 +133,14 @@ class DiffusionHead(nn.Module):
         for layer in (*self.res_blocks, self.final_layer):
             yield layer.adaLN_modulation[1](y)
 
-    def forward(self, x: Tensor, t: Tensor | None = None, z: Tensor | None = None, *,
-                modulations: Iterable[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        z: Tensor | None = None,
+        *,
+        modulations: Iterable[Tensor] | None = None,
+    ) -> Tensor:
         """As above; ``modulations`` of every layer, if they are at hand, stand for ``t`` and ``z``."""
         if modulations is None:
             modulations = self.modulations(self.time_embed(t, x.dtype) + self.cond_embed(z))

@@ -41,8 +41,15 @@ def phases(groups: Iterable[tuple[int, Chain]]) -> Iterator[tuple[int, int, int]
 
 def exact_steps(groups: Iterable[tuple[int, Chain]]) -> int:
     """How many steps, counted from the first, hold all that amplify an error of eps in some of the chains."""
-    return max((j + 1 for _, table in groups for j, factor in enumerate((table.mean_x0 * table.sqrt_recipm1)[::-1])
-                if factor > AMPLIFICATION), default=0)
+    return max(
+        (
+            j + 1
+            for _, table in groups
+            for j, factor in enumerate((table.mean_x0 * table.sqrt_recipm1)[::-1])
+            if factor > AMPLIFICATION
+        ),
+        default=0,
+    )
 
 
 class HeadLoop:
@@ -51,22 +58,31 @@ class HeadLoop:
     ``rounded`` is the head in 16 bit, for the steps that do not amplify its errors; without it all are float32.
     """
 
-    def __init__(self, head: DiffusionHead, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
-                 rounded: DiffusionHead | None = None):
+    def __init__(
+        self,
+        head: DiffusionHead,
+        z: tuple[Tensor, ...],
+        chains: Chains,
+        scale: float,
+        temperature: float,
+        rounded: DiffusionHead | None = None,
+    ):
         self.head, self.groups, self.halves, self.scale = head, chains.groups, len(z), scale
         self.main, self.exact = (head, 0) if rounded is None else (rounded, exact_steps(chains.groups))
         device = z[0].device
         self.condition = head.cond_embed(torch.stack(z, dim=1).flatten(0, 1))
-        self.times = [head.time_embed(upload(torch.tensor(table.timesteps[::-1]), device), torch.float32)
-                      for _, table in self.groups]
+        self.times = [
+            head.time_embed(upload(torch.tensor(table.timesteps[::-1]), device), torch.float32)
+            for _, table in self.groups
+        ]
         steps, n = len(self.groups[0][1]), len(chains.init)
         table = torch.zeros(steps, n, 4, device=device)
         self.noise = chains.noise[:steps] * temperature
         start = 0
         for count, chain in self.groups:
             rows = slice(start, start + count)
-            table[:len(chain), rows] = coefficients(chain, device)[:, None]
-            self.noise[len(chain) - 1:, rows] = 0
+            table[: len(chain), rows] = coefficients(chain, device)[:, None]
+            self.noise[len(chain) - 1 :, rows] = 0
             start += count
         self.table = Coefficients(*table.split(1, dim=-1))
         self.x = chains.init.float().clone()
@@ -88,16 +104,27 @@ class HeadLoop:
         size = max(1, CHUNK_ROWS // (rows * self.halves))
         for first in range(start, end, size):
             for j, modulations in enumerate(self._by_step(head, first, min(first + size, end), rows), start=first):
-                advance(head, self.x[:rows], modulations, Coefficients(*(t[j, :rows] for t in self.table)),
-                        self.noise[j, :rows], self.halves, self.scale)
+                advance(
+                    head,
+                    self.x[:rows],
+                    modulations,
+                    Coefficients(*(t[j, :rows] for t in self.table)),
+                    self.noise[j, :rows],
+                    self.halves,
+                    self.scale,
+                )
                 on_step(j + 1, len(self.noise))
 
     def _replay(self, graph: StepGraph, start: int, end: int, rows: int, on_step: OnStep) -> None:
         graph.x[:rows].copy_(self.x[:rows])
         for first in range(start, end, graph.steps):
             steps = slice(first, min(first + graph.steps, end))
-            graph.load(self.main.modulations(self._embedding(steps.start, steps.stop, rows)),
-                       Coefficients(*(t[steps, :rows] for t in self.table)), self.noise[steps, :rows], self.scale)
+            graph.load(
+                self.main.modulations(self._embedding(steps.start, steps.stop, rows)),
+                Coefficients(*(t[steps, :rows] for t in self.table)),
+                self.noise[steps, :rows],
+                self.scale,
+            )
             for j in range(steps.start, steps.stop):
                 graph.replay()
                 on_step(j + 1, len(self.noise))
@@ -105,9 +132,15 @@ class HeadLoop:
 
     def _embedding(self, first: int, end: int, rows: int) -> Tensor:
         """Of timestep and condition together, for a stretch of steps: (end - first, rows * halves, width)."""
-        times = torch.cat([times[first:end, None].expand(-1, count * self.halves, -1)
-                           for times, (count, _) in zip(self.times, self.groups) if len(times) >= end], dim=1)
-        return times + self.condition[:rows * self.halves]
+        times = torch.cat(
+            [
+                times[first:end, None].expand(-1, count * self.halves, -1)
+                for times, (count, _) in zip(self.times, self.groups)
+                if len(times) >= end
+            ],
+            dim=1,
+        )
+        return times + self.condition[: rows * self.halves]
 
     def _by_step(self, head: DiffusionHead, first: int, end: int, rows: int) -> Iterable[Iterable[Tensor]]:
         """The layers' modulations, step by step; those of a single step are made layer by layer when asked for."""

@@ -45,8 +45,15 @@ def evaluated_rows(head: DiffusionHead, x: Tensor, halves: int) -> Tensor:
     return x.to(head.dtype)[:, None].expand(-1, halves, -1).flatten(0, 1)
 
 
-def advance(head: DiffusionHead, x: Tensor, modulations: Iterable[Tensor], step: Coefficients, noise: Tensor,
-            halves: int, scale: float | Tensor) -> None:
+def advance(
+    head: DiffusionHead,
+    x: Tensor,
+    modulations: Iterable[Tensor],
+    step: Coefficients,
+    noise: Tensor,
+    halves: int,
+    scale: float | Tensor,
+) -> None:
     """One reverse step of the rows x (n, C) float32, in place."""
     out = head(evaluated_rows(head, x, halves), modulations=modulations).float().view(len(x), halves, 2, -1)
     eps = out[:, 0, 0] if halves == 1 else torch.lerp(out[:, 1, 0], out[:, 0, 0], scale)

@@ -29,8 +29,23 @@ def read(at, inside):
 
 
 @triton.jit
-def norm_modulate(h, branch, out, weight, bias, modulations, counter, column, width, step_stride, row_stride, eps,
-                  GATED: tl.constexpr, AFFINE: tl.constexpr, BLOCK: tl.constexpr):
+def norm_modulate(
+    h,
+    branch,
+    out,
+    weight,
+    bias,
+    modulations,
+    counter,
+    column,
+    width,
+    step_stride,
+    row_stride,
+    eps,
+    GATED: tl.constexpr,
+    AFFINE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """h <- h + gate branch; out <- LN(h) (1 + scale) + shift. One program per row, ``BLOCK`` >= width.
 
     A row of modulations holds gate (of the layer before), shift and scale side by side, shift at ``column``.
@@ -72,24 +87,56 @@ def posterior(x, evaluated, table, noise, scale, counter, size, channels, HALVES
     tl.store(place, moved, mask=inside)
 
 
-def advance(head: DiffusionHead, x: Tensor, modulations: Tensor, table: Tensor, noise: Tensor, scale: Tensor,
-            counter: Tensor, halves: int) -> None:
+def advance(
+    head: DiffusionHead,
+    x: Tensor,
+    modulations: Tensor,
+    table: Tensor,
+    noise: Tensor,
+    scale: Tensor,
+    counter: Tensor,
+    halves: int,
+) -> None:
     """See :func:`gtr_core.graphs.advance_counted`: the same step."""
     h, branch = head.input_proj(evaluated_rows(head, x, halves)), None
     *columns, last = accumulate(head.widths[:-1], initial=0)
     for block, column in zip(head.res_blocks, columns):
         branch = block.mlp(_between(h, branch, modulations, counter, column, block.in_ln))
     evaluated = head.final_layer.linear(_between(h, branch, modulations, counter, last, None))
-    posterior[(len(x),)](x, evaluated, table, noise, scale, counter, len(x), x.shape[1], HALVES=halves,
-                         BLOCK=triton.next_power_of_2(x.shape[1]))
+    posterior[(len(x),)](
+        x,
+        evaluated,
+        table,
+        noise,
+        scale,
+        counter,
+        len(x),
+        x.shape[1],
+        HALVES=halves,
+        BLOCK=triton.next_power_of_2(x.shape[1]),
+    )
 
 
-def _between(h: Tensor, branch: Tensor | None, modulations: Tensor, counter: Tensor, column: int,
-             norm: nn.LayerNorm | None) -> Tensor:
+def _between(
+    h: Tensor, branch: Tensor | None, modulations: Tensor, counter: Tensor, column: int, norm: nn.LayerNorm | None
+) -> Tensor:
     """What goes into the layer whose shift is at ``column``; h becomes its input."""
     out, affine = torch.empty_like(h), norm is not None
-    norm_modulate[(len(h),)](h, h if branch is None else branch, out, norm.weight if affine else h,
-                             norm.bias if affine else h, modulations, counter, column, h.shape[1],
-                             modulations.stride(0), modulations.stride(1), NORM_EPS,
-                             GATED=branch is not None, AFFINE=affine, BLOCK=triton.next_power_of_2(h.shape[1]))
+    norm_modulate[(len(h),)](
+        h,
+        h if branch is None else branch,
+        out,
+        norm.weight if affine else h,
+        norm.bias if affine else h,
+        modulations,
+        counter,
+        column,
+        h.shape[1],
+        modulations.stride(0),
+        modulations.stride(1),
+        NORM_EPS,
+        GATED=branch is not None,
+        AFFINE=affine,
+        BLOCK=triton.next_power_of_2(h.shape[1]),
+    )
     return out

@@ -22,8 +22,8 @@ def draw_bars(rows: list[tuple[str, float, str]], title: str, errors: Sequence[f
     for index, ((name, value, label), error) in enumerate(zip(rows, errors), start=1):
         y, length, reach = GAP + line * index, max(1, int(width * value / top)), int(width * error / top)
         draw_text(sheet, name, y + 3, GAP)
-        sheet[y:y + line - 6, left:left + length] = STAGE_COLOURS[0 if index == 1 else 1]
+        sheet[y : y + line - 6, left : left + length] = STAGE_COLOURS[0 if index == 1 else 1]
         if reach:
-            sheet[y + 9:y + 11, max(left, left + length - reach):left + length + reach] = INK
+            sheet[y + 9 : y + 11, max(left, left + length - reach) : left + length + reach] = INK
         draw_text(sheet, label, y + 3, left + length + reach + 8)
     return sheet

@@ -49,10 +49,12 @@ def draw_heat(picture: np.ndarray, spent: Spent, heat: str, image: int = 0, most
     body = np.where(lit, 0.4 * grey + 0.6 * tint, 0.8 * grey)
     frame = _frame(cell, values.shape)[..., None] & lit
     body = np.where(frame, tint, body)
-    words = ("extra diffusion steps (FTS)" if heat == "fts" else "diffusion steps",
-             f"{int((values > 0).sum())} of {values.size} tokens")
+    words = (
+        "extra diffusion steps (FTS)" if heat == "fts" else "diffusion steps",
+        f"{int((values > 0).sum())} of {values.size} tokens",
+    )
     sheet = blank(height + 3 * LINE + 3 * MARGIN, max(width, *map(text_width, words)) + 2 * MARGIN)
-    sheet[MARGIN:MARGIN + height, MARGIN:MARGIN + width] = body.astype(np.uint8)
+    sheet[MARGIN : MARGIN + height, MARGIN : MARGIN + width] = body.astype(np.uint8)
     for line, text in enumerate(words):
         draw_text(sheet, text, height + 2 * MARGIN + line * LINE, MARGIN)
     top = height + 2 * MARGIN + 2 * LINE

@@ -36,12 +36,12 @@ def draw_plan(plan: Plan, fts: FTS | None = None, image: int = 0) -> np.ndarray:
     half = (sheet.shape[1] - 3 * GAP) // 2
     tokens, diffusion = [step.tokens for step in plan.steps], [step.diffusion_steps for step in plan.steps]
     detail = [fts.detail_steps if fts is not None and step.reconstruction else 0 for step in plan.steps]
-    _draw_bars(sheet[charts:, GAP:GAP + half], plan, tokens, [0] * len(tokens), "tokens")
-    _draw_bars(sheet[charts:, 2 * GAP + half:2 * GAP + 2 * half], plan, diffusion, detail, "diffusion steps")
+    _draw_bars(sheet[charts:, GAP : GAP + half], plan, tokens, [0] * len(tokens), "tokens")
+    _draw_bars(sheet[charts:, 2 * GAP + half : 2 * GAP + 2 * half], plan, diffusion, detail, "diffusion steps")
     for row, (text, colour) in enumerate(lines):
         top = legend + LINE * row
         if colour is not None:
-            sheet[top:top + 14, GAP:GAP + 14] = colour
+            sheet[top : top + 14, GAP : GAP + 14] = colour
         draw_text(sheet, text, top, GAP + 22)
     return sheet
 
@@ -69,7 +69,7 @@ def _draw_maps(area: np.ndarray, plan: Plan, cell: int, image: int) -> None:
     left = _draw_map(area, colours, cell, 0, "stage")
     for k in range(1, plan.schedule.stages + 1):
         place = left + 44 * (k - 1)
-        area[below:below + 14, place:place + 14] = stage_colour(k)
+        area[below : below + 14, place : place + 14] = stage_colour(k)
         draw_text(area, str(k), below, place + 18)
     for column, (values, title) in enumerate(((order, "AR step"), (diffusion, "diffusion steps")), start=1):
         low, high = (int(f(values[stage > 0])) if plan.steps else 0 for f in (np.min, np.max))
@@ -88,7 +88,7 @@ def _draw_map(area: np.ndarray, colours: np.ndarray, cell: int, column: int, tit
     picture = enlarge(colours, cell)
     if cell > 4:
         picture[::cell] = picture[:, ::cell] = PAPER
-    area[LINE:LINE + picture.shape[0], left:left + picture.shape[1]] = picture
+    area[LINE : LINE + picture.shape[0], left : left + picture.shape[1]] = picture
     return left
 
 
@@ -96,15 +96,15 @@ def _draw_bars(panel: np.ndarray, plan: Plan, values: list[int], outlines: list[
     """A bar per AR step in its stage's colour, inside the outline of another value where that is larger."""
     top, base = max([*values, *outlines], default=1), LINE + CHART
     draw_text(panel, f"{title} (at most {top})", 0, 0)
-    panel[base:base + 2] = FAINT
+    panel[base : base + 2] = FAINT
     width = panel.shape[1] / max(len(values), 1)
     for index, (step, value, outline) in enumerate(zip(plan.steps, values, outlines)):
         left, right = int(index * width), max(int((index + 1) * width) - 1, int(index * width) + 1)
         height, frame = (max(1, (CHART - 8) * number // top) for number in (value, outline))
         if outline > value:
-            panel[base - frame:base, left:right] = INK
-            panel[base - frame + 2:base, left + 2:right - 2] = PAPER
-        panel[base - height:base, left:right] = stage_colour(step.stage)
+            panel[base - frame : base, left:right] = INK
+            panel[base - frame + 2 : base, left + 2 : right - 2] = PAPER
+        panel[base - height : base, left:right] = stage_colour(step.stage)
     draw_text(panel, "1", base + 6, 0)
     draw_text(panel, "AR step", base + 6, (panel.shape[1] - text_width("AR step")) // 2)
     draw_text(panel, str(len(values)), base + 6, panel.shape[1] - text_width(str(len(values))))
@@ -112,8 +112,10 @@ def _draw_bars(panel: np.ndarray, plan: Plan, values: list[int], outlines: list[
 
 def _title(plan: Plan) -> str:
     schedule = plan.schedule
-    return (f"{schedule.name}: {len(plan.steps)} AR steps, {plan.grid[0]} x {plan.grid[1]} tokens, {schedule.order} "
-            f"order, {schedule.decoder_scope} decoder scope")
+    return (
+        f"{schedule.name}: {len(plan.steps)} AR steps, {plan.grid[0]} x {plan.grid[1]} tokens, {schedule.order} "
+        f"order, {schedule.decoder_scope} decoder scope"
+    )
 
 
 def _legend(plan: Plan, fts: FTS | None) -> list[tuple[str, np.ndarray | tuple | None]]:
@@ -126,8 +128,13 @@ def _legend(plan: Plan, fts: FTS | None) -> list[tuple[str, np.ndarray | tuple |
     if given:
         lines.append((f"given: {given} tokens", KNOWN))
     if fts is not None and any(step.reconstruction for step in plan.steps):
-        lines.append((f"FTS (outlined): {fts.selection} {fts.fraction:.0%} of each reconstruction step, "
-                      f"{fts.detail_steps} diffusion steps", None))
+        lines.append(
+            (
+                f"FTS (outlined): {fts.selection} {fts.fraction:.0%} of each reconstruction step, "
+                f"{fts.detail_steps} diffusion steps",
+                None,
+            )
+        )
     return lines
 
 
@@ -135,5 +142,7 @@ def _describe(steps: list[Step]) -> str:
     """One stage in words."""
     kind = "reconstruction" if steps[0].reconstruction else "generation"
     diffusion = " - ".join(map(str, dict.fromkeys((steps[0].diffusion_steps, steps[-1].diffusion_steps))))
-    return (f"stage {steps[0].stage}, {kind}: {sum(step.tokens for step in steps)} tokens in {len(steps)} AR step"
-            f"{'s' * (len(steps) > 1)}, {diffusion} diffusion steps")
+    return (
+        f"stage {steps[0].stage}, {kind}: {sum(step.tokens for step in steps)} tokens in {len(steps)} AR step"
+        f"{'s' * (len(steps) > 1)}, {diffusion} diffusion steps"
+    )

@@ -25,10 +25,12 @@ def draw_state(colours: np.ndarray, state: np.ndarray, side: int) -> np.ndarray:
     """
     patch = colours.shape[0] // state.shape[0]
     cell = max(1, side // max(colours.shape[:2])) * patch
-    spread = enlarge(_spread(colours.reshape(state.shape[0], patch, state.shape[1], patch, 3).mean((1, 3)), state == 0),
-                     patch)
-    picture = enlarge(np.where(enlarge(state == 0, patch)[..., None], colours, spread * DIM).astype(np.uint8),
-                      cell // patch)
+    spread = enlarge(
+        _spread(colours.reshape(state.shape[0], patch, state.shape[1], patch, 3).mean((1, 3)), state == 0), patch
+    )
+    picture = enlarge(
+        np.where(enlarge(state == 0, patch)[..., None], colours, spread * DIM).astype(np.uint8), cell // patch
+    )
     dots = np.stack([PAPER, *(stage_colour(k) for k in range(1, max(int(state.max()), 1) + 1))])[np.maximum(state, 0)]
     disc, ring = _disc(cell, 0.17, state.shape), _disc(cell, 0.4, state.shape) & ~_disc(cell, 0.27, state.shape)
     marked = enlarge(state > 0, cell) & disc | enlarge(state == NOW, cell) & ring
@@ -39,8 +41,9 @@ def state_of(regions: Sequence[Region], current: int, step: int, grid: tuple[int
     """What :func:`draw_state` takes, (h, w): a run of ``regions`` at AR step ``step`` of region ``current``."""
     state = np.zeros(grid[0] * grid[1], np.int64)
     for index, region in enumerate(regions[current:]):
-        values = [entry.stage if index or k > step else NOW if k == step else 0
-                  for k, entry in enumerate(region.plan.steps)]
+        values = [
+            entry.stage if index or k > step else NOW if k == step else 0 for k, entry in enumerate(region.plan.steps)
+        ]
         state[region.positions[region.unknown.ravel()]] = token_values(region.plan, values, image)[region.unknown]
     return state.reshape(grid)
 
@@ -62,7 +65,7 @@ def _spread(colours: np.ndarray, known: np.ndarray) -> np.ndarray:
 def _around(values: np.ndarray) -> np.ndarray:
     """The sum of every token and its eight neighbours, (h, w, c)."""
     padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
-    return sum(padded[i:i + values.shape[0], j:j + values.shape[1]] for i in range(3) for j in range(3))
+    return sum(padded[i : i + values.shape[0], j : j + values.shape[1]] for i in range(3) for j in range(3))
 
 
 def _disc(cell: int, radius: float, grid: tuple[int, int]) -> np.ndarray:

@@ -49,8 +49,10 @@ class ExtractorSpec:
         if self.size % 2 ** len(self.widths):
             raise GtRError(f"extractor for {self.size} pixels: expected a multiple of {2 ** len(self.widths)}")
         if len(set(self.heads)) != 1 + len(self.factors) or min(self.heads.values()) < 2:
-            raise GtRError(f"extractor heads {CLASS}, {', '.join(name for name, _ in self.factors)}: expected "
-                           "different names, each with 2 choices or more")
+            raise GtRError(
+                f"extractor heads {CLASS}, {', '.join(name for name, _ in self.factors)}: expected "
+                "different names, each with 2 choices or more"
+            )
         if not set(self.accuracy) <= set(self.heads) or not all(0 <= share <= 1 for share in self.accuracy.values()):
             raise GtRError(f"extractor accuracy {dict(self.accuracy)}: expected shares of {', '.join(self.heads)}")
 
@@ -75,8 +77,10 @@ class Extractor(nn.Module):
     def maps(self, images: Tensor) -> list[Tensor]:
         """The maps (n, width, side, side) after every convolution."""
         if images.shape[1:] != (3, self.spec.size, self.spec.size):
-            raise GtRError(f"the extractor judges {self.spec.size} x {self.spec.size} pixels, found "
-                           f"{' x '.join(map(str, images.shape[:1:-1]))}: use the extractor of this model")
+            raise GtRError(
+                f"the extractor judges {self.spec.size} x {self.spec.size} pixels, found "
+                f"{' x '.join(map(str, images.shape[:1:-1]))}: use the extractor of this model"
+            )
         h, maps = images, []
         if self.spec.contrast:
             means = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -112,8 +116,10 @@ def load_extractor(path: str | os.PathLike, *, device: torch.device | str = "cpu
     """The extractor of a file, in evaluation mode, float32. Raises GtRError when it is not one."""
     checkpoint = read_checkpoint(path)
     if EXTRACTOR_KEY not in checkpoint.metadata:
-        raise GtRError(f"{checkpoint.path.name} is not an extractor (no metadata '{EXTRACTOR_KEY}'): give the "
-                       "classifier's file with --extractor")
+        raise GtRError(
+            f"{checkpoint.path.name} is not an extractor (no metadata '{EXTRACTOR_KEY}'): give the "
+            "classifier's file with --extractor"
+        )
     fields = read_fields(checkpoint.metadata[EXTRACTOR_KEY], EXTRACTOR_KEY, _PARSERS, "train the extractor again")
     try:
         spec = ExtractorSpec(**fields)
@@ -146,5 +152,12 @@ def _accuracy(shares: Mapping) -> dict[str, float]:
     return {parse_name(name): parse_finite(share) for name, share in shares.items()}
 
 
-_PARSERS = {"size": parse_count, "widths": _widths, "classes": parse_names, "factors": _factors,
-            "feature_dim": parse_count, "contrast": parse_finite, "accuracy": _accuracy}
+_PARSERS = {
+    "size": parse_count,
+    "widths": _widths,
+    "classes": parse_names,
+    "factors": _factors,
+    "feature_dim": parse_count,
+    "contrast": parse_finite,
+    "accuracy": _accuracy,
+}

@@ -72,16 +72,25 @@ class Studio:
         if isinstance(self.judge, Judge):
             own, made = self.judge.extractor.spec, spec.latent.size(spec.grid)
             if self.judge.classes != spec.classes or (own.size, own.size) != made:
-                raise GtRError(f"the extractor knows {self.judge.classes} classes at {own.size} x {own.size} pixels, "
-                               f"{spec.name} draws {spec.classes} at {spec.latent.pixels(spec.grid)}: use the "
-                               "model's own extractor")
+                raise GtRError(
+                    f"the extractor knows {self.judge.classes} classes at {own.size} x {own.size} pixels, "
+                    f"{spec.name} draws {spec.classes} at {spec.latent.pixels(spec.grid)}: use the "
+                    "model's own extractor"
+                )
 
     @cached_property
     def identity(self) -> str:
         """Of model, VAE and judge with all their weights, of dtype and kind of device, and of acceleration."""
         parts = [digest(part.state_dict(), part.spec) for part in (self.model, self.vae)]
-        return " ".join([*parts, self.judge.identity, str(self.dtype), torch.device(self.device).type,
-                         *["accelerated"] * self.accelerate])
+        return " ".join(
+            [
+                *parts,
+                self.judge.identity,
+                str(self.dtype),
+                torch.device(self.device).type,
+                *["accelerated"] * self.accelerate,
+            ]
+        )
 
     def key(self, task: Task) -> str:
         """A SHA-256 over everything that the task's result depends on (rounding aside: not the batch)."""
@@ -99,8 +108,12 @@ def tasks(methods: Sequence[Method], seeds: Iterable[int], images: int, chunk: i
         raise GtRError(f"methods {', '.join(names)}: expected at least one, all of different names")
     if not 4 <= images < MOST_IMAGES or not seeds or chunk < 1 or not all(0 <= seed < 2**31 for seed in seeds):
         raise GtRError(f"{images} images of {len(seeds)} seeds: expected at least 4 images and 1 seed from 0 to 2^31")
-    return [Task(method, seed, start, min(chunk, images - start)) for seed in seeds for method in methods
-            for start in range(0, images, chunk)]
+    return [
+        Task(method, seed, start, min(chunk, images - start))
+        for seed in seeds
+        for method in methods
+        for start in range(0, images, chunk)
+    ]
 
 
 def evaluate_shard(studio: Studio, task: Task, batch: int, pictures: Path | None = None) -> Measured:
@@ -110,9 +123,18 @@ def evaluate_shard(studio: Studio, task: Task, batch: int, pictures: Path | None
         indices = range(start, min(start + batch, task.start + task.count))
         labels = [index % spec.classes for index in indices]
         latents = generate_latents(
-            studio.model, method.schedule, labels, (task.seed << 32) + start, guidance=method.guidance,
-            temperature=method.temperature, cache=method.cache, fts=method.fts, device=studio.device,
-            dtype=studio.dtype, accelerate=studio.accelerate)
+            studio.model,
+            method.schedule,
+            labels,
+            (task.seed << 32) + start,
+            guidance=method.guidance,
+            temperature=method.temperature,
+            cache=method.cache,
+            fts=method.fts,
+            device=studio.device,
+            dtype=studio.dtype,
+            accelerate=studio.accelerate,
+        )
         images = decode_pictures(studio.vae, latents)
         for index, image in zip(indices, images if pictures else ()):
             write_png(picture_path(pictures, task, index), image)
@@ -153,9 +175,19 @@ def make_shard(studio: Studio, work: Path, batch: int, pictures: Path | None, ta
     shard(studio, task, work, batch, pictures)
 
 
-def evaluate(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], images: int, work: Path, *,
-             batch: int = 16, pictures: Path | None = None, on_shard: OnShard | None = None,
-             engine: Engine = Engine(), make_worker: MakeWorker | None = None) -> dict[str, list[Measured]]:
+def evaluate(
+    studio: Studio,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    images: int,
+    work: Path,
+    *,
+    batch: int = 16,
+    pictures: Path | None = None,
+    on_shard: OnShard | None = None,
+    engine: Engine = Engine(),
+    make_worker: MakeWorker | None = None,
+) -> dict[str, list[Measured]]:
     """Per method the measured pictures of every seed. ``on_shard(task, done, total)`` is called when one was made.
 
     Workers other than this process make shards by ``make_worker``: what gives a partial of :func:`make_shard` with a
@@ -179,10 +211,16 @@ def evaluate(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], im
     for task in missing:
         rows[task] = stored(studio, task, work, pictures)
         if rows[task] is None:
-            raise GtRError(f"a worker left no result of {task.method.name}, seed {task.seed}, from {task.start} on: "
-                           f"expected it in {work}; all workers must see the same files")
-    return {method.name: [joined([rows[task] for task in todo if (task.method, task.seed) == (method, seed)])
-                          for seed in seeds] for method in methods}
+            raise GtRError(
+                f"a worker left no result of {task.method.name}, seed {task.seed}, from {task.start} on: "
+                f"expected it in {work}; all workers must see the same files"
+            )
+    return {
+        method.name: [
+            joined([rows[task] for task in todo if (task.method, task.seed) == (method, seed)]) for seed in seeds
+        ]
+        for method in methods
+    }
 
 
 def _shard_path(work: Path, key: str) -> Path:

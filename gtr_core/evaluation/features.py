@@ -48,8 +48,10 @@ class Measured:
         for label in range(min(classes, count)):
             own, wanted = (self.labels == label).nonzero()[:, 0], len(range(label, count, classes))
             if len(own) < wanted:
-                raise GtRError(f"the reference has {len(own)} pictures of class {label}, {wanted} are needed: make a "
-                               "larger one or lower --images")
+                raise GtRError(
+                    f"the reference has {len(own)} pictures of class {label}, {wanted} are needed: make a "
+                    "larger one or lower --images"
+                )
             mask[own[torch.randperm(len(own), generator=generator)[:wanted]]] = True
         return mask
 
@@ -100,8 +102,9 @@ def make_reference(judge: Judge, batches: Iterable[tuple[Tensor, Tensor]]) -> Me
 def save_measured(path: str | os.PathLike, measured: Measured, key: str, *, dtype: torch.dtype = torch.float16) -> None:
     """One safetensors file; ``key`` says what was measured by whom, such as a judge's identity. Raises GtRError."""
     tensors = {field.name: getattr(measured, field.name) for field in fields(measured)}
-    tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor.int() for name, tensor in
-               tensors.items()}
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor.int() for name, tensor in tensors.items()
+    }
     write_tensors(path, tensors, {REFERENCE_KEY: json.dumps({"key": key})})
 
 
@@ -117,8 +120,10 @@ def load_measured(path: str | os.PathLike, key: str, remedy: str) -> Measured:
     labels = tensors["labels"].long()
     floats = [tensors[name].float() for name in wanted if name != "labels"]
     if labels.dim() != 1 or not len(labels) or any(t.dim() != 2 or len(t) != len(labels) for t in floats):
-        raise GtRError(f"{name}: expected one row per picture, found "
-                       f"{', '.join(f'{key} {tuple(t.shape)}' for key, t in tensors.items())}: {remedy}")
+        raise GtRError(
+            f"{name}: expected one row per picture, found "
+            f"{', '.join(f'{key} {tuple(t.shape)}' for key, t in tensors.items())}: {remedy}"
+        )
     if not all(torch.isfinite(t).all() for t in floats) or labels.min() < 0:
         raise GtRError(f"{name} holds NaN, infinite values or negative labels: {remedy}")
     return Measured(*floats, labels)
@@ -128,6 +133,8 @@ def load_reference(path: str | os.PathLike, judge: Judge) -> Measured:
     """The reference made with this judge's extractor. Raises GtRError."""
     measured = load_measured(path, judge.identity, "make the reference with the extractor that is used")
     if measured.scores.shape[1] != judge.classes or measured.labels.max() >= judge.classes:
-        raise GtRError(f"{path}: expected {judge.classes} classes, found scores of {measured.scores.shape[1]} and "
-                       f"labels up to {int(measured.labels.max())}: make the reference again")
+        raise GtRError(
+            f"{path}: expected {judge.classes} classes, found scores of {measured.scores.shape[1]} and "
+            f"labels up to {int(measured.labels.max())}: make the reference again"
+        )
     return measured

@@ -52,11 +52,17 @@ def inception_judge(weights: str | os.PathLike | None = None, *, device: str = "
         read_checkpoint(weights)  # refuses what is not plain tensors: torch-fidelity would execute it
     try:
         network = utils.create_feature_extractor(
-            "inception-v3-compat", [POOL, LOGITS], cuda=device.startswith("cuda"), verbose=False,
-            feature_extractor_weights_path=None if weights is None else os.fspath(weights))
+            "inception-v3-compat",
+            [POOL, LOGITS],
+            cuda=device.startswith("cuda"),
+            verbose=False,
+            feature_extractor_weights_path=None if weights is None else os.fspath(weights),
+        )
     except (OSError, RuntimeError, KeyError) as error:
-        raise GtRError(f"no Inception weights ({first_line(error)}): download torch-fidelity's "
-                       "weights-inception-2015-12-05-6726825d.pth and give it with --extractor") from error
+        raise GtRError(
+            f"no Inception weights ({first_line(error)}): download torch-fidelity's "
+            "weights-inception-2015-12-05-6726825d.pth and give it with --extractor"
+        ) from error
     return InceptionJudge(network.to(device))
 
 
@@ -66,8 +72,10 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
         with np.load(path, allow_pickle=False) as arrays:
             statistics = {name: arrays[name].astype(np.float64) for name in ("mu", "sigma")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise GtRError(f"{path} is no reference statistics file ({first_line(error)}): expected an .npz with mu and "
-                       "sigma, such as adm_in256_stats.npz") from error
+        raise GtRError(
+            f"{path} is no reference statistics file ({first_line(error)}): expected an .npz with mu and "
+            "sigma, such as adm_in256_stats.npz"
+        ) from error
     shapes = tuple(array.shape for array in statistics.values())
     if shapes != ((DIM,), (DIM, DIM)) or not all(np.isfinite(array).all() for array in statistics.values()):
         raise GtRError(f"{path}: expected finite mu ({DIM},) and sigma ({DIM}, {DIM}), found shapes {shapes}")
@@ -91,5 +99,6 @@ def _part(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"torch_fidelity.{name}")
     except ImportError as error:
-        raise GtRError(f"--metrics fid,is needs torch-fidelity ({first_line(error)}): pip install torch-fidelity") \
-            from error
+        raise GtRError(
+            f"--metrics fid,is needs torch-fidelity ({first_line(error)}): pip install torch-fidelity"
+        ) from error

@@ -49,8 +49,10 @@ def kernel_distance(a: Tensor, b: Tensor, *, subset: int | None = None, subsets:
     if subset is None:
         return _discrepancy(a, b)
     generator, size = torch.Generator().manual_seed(seed), min(subset, len(a), len(b))
-    return fmean(_discrepancy(*(rows[torch.randperm(len(rows), generator=generator)[:size]] for rows in (a, b)))
-                 for _ in range(subsets))
+    return fmean(
+        _discrepancy(*(rows[torch.randperm(len(rows), generator=generator)[:size]] for rows in (a, b)))
+        for _ in range(subsets)
+    )
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
@@ -101,7 +103,7 @@ def radial_spectrum(images: Tensor) -> Tensor:
     ring = (axis[:, None] ** 2 + axis**2).sqrt().round().long().flatten()
     counts = torch.bincount(ring)
     sums = power.new_zeros(len(images), len(counts)).index_add_(1, ring, power)
-    return (sums / counts + (2 / 255) ** 2 / 12)[:, 1:size // 2 + 1].log()
+    return (sums / counts + (2 / 255) ** 2 / 12)[:, 1 : size // 2 + 1].log()
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,11 @@ def _discrepancy(a: Tensor, b: Tensor) -> float:
     n, m = len(a), len(b)
     if min(n, m) < 2:
         raise GtRError(f"{n} and {m} pictures: expected at least 2 of each")
-    own = sum((_kernel_sum(rows, rows) - float(_kernel((rows * rows).sum(1), rows.shape[1]).sum())) / (len(rows) *
-              (len(rows) - 1)) for rows in (a, b))
+    own = sum(
+        (_kernel_sum(rows, rows) - float(_kernel((rows * rows).sum(1), rows.shape[1]).sum()))
+        / (len(rows) * (len(rows) - 1))
+        for rows in (a, b)
+    )
     return own - 2 * _kernel_sum(a, b) / (n * m)
 
 

@@ -68,12 +68,21 @@ def candidates(space: Space, budget: Budget, count: int, seed: int) -> list[Meth
             found[method.name] = method
             if len(found) == count:
                 return list(found.values())
-    raise GtRError(f"{len(found)} of {count} candidates found at {budget.target:g} x: choose a target that the space "
-                   "can reach, or ask for fewer candidates")
+    raise GtRError(
+        f"{len(found)} of {count} candidates found at {budget.target:g} x: choose a target that the space "
+        "can reach, or ask for fewer candidates"
+    )
 
 
-def search(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], images: int, work: Path,
-           measure: Callable[[Measured, int], quality.Figures], **how) -> Iterator[list[dict]]:
+def search(
+    studio: Studio,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    images: int,
+    work: Path,
+    measure: Callable[[Measured, int], quality.Figures],
+    **how,
+) -> Iterator[list[dict]]:
     """Rounds of :func:`quality.rows`, best first: all methods, then a third of them with twice the pictures, and so on
     until at most ``KEPT`` are left, which are measured once more. ``how`` is passed on to :func:`evaluate`."""
     left, last = list(methods), False
@@ -84,12 +93,13 @@ def search(studio: Studio, methods: Sequence[Method], seeds: Sequence[int], imag
         rows.sort(key=lambda row: row["figures"][FIGURE]["mean"])
         yield rows
         by_name = {method.name: method for method in left}
-        left = [by_name[row["method"]] for row in rows[:max(KEPT, -(-len(rows) // 3))]]
+        left = [by_name[row["method"]] for row in rows[: max(KEPT, -(-len(rows) // 3))]]
         images *= 2
 
 
 def _draw(space: Space, grid: tuple[int, int], generator: torch.Generator) -> Method | None:
     """A random method; None for a combination that makes no sense."""
+
     def pick(options: Sequence):
         return options[int(torch.randint(len(options), (), generator=generator))]
 
@@ -106,6 +116,11 @@ def _draw(space: Space, grid: tuple[int, int], generator: torch.Generator) -> Me
         rate = size / steps[-1]
     detail = f" fts {fts.fraction:g}" if fts else ""
     guided = f" cfg {guidance.scale:g} {guidance.schedule} from {guidance.start:g}" if guidance.enabled else ""
-    name = (f"{','.join(map(str, steps))} {start},{end},{reconstruction} {partition} {scope}{detail}{guided}")
-    return Method(Schedule(name, "gtr", tuple(steps), diffusion=(start, end, reconstruction), partition=partition,
-                           decoder_scope=scope), guidance, fts)
+    name = f"{','.join(map(str, steps))} {start},{end},{reconstruction} {partition} {scope}{detail}{guided}"
+    return Method(
+        Schedule(
+            name, "gtr", tuple(steps), diffusion=(start, end, reconstruction), partition=partition, decoder_scope=scope
+        ),
+        guidance,
+        fts,
+    )

@@ -13,10 +13,16 @@ from .metrics import Interval, interval, paired
 
 # Figure -> (heading, whether less is better).
 FIGURES = {
-    "frechet": ("Frechet distance", True), "kernel": ("kernel distance", True), "accuracy": ("class accuracy", False),
-    "inception": ("inception score", False), "precision": ("precision", False), "recall": ("recall", False),
-    "spectrum": ("spectrum distance", True), "confidence": ("factor confidence", False),
-    "fid": ("FID", True), "is": ("IS", False),
+    "frechet": ("Frechet distance", True),
+    "kernel": ("kernel distance", True),
+    "accuracy": ("class accuracy", False),
+    "inception": ("inception score", False),
+    "precision": ("precision", False),
+    "recall": ("recall", False),
+    "spectrum": ("spectrum distance", True),
+    "confidence": ("factor confidence", False),
+    "fid": ("FID", True),
+    "is": ("IS", False),
 }
 
 
@@ -63,41 +69,66 @@ def row(name: str, images: int, values: Sequence[Figures], first: Sequence[Figur
     With the figures of the ``first`` method, the differences to it over the same seeds are added.
     """
     per_figure = {key: [value[key] for value in values] for key in values[0]}
-    result = {"method": name, "images": images, "seeds": len(values), **facts, "values": per_figure,
-              "figures": {key: asdict(interval(series)) for key, series in per_figure.items()}}
+    result = {
+        "method": name,
+        "images": images,
+        "seeds": len(values),
+        **facts,
+        "values": per_figure,
+        "figures": {key: asdict(interval(series)) for key, series in per_figure.items()},
+    }
     if first is not None:
-        result["difference"] = {key: _difference(paired(series, [value[key] for value in first]))
-                                for key, series in per_figure.items()}
+        result["difference"] = {
+            key: _difference(paired(series, [value[key] for value in first])) for key, series in per_figure.items()
+        }
     return result
 
 
-def rows(measured: Mapping[str, Sequence[Measured]], seeds: Sequence[int],
-         measure: Callable[[Measured, int], Figures], facts: Mapping[str, dict]) -> list[dict]:
+def rows(
+    measured: Mapping[str, Sequence[Measured]],
+    seeds: Sequence[int],
+    measure: Callable[[Measured, int], Figures],
+    facts: Mapping[str, dict],
+) -> list[dict]:
     """A row per method; ``measure(pictures, seed)`` gives one seed's figures, ``facts`` what else a row says."""
     values = {name: [measure(made, seed) for made, seed in zip(sets, seeds)] for name, sets in measured.items()}
     first = next(iter(values))
-    return [row(name, len(measured[name][0]), own, None if name == first else values[first], **facts.get(name, {}))
-            for name, own in values.items()]
+    return [
+        row(name, len(measured[name][0]), own, None if name == first else values[first], **facts.get(name, {}))
+        for name, own in values.items()
+    ]
 
 
 def markdown(result: dict) -> str:
     """The rows as a table, and below it the differences to the first method."""
     keys = list(result["rows"][0]["figures"])
-    head = ["method", "n", "speed-up", *(f"{FIGURES[key][0]} {'(less)' if FIGURES[key][1] else '(more)'}"
-                                         for key in keys)]
+    head = [
+        "method",
+        "n",
+        "speed-up",
+        *(f"{FIGURES[key][0]} {'(less)' if FIGURES[key][1] else '(more)'}" for key in keys),
+    ]
     lines = [head, ["---"] * len(head)]
     for own in [*result["rows"], *([result["floor"]] if "floor" in result else [])]:
         speedup = f"{own['speedup']:.2f} x" if "speedup" in own else ""
-        lines.append([own["method"], f"{own['seeds']} x {own['images']}", speedup,
-                      *(str(Interval(**own["figures"][key])) if key in own["figures"] else "" for key in keys)])
+        lines.append(
+            [
+                own["method"],
+                f"{own['seeds']} x {own['images']}",
+                speedup,
+                *(str(Interval(**own["figures"][key])) if key in own["figures"] else "" for key in keys),
+            ]
+        )
     compared = [own for own in result["rows"] if "difference" in own]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     if not compared:
         return text
     head = ["difference", *(FIGURES[key][0] for key in keys)]
     lines = [head, ["---"] * len(head)]
-    lines += [[f"{own['method']} - {result['rows'][0]['method']}",
-               *(_cell(own["difference"][key]) for key in keys)] for own in compared]
+    lines += [
+        [f"{own['method']} - {result['rows'][0]['method']}", *(_cell(own["difference"][key]) for key in keys)]
+        for own in compared
+    ]
     return text + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

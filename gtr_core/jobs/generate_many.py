@@ -63,8 +63,10 @@ class Order:
 
     def __post_init__(self) -> None:
         if not 1 <= self.images < MOST_IMAGES or not 1 <= self.batch <= self.shard:
-            raise GtRError(f"{self.images} pictures in shards of {self.shard}, batch {self.batch}: expected at least 1 "
-                           "picture, and a batch from 1 to the size of a shard")
+            raise GtRError(
+                f"{self.images} pictures in shards of {self.shard}, batch {self.batch}: expected at least 1 "
+                "picture, and a batch from 1 to the size of a shard"
+            )
         if bool(self.labels) == bool(self.prompts):
             raise GtRError("expected classes, or encoded prompts for a model that draws from text")
 
@@ -116,26 +118,47 @@ def make_worker(order: Order, keys: Keys, device: str) -> Worker:
     return partial(_make_piece, order, keys, model, vae, states, device)
 
 
-def _make_piece(order: Order, keys: Keys, model: Model, vae: KLVAE, states: Tensor | None, device: str, start: int
-                ) -> list[dict]:
+def _make_piece(
+    order: Order, keys: Keys, model: Model, vae: KLVAE, states: Tensor | None, device: str, start: int
+) -> list[dict]:
     method, indices = order.method, order.indices(start)
     latents, pictures = [], []
     for first in range(start, indices.stop, order.batch):
         own = range(first, min(first + order.batch, indices.stop))
-        condition = ([order.labels[index % len(order.labels)] for index in own] if states is None
-                     else states[[index % len(states) for index in own]].float())
-        latents.append(generate_latents(
-            model, method.schedule, condition, order.seed + first, guidance=method.guidance, grid=order.grid,
-            temperature=method.temperature, cache=method.cache, fts=method.fts, accelerate=order.accelerate,
-            device=device, dtype=order.dtype).float().cpu())
+        condition = (
+            [order.labels[index % len(order.labels)] for index in own]
+            if states is None
+            else states[[index % len(states) for index in own]].float()
+        )
+        latents.append(
+            generate_latents(
+                model,
+                method.schedule,
+                condition,
+                order.seed + first,
+                guidance=method.guidance,
+                grid=order.grid,
+                temperature=method.temperature,
+                cache=method.cache,
+                fts=method.fts,
+                accelerate=order.accelerate,
+                device=device,
+                dtype=order.dtype,
+            )
+            .float()
+            .cpu()
+        )
         pictures.append(decode_pictures(vae, latents[-1].to(device)))
     made = np.concatenate(pictures)
     if order.format == "png":
         for index, picture in zip(indices, made):
             write_png(order.output / order.name(index), picture)
     else:
-        write_tensors(order.output / order.name(start),
-                      {"pictures": torch.from_numpy(made), "latents": torch.cat(latents)}, {"gtr.first": str(start)})
+        write_tensors(
+            order.output / order.name(start),
+            {"pictures": torch.from_numpy(made), "latents": torch.cat(latents)},
+            {"gtr.first": str(start)},
+        )
     names = sorted({order.name(index) for index in indices})
     files = {name: _sha256((order.output / name).read_bytes()) for name in names}
     rows = [_row(order, index, len(keys.conditions), files, picture) for index, picture in zip(indices, made)]
@@ -149,9 +172,17 @@ def _row(order: Order, index: int, prompts: int, files: dict[str, str], picture:
     name = order.name(index)
     kind = "class" if order.labels else "prompt"
     condition = order.labels[index % len(order.labels)] if order.labels else index % prompts
-    return {"index": index, "seed": image_seeds(order.seed, [index])[0], "class": None, "prompt": None, kind: condition,
-            "preset": order.method.name, "file": name, "row": 0 if order.format == "png" else index % order.shard,
-            "sha256": files[name] if order.format == "png" else _sha256(picture.tobytes())}
+    return {
+        "index": index,
+        "seed": image_seeds(order.seed, [index])[0],
+        "class": None,
+        "prompt": None,
+        kind: condition,
+        "preset": order.method.name,
+        "file": name,
+        "row": 0 if order.format == "png" else index % order.shard,
+        "sha256": files[name] if order.format == "png" else _sha256(picture.tobytes()),
+    }
 
 
 def finished(order: Order, keys: Keys, start: int) -> list[dict] | None:
@@ -159,16 +190,20 @@ def finished(order: Order, keys: Keys, start: int) -> list[dict] | None:
     try:
         record = json.loads(_record(order, start).read_bytes())
         files, rows, indices = record["files"], record["rows"], order.indices(start)
-        whole = (record["key"] == keys.of(order, start) and [row["index"] for row in rows] == list(indices)
-                 and set(files) == {order.name(index) for index in indices}
-                 and all(_sha256((order.output / name).read_bytes()) == own for name, own in files.items()))
+        whole = (
+            record["key"] == keys.of(order, start)
+            and [row["index"] for row in rows] == list(indices)
+            and set(files) == {order.name(index) for index in indices}
+            and all(_sha256((order.output / name).read_bytes()) == own for name, own in files.items())
+        )
         return rows if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def make_many(order: Order, engine: Engine, on_piece: Callable[[int, int], None] | None = None
-              ) -> tuple[list[dict], int, Keys]:
+def make_many(
+    order: Order, engine: Engine, on_piece: Callable[[int, int], None] | None = None
+) -> tuple[list[dict], int, Keys]:
     """The manifest's rows in order, how many pictures were made for them now, and the order's keys.
 
     ``on_piece(made, left)`` counts pictures. Pieces that are there and whole are kept.
@@ -198,8 +233,16 @@ def write_manifest(order: Order, keys: Keys, rows: Sequence[dict], kind: str) ->
         replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
         return path
     arrow, parquet = _arrow("pyarrow"), _arrow("pyarrow.parquet")
-    kinds = {"index": arrow.int64(), "seed": arrow.uint64(), "class": arrow.int32(), "prompt": arrow.int64(),
-             "preset": arrow.string(), "file": arrow.string(), "row": arrow.int32(), "sha256": arrow.string()}
+    kinds = {
+        "index": arrow.int64(),
+        "seed": arrow.uint64(),
+        "class": arrow.int32(),
+        "prompt": arrow.int64(),
+        "preset": arrow.string(),
+        "file": arrow.string(),
+        "row": arrow.int32(),
+        "sha256": arrow.string(),
+    }
     schema = arrow.schema(list(kinds.items()), metadata={"gtr": json.dumps(keys.facts, sort_keys=True)})
     table = arrow.Table.from_pylist(list(rows), schema=schema)
     replace_file(path, lambda beside: parquet.write_table(table, beside))
@@ -216,8 +259,10 @@ def _arrow(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise GtRError(f"a Parquet manifest needs pyarrow ({first_line(error)}): pip install pyarrow (the extra "
-                       "'scale'), or use --manifest jsonl") from error
+        raise GtRError(
+            f"a Parquet manifest needs pyarrow ({first_line(error)}): pip install pyarrow (the extra "
+            "'scale'), or use --manifest jsonl"
+        ) from error
 
 
 def _record(order: Order, start: int) -> Path:

@@ -64,8 +64,10 @@ class Engine:
         if self.name not in ENGINES:
             raise GtRError(f"engine '{self.name}': expected {' or '.join(ENGINES)}")
         if not 1 <= (1 if self.workers is None else self.workers) <= MOST_WORKERS or not 1 <= self.threads <= 1024:
-            raise GtRError(f"{self.workers} workers of {self.threads} threads: expected 1 to {MOST_WORKERS} workers of "
-                           "1 to 1024 threads")
+            raise GtRError(
+                f"{self.workers} workers of {self.threads} threads: expected 1 to {MOST_WORKERS} workers of "
+                "1 to 1024 threads"
+            )
 
     @property
     def alone(self) -> bool:
@@ -132,8 +134,10 @@ def _dispatch(crew: Crew, tasks: Sequence, on_done: OnDone) -> list:
             if outcome.lost:
                 losses[index] += 1
                 if losses[index] > RETRIES:
-                    raise GtRError(f"{losses[index]} workers died at the same task ({outcome.lost}): use fewer workers "
-                                   "or a smaller batch, and see what they wrote above")
+                    raise GtRError(
+                        f"{losses[index]} workers died at the same task ({outcome.lost}): use fewer workers "
+                        "or a smaller batch, and see what they wrote above"
+                    )
                 if index not in (other for other, _ in busy.values()):
                     waiting.appendleft(index)
             else:
@@ -146,8 +150,11 @@ def _dispatch(crew: Crew, tasks: Sequence, on_done: OnDone) -> list:
 def _straggler(busy: dict[int, tuple[int, float]], took: list[float]) -> int | None:
     """A task that one worker alone has been at for far longer than tasks take."""
     copies = Counter(index for index, _ in busy.values())
-    late = [(since, index) for index, since in busy.values() if copies[index] == 1 and took
-            and time.monotonic() - since > STRAGGLER * median(took)]
+    late = [
+        (since, index)
+        for index, since in busy.values()
+        if copies[index] == 1 and took and time.monotonic() - since > STRAGGLER * median(took)
+    ]
     return min(late)[1] if late else None
 
 
@@ -247,13 +254,20 @@ class Actors:
             _connect(self.ray, engine)
         self.needs = {"num_cpus": engine.threads, "num_gpus": int(engine.device.startswith("cuda"))}
         there = self.ray.cluster_resources()
-        room = int(min(there.get(kind, 0) // self.needs[need] for need, kind in
-                       (("num_cpus", "CPU"), ("num_gpus", "GPU")) if self.needs[need]))
+        room = int(
+            min(
+                there.get(kind, 0) // self.needs[need]
+                for need, kind in (("num_cpus", "CPU"), ("num_gpus", "GPU"))
+                if self.needs[need]
+            )
+        )
         if room < 1:
             self.close()
-            raise GtRError(f"the Ray cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, a "
-                           f"worker needs {self.needs['num_cpus']} and {self.needs['num_gpus']}: lower --threads, or "
-                           "use another --device")
+            raise GtRError(
+                f"the Ray cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, a "
+                f"worker needs {self.needs['num_cpus']} and {self.needs['num_gpus']}: lower --threads, or "
+                "use another --device"
+            )
         self.size = min(engine.workers or room, room, most)
 
     def send(self, slot: int, task: Any) -> None:
@@ -286,20 +300,25 @@ def _ray() -> ModuleType:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise GtRError(f"--engine ray needs Ray ({first_line(error)}): pip install ray, or use --engine local") \
-            from error
+        raise GtRError(
+            f"--engine ray needs Ray ({first_line(error)}): pip install ray, or use --engine local"
+        ) from error
 
 
 def _connect(ray: ModuleType, engine: Engine) -> None:
     address = os.environ.get("RAY_ADDRESS")
     paths = [str(Path(__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    settings: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}},
-                                "logging_level": logging.ERROR}
+    settings: dict[str, Any] = {
+        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}},
+        "logging_level": logging.ERROR,
+    }
     if not address:
         cores = max(os.cpu_count() or 1, (engine.workers or 1) * engine.threads)
         settings |= {"num_cpus": cores, "include_dashboard": False}
     try:
         ray.init(address=address or "local", **settings)
     except (OSError, RuntimeError, ValueError) as error:
-        raise GtRError(f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): correct RAY_ADDRESS, or "
-                       "unset it to start one here") from error
+        raise GtRError(
+            f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): correct RAY_ADDRESS, or "
+            "unset it to start one here"
+        ) from error

@@ -41,6 +41,8 @@ def _label(entry: str, by_name: dict[str, int], spec: MARSpec) -> int:
         return label
     if entry.lower() not in by_name:
         some = ", ".join(f"'{name}'" for name in class_names(spec)[:4])
-        raise GtRError(f"{spec.name} has no class '{entry}': expected an index from 0 to {spec.classes - 1} or a "
-                       f"name such as {some}")
+        raise GtRError(
+            f"{spec.name} has no class '{entry}': expected an index from 0 to {spec.classes - 1} or a "
+            f"name such as {some}"
+        )
     return by_name[entry.lower()]

@@ -51,8 +51,9 @@ def tokens_to_latent(tokens: Tensor, grid: tuple[int, int], spec: LatentSpec) ->
     return latent / spec.scale + spec.shift
 
 
-def preview_colours(tokens: Tensor, grid: tuple[int, int], spec: LatentSpec,
-                    rgb: Sequence[Sequence[float]] | None = None) -> Tensor:
+def preview_colours(
+    tokens: Tensor, grid: tuple[int, int], spec: LatentSpec, rgb: Sequence[Sequence[float]] | None = None
+) -> Tensor:
     """Approximate colours (B, h * p, w * p, 3) in [0, 1] of model-scale tokens.
 
     ``rgb`` is a linear map as in ``LatentSpec.rgb``; without one the first three channels stand for red, green, blue.

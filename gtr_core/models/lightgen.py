@@ -68,9 +68,17 @@ class LightGenSpec:
 
 
 # The published text-to-image model.
-LIGHTGEN = LightGenSpec(name="lightgen", dim=1024, heads=16, encoder_depth=16, decoder_depth=16, cross_depth=16,
-                        aligner_depth=6, caption_dim=4096,
-                        head=HeadSpec(channels=64, condition_dim=1024, width=1536, depth=8))
+LIGHTGEN = LightGenSpec(
+    name="lightgen",
+    dim=1024,
+    heads=16,
+    encoder_depth=16,
+    decoder_depth=16,
+    cross_depth=16,
+    aligner_depth=6,
+    caption_dim=4096,
+    head=HeadSpec(channels=64, condition_dim=1024, width=1536, depth=8),
+)
 
 
 class CrossAttention(nn.Module):
@@ -131,8 +139,17 @@ class TextEmbedding(nn.Module):
         super().__init__()
         self.text_proj = TextProjection(spec.caption_dim, spec.dim, operations=operations, **factory)
         self.text_aligner = nn.ModuleList(
-            Block(spec.dim, spec.heads, spec.mlp_ratio, spec.norm_eps, operations=operations, attention=attention,
-                  **factory) for _ in range(spec.aligner_depth))
+            Block(
+                spec.dim,
+                spec.heads,
+                spec.mlp_ratio,
+                spec.norm_eps,
+                operations=operations,
+                attention=attention,
+                **factory,
+            )
+            for _ in range(spec.aligner_depth)
+        )
         self.text_aligner_norm = operations.LayerNorm(spec.dim, eps=spec.norm_eps, **factory)
 
     def forward(self, text: Tensor) -> Tensor:
@@ -150,8 +167,15 @@ class LightGen(nn.Module):
     blocks have no self-attention, so they run for the target positions only.
     """
 
-    def __init__(self, spec: LightGenSpec, *, operations=nn, attention: Attention = sdpa, device=None,
-                 dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        spec: LightGenSpec,
+        *,
+        operations=nn,
+        attention: Attention = sdpa,
+        device=None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.spec = spec
         factory = {"device": device, "dtype": dtype}
@@ -178,7 +202,8 @@ class LightGen(nn.Module):
         self.cross_attn_blocks = nn.ModuleList(CrossBlock(*block, **layers) for _ in range(spec.cross_depth))
         self.cross_norm = norm()
         self.diffloss = nn.ModuleDict(
-            {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)})
+            {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)}
+        )
 
     @property
     def head(self) -> DiffusionHead:
@@ -213,8 +238,9 @@ class LightGen(nn.Module):
             x = block(x)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int],
-               rows: slice = slice(None)) -> Tensor:
+    def decode(
+        self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int], rows: slice = slice(None)
+    ) -> Tensor:
         """encoded (B, K, D), masked (B, M) positions -> (B, K + M, D) after the last norm, in that order; the last
         block computes ``rows`` of it only."""
         x = self.decoder_embed(encoded)
@@ -224,8 +250,9 @@ class LightGen(nn.Module):
             x = block(x)
         return self.decoder_norm(self.decoder_blocks[-1](x, rows))
 
-    def decode_targets(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor,
-                       grid: tuple[int, int]) -> Tensor:
+    def decode_targets(
+        self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
         """Everything before the text: (B, T, D) at the masked positions ``targets``."""
         rows = slice(known.shape[1], known.shape[1] + targets.shape[1])
         return self.decode(self.encode(tokens, known, grid), known, torch.cat([targets, context], dim=1), grid, rows)
@@ -234,8 +261,9 @@ class LightGen(nn.Module):
         """What the cross-attention blocks read of the text (B, T, D); it is the same in every AR step."""
         return [block.remember(text) for block in self.cross_attn_blocks]
 
-    def read(self, decoded: Tensor, positions: Tensor, remembered: Sequence[tuple[Tensor, Tensor]],
-             grid: tuple[int, int]) -> Tensor:
+    def read(
+        self, decoded: Tensor, positions: Tensor, remembered: Sequence[tuple[Tensor, Tensor]], grid: tuple[int, int]
+    ) -> Tensor:
         """decoded (B, n, D) at ``positions`` (B, n), a remembered text -> z (B, n, D)."""
         x = self.last_embed(decoded)
         x = x + self.positions(self.last_pos_embed_learned, grid, x)[positions]
@@ -247,8 +275,15 @@ class LightGen(nn.Module):
         """decoded (B, n, D) at ``positions`` (B, n), text (B, T, D) -> z (B, n, D)."""
         return self.read(decoded, positions, self.remember(text), grid)
 
-    def forward(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, conditions: Sequence[Tensor],
-                grid: tuple[int, int]) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        targets: Tensor,
+        context: Tensor,
+        conditions: Sequence[Tensor],
+        grid: tuple[int, int],
+    ) -> tuple[Tensor, ...]:
         """Conditioning vectors z (B, T, D) of the masked positions ``targets``, one tensor per condition.
 
         As :meth:`gtr_core.mar.MAR.forward`, for a grid of any size; conditions are (B, text_length, D).
@@ -266,8 +301,10 @@ def is_lightgen(shapes: Shapes) -> bool:
 def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> LightGenSpec:
     """Read a :class:`LightGenSpec` off tensor names and shapes (docs/upstream.md 3.1). Raises GtRError."""
     if not is_lightgen(shapes):
-        raise GtRError(f"not a LightGen checkpoint: expected tensors such as 'last_embed.weight' and "
-                       f"'text_emb.text_proj.linear_1.weight', found {describe_names(shapes)}; choose a LightGen file")
+        raise GtRError(
+            f"not a LightGen checkpoint: expected tensors such as 'last_embed.weight' and "
+            f"'text_emb.text_proj.linear_1.weight', found {describe_names(shapes)}; choose a LightGen file"
+        )
     dim, caption_dim = shape_of(shapes, "text_emb.text_proj.linear_1.weight", 2)
     head = infer_head_spec(shapes, dim)
     table = math.isqrt(shape_of(shapes, "encoder_pos_embed_learned", 3)[1])
@@ -275,10 +312,24 @@ def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides
         "latent", replace(LightGenSpec.latent, channels=head.channels // LightGenSpec.latent.patch**2)
     )
     check_latent(latent, head)
-    depths = {f"{part}_depth": count_blocks(shapes, prefix) for part, prefix in (
-        ("encoder", "encoder_blocks"), ("decoder", "decoder_blocks"), ("cross", "cross_attn_blocks"),
-        ("aligner", "text_emb.text_aligner"))}
-    spec = LightGenSpec(name="lightgen", dim=dim, heads=head_count(dim, heads), caption_dim=caption_dim, head=head,
-                        latent=latent, table=table, **depths)
+    depths = {
+        f"{part}_depth": count_blocks(shapes, prefix)
+        for part, prefix in (
+            ("encoder", "encoder_blocks"),
+            ("decoder", "decoder_blocks"),
+            ("cross", "cross_attn_blocks"),
+            ("aligner", "text_emb.text_aligner"),
+        )
+    }
+    spec = LightGenSpec(
+        name="lightgen",
+        dim=dim,
+        heads=head_count(dim, heads),
+        caption_dim=caption_dim,
+        head=head,
+        latent=latent,
+        table=table,
+        **depths,
+    )
     check_depths(spec, stated=overrides.pop("depths", None))
     return replace(spec, **overrides)

@@ -60,8 +60,10 @@ class MARSpec:
     def check_grid(self, grid: tuple[int, int]) -> None:
         """Raises GtRError for a grid that the model cannot draw: its positions are learned for one size."""
         if tuple(grid) != self.grid:
-            raise GtRError(f"{self.name} draws {self.latent.pixels(self.grid)} pixels only, found "
-                           f"{self.latent.pixels(grid)}: use the model's own size")
+            raise GtRError(
+                f"{self.name} draws {self.latent.pixels(self.grid)} pixels only, found "
+                f"{self.latent.pixels(grid)}: use the model's own size"
+            )
 
 
 def mar_spec(name: str) -> MARSpec:
@@ -69,8 +71,17 @@ def mar_spec(name: str) -> MARSpec:
     for (dim, encoder, decoder, depth, width), known in VARIANTS.items():
         if known == name:
             head = HeadSpec(channels=16, condition_dim=dim, width=width, depth=depth)
-            return MARSpec(name=name, grid=(16, 16), dim=dim, heads=HEADS_BY_WIDTH[dim], encoder_depth=encoder,
-                           decoder_depth=decoder, classes=1000, buffer=64, head=head)
+            return MARSpec(
+                name=name,
+                grid=(16, 16),
+                dim=dim,
+                heads=HEADS_BY_WIDTH[dim],
+                encoder_depth=encoder,
+                decoder_depth=decoder,
+                classes=1000,
+                buffer=64,
+                head=head,
+            )
     raise GtRError(f"unknown model size '{name}': expected one of {', '.join(sorted(VARIANTS.values()))}")
 
 
@@ -82,16 +93,33 @@ class MAR(nn.Module):
     times and more (docs/upstream.md 1.7).
     """
 
-    def __init__(self, spec: MARSpec, *, operations=nn, attention: Attention = sdpa, device=None,
-                 dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        spec: MARSpec,
+        *,
+        operations=nn,
+        attention: Attention = sdpa,
+        device=None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.spec = spec
         factory = {"device": device, "dtype": dtype}
         dim, positions = spec.dim, spec.buffer + spec.tokens
 
         def blocks(depth: int) -> nn.ModuleList:
-            return nn.ModuleList(Block(dim, spec.heads, spec.mlp_ratio, spec.norm_eps, operations=operations,
-                                       attention=attention, **factory) for _ in range(depth))
+            return nn.ModuleList(
+                Block(
+                    dim,
+                    spec.heads,
+                    spec.mlp_ratio,
+                    spec.norm_eps,
+                    operations=operations,
+                    attention=attention,
+                    **factory,
+                )
+                for _ in range(depth)
+            )
 
         def norm() -> nn.Module:
             return operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
@@ -110,7 +138,8 @@ class MAR(nn.Module):
         self.decoder_norm = norm()
         self.diffusion_pos_embed_learned = empty_parameter(1, spec.tokens, dim, **factory)
         self.diffloss = nn.ModuleDict(
-            {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)})
+            {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)}
+        )
 
     @property
     def head(self) -> DiffusionHead:
@@ -153,8 +182,15 @@ class MAR(nn.Module):
             x = block(x)
         return self.decoder_norm(self.decoder_blocks[-1](x, rows))
 
-    def forward(self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, conditions: Sequence[Tensor],
-                grid: tuple[int, int] | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        targets: Tensor,
+        context: Tensor,
+        conditions: Sequence[Tensor],
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, ...]:
         """Conditioning vectors z (B, T, D) of the masked positions ``targets`` (B, T), one tensor per condition.
 
         ``tokens`` (B, L, C) holds values at ``known`` (B, K); the decoder sees mask tokens at ``targets`` and at
@@ -163,8 +199,9 @@ class MAR(nn.Module):
         device, K and M may be 0. ``grid`` is the spec's own.
         """
         halves = len(conditions)
-        tokens, known, targets, context = (t.repeat(halves, *[1] * (t.ndim - 1)) for t in
-                                           (tokens, known, targets, context))
+        tokens, known, targets, context = (
+            t.repeat(halves, *[1] * (t.ndim - 1)) for t in (tokens, known, targets, context)
+        )
         encoded = self.encode(tokens, known, torch.cat(list(conditions)))
         start = self.spec.buffer + known.shape[1]
         z = self.decode(encoded, known, torch.cat([targets, context], dim=1), slice(start, start + targets.shape[1]))
@@ -189,8 +226,10 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
     Raises GtRError naming the tensor that does not fit.
     """
     if not is_mar(shapes):
-        raise GtRError(f"not a MAR checkpoint: expected tensors such as 'class_emb.weight' and "
-                       f"'diffloss.net.input_proj.weight', found {describe_names(shapes)}; choose a MAR file")
+        raise GtRError(
+            f"not a MAR checkpoint: expected tensors such as 'class_emb.weight' and "
+            f"'diffloss.net.input_proj.weight', found {describe_names(shapes)}; choose a MAR file"
+        )
     classes, dim = shape_of(shapes, "class_emb.weight", 2)
     heads = head_count(dim, heads)
     tokens = shape_of(shapes, "diffusion_pos_embed_learned", 3)[1]
@@ -198,21 +237,34 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
     head = infer_head_spec(shapes, dim)
     side = math.isqrt(tokens)
     if buffer < 1:
-        raise GtRError(f"the encoder's position table leaves {buffer} buffer tokens for {tokens} tokens: "
-                       "expected at least 1; the file is not a MAR checkpoint")
+        raise GtRError(
+            f"the encoder's position table leaves {buffer} buffer tokens for {tokens} tokens: "
+            "expected at least 1; the file is not a MAR checkpoint"
+        )
     if "grid" not in overrides and side * side != tokens:
         raise GtRError(f"{tokens} tokens are not a square grid: store 'gtr.grid' in the file's metadata")
     encoder, decoder = count_blocks(shapes, "encoder_blocks"), count_blocks(shapes, "decoder_blocks")
     latent = overrides.pop("latent", LatentSpec(channels=head.channels))
     check_latent(latent, head)
-    spec = MARSpec(name=VARIANTS.get((dim, encoder, decoder, head.depth, head.width), f"mar-{dim}x{encoder}+{decoder}"),
-                   grid=(side, side), dim=dim, heads=heads, encoder_depth=encoder, decoder_depth=decoder,
-                   classes=classes, buffer=buffer, latent=latent, head=head)
+    spec = MARSpec(
+        name=VARIANTS.get((dim, encoder, decoder, head.depth, head.width), f"mar-{dim}x{encoder}+{decoder}"),
+        grid=(side, side),
+        dim=dim,
+        heads=heads,
+        encoder_depth=encoder,
+        decoder_depth=decoder,
+        classes=classes,
+        buffer=buffer,
+        latent=latent,
+        head=head,
+    )
     check_depths(spec, stated=overrides.pop("depths", None))
     spec = replace(spec, **overrides)
     if len(spec.class_names) not in (0, classes):
         raise GtRError(f"{len(spec.class_names)} class names for {classes} classes: correct the file's metadata")
     if spec.tokens != tokens:
-        raise GtRError(f"a grid of {spec.grid[0]} x {spec.grid[1]} needs {spec.tokens} positions, found {tokens}: "
-                       "correct 'gtr.grid' in the file's metadata")
+        raise GtRError(
+            f"a grid of {spec.grid[0]} x {spec.grid[1]} needs {spec.tokens} positions, found {tokens}: "
+            "correct 'gtr.grid' in the file's metadata"
+        )
     return spec

@@ -26,8 +26,10 @@ def count_blocks(shapes: Shapes, prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
     found = {int(match.group(1)) for match in map(pattern.match, shapes) if match}
     if found and max(found) + 1 != len(found):
-        raise GtRError(f"'{prefix}' has {len(found)} blocks, but one is number {max(found)}: blocks are missing; "
-                       "the file is incomplete")
+        raise GtRError(
+            f"'{prefix}' has {len(found)} blocks, but one is number {max(found)}: blocks are missing; "
+            "the file is incomplete"
+        )
     if len(found) > MOST_BLOCKS:
         raise GtRError(f"'{prefix}' has {len(found)} blocks, expected at most {MOST_BLOCKS}: the file is not a model")
     return len(found)
@@ -49,8 +51,9 @@ def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
 def infer_head_spec(shapes: Shapes, dim: int) -> HeadSpec:
     """The diffusion head below ``diffloss.net``."""
     width, channels = shape_of(shapes, "diffloss.net.input_proj.weight", 2)
-    return HeadSpec(channels=channels, condition_dim=dim, width=width,
-                    depth=count_blocks(shapes, "diffloss.net.res_blocks"))
+    return HeadSpec(
+        channels=channels, condition_dim=dim, width=width, depth=count_blocks(shapes, "diffloss.net.res_blocks")
+    )
 
 
 def check_depths(spec: Any, stated: tuple[int, ...] | None) -> None:
@@ -61,8 +64,10 @@ def check_depths(spec: Any, stated: tuple[int, ...] | None) -> None:
     """
     found = spec.depths
     if min(found) < 1 or (stated is not None and found != tuple(stated)):
-        raise GtRError(f"{found} blocks (encoder, decoder, head, ...), expected "
-                       f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete")
+        raise GtRError(
+            f"{found} blocks (encoder, decoder, head, ...), expected "
+            f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete"
+        )
     if stated is None and spec.encoder_depth != spec.decoder_depth:
         raise GtRError(
             f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
@@ -75,8 +80,10 @@ def head_count(dim: int, heads: int | None) -> int:
     if heads is None:
         heads = HEADS_BY_WIDTH.get(dim)
     if heads is None:
-        raise GtRError(f"the number of attention heads cannot be read off a width of {dim} (known: "
-                       f"{', '.join(map(str, HEADS_BY_WIDTH))}): convert the file with --heads N")
+        raise GtRError(
+            f"the number of attention heads cannot be read off a width of {dim} (known: "
+            f"{', '.join(map(str, HEADS_BY_WIDTH))}): convert the file with --heads N"
+        )
     if heads < 1 or dim % heads:
         raise GtRError(
             f"{heads} attention heads do not divide the width {dim}: convert the file with the right --heads N"
@@ -87,8 +94,10 @@ def head_count(dim: int, heads: int | None) -> int:
 def check_latent(latent: LatentSpec, head: HeadSpec) -> None:
     """Raises GtRError when the latent's channels do not make the head's tokens."""
     if latent.token_dim != head.channels:
-        raise GtRError(f"tokens have {head.channels} values, but {latent.channels} latent channels with patch "
-                       f"{latent.patch} make {latent.token_dim}: correct the file's metadata")
+        raise GtRError(
+            f"tokens have {head.channels} values, but {latent.channels} latent channels with patch "
+            f"{latent.patch} make {latent.token_dim}: correct the file's metadata"
+        )
 
 
 def describe_names(shapes: Shapes, limit: int = 3) -> str:

@@ -37,8 +37,9 @@ class VAESpec:
         return 2 ** (len(self.multipliers) - 1)
 
 
-KL16 = VAESpec(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent_channels=16, embed_channels=16,
-               encoder_attention=(4,))
+KL16 = VAESpec(
+    channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent_channels=16, embed_channels=16, encoder_attention=(4,)
+)
 
 
 class ResnetBlock(nn.Module):
@@ -227,20 +228,34 @@ def infer_vae_spec(shapes: Shapes, *, groups: int = VAESpec.groups) -> VAESpec:
     Shapes do not show the number of norm ``groups``: LDM's is 32, other files carry theirs in the metadata.
     """
     if not is_vae(shapes):
-        raise GtRError(f"not a KL VAE in LDM layout: expected tensors such as 'decoder.conv_in.weight' and "
-                       f"'encoder.conv_in.weight', found {describe_names(shapes)}; choose the model's VAE file")
+        raise GtRError(
+            f"not a KL VAE in LDM layout: expected tensors such as 'decoder.conv_in.weight' and "
+            f"'encoder.conv_in.weight', found {describe_names(shapes)}; choose the model's VAE file"
+        )
     channels, image_channels = shape_of(shapes, "encoder.conv_in.weight", 4)[:2]
     levels, blocks = count_blocks(shapes, "encoder.down"), count_blocks(shapes, "encoder.down.0.block")
     widths = [shape_of(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
     if not levels or any(width % channels for width in widths) or channels % groups:
-        raise GtRError(f"VAE level widths {widths} with base {channels} do not fit: expected multiples of the base, "
-                       f"and the base a multiple of {groups} (group norm)")
-    attention = {part: tuple(level for level in range(levels) if count_blocks(shapes, f"{part}.{level}.attn"))
-                 for part in ("encoder.down", "decoder.up")}
+        raise GtRError(
+            f"VAE level widths {widths} with base {channels} do not fit: expected multiples of the base, "
+            f"and the base a multiple of {groups} (group norm)"
+        )
+    attention = {
+        part: tuple(level for level in range(levels) if count_blocks(shapes, f"{part}.{level}.attn"))
+        for part in ("encoder.down", "decoder.up")
+    }
     latent = shape_of(shapes, "decoder.conv_in.weight", 4)[1]
     quant = "post_quant_conv.weight" in shapes
     embed = shape_of(shapes, "post_quant_conv.weight", 4)[1] if quant else latent
-    return VAESpec(channels=channels, multipliers=tuple(width // channels for width in widths), blocks=blocks,
-                   latent_channels=latent, embed_channels=embed, image_channels=image_channels, quant=quant,
-                   groups=groups, encoder_attention=attention["encoder.down"],
-                   decoder_attention=attention["decoder.up"])
+    return VAESpec(
+        channels=channels,
+        multipliers=tuple(width // channels for width in widths),
+        blocks=blocks,
+        latent_channels=latent,
+        embed_channels=embed,
+        image_channels=image_channels,
+        quant=quant,
+        groups=groups,
+        encoder_attention=attention["encoder.down"],
+        decoder_attention=attention["decoder.up"],
+    )

@@ -68,6 +68,10 @@ class Method:
     def settings(self) -> dict:
         """Everything that the pictures depend on, as plain data."""
         schedule = {key: value for key, value in asdict(self.schedule).items() if key not in ("name", "note")}
-        return {"schedule": schedule, "guidance": asdict(self.guidance), "temperature": self.temperature,
-                "fts": None if self.fts is None else asdict(self.fts),
-                "cache": None if self.cache is None else [type(self.cache).__name__, asdict(self.cache)]}
+        return {
+            "schedule": schedule,
+            "guidance": asdict(self.guidance),
+            "temperature": self.temperature,
+            "fts": None if self.fts is None else asdict(self.fts),
+            "cache": None if self.cache is None else [type(self.cache).__name__, asdict(self.cache)],
+        }

@@ -16,8 +16,9 @@ def check_grid(grid: tuple[int, int]) -> None:
     """Raise GtRError for a grid that no plan is made for, before anything of its size is made."""
     height, width = grid
     if not (1 <= height <= LONGEST_SIDE and 1 <= width <= LONGEST_SIDE):
-        raise GtRError(f"a grid of {height} x {width} tokens: expected at least 1 x 1 and at most "
-                       f"{LONGEST_SIDE} x {LONGEST_SIDE}")
+        raise GtRError(
+            f"a grid of {height} x {width} tokens: expected at least 1 x 1 and at most {LONGEST_SIDE} x {LONGEST_SIDE}"
+        )
 
 
 def stage_of_tokens(grid: tuple[int, int], stages: int, partition: str) -> np.ndarray:
@@ -41,8 +42,10 @@ def stage_of_tokens(grid: tuple[int, int], stages: int, partition: str) -> np.nd
         stage[half] = stages - cut + 1
         unassigned &= ~half
         if not half.any() or not unassigned.any():
-            raise GtRError(f"{stages} stages leave an empty subset on a grid of {grid[0]} x {grid[1]} tokens "
-                           f"({partition} partition): use at most {cut} stages")
+            raise GtRError(
+                f"{stages} stages leave an empty subset on a grid of {grid[0]} x {grid[1]} tokens "
+                f"({partition} partition): use at most {cut} stages"
+            )
     return stage
 
 

@@ -55,19 +55,32 @@ class Plan:
 
     def part(self, images: slice) -> Plan:
         """The plan of some of its images."""
-        steps = tuple(replace(step, known=step.known[images], positions=step.positions[images],
-                              context=step.context[images]) for step in self.steps)
+        steps = tuple(
+            replace(step, known=step.known[images], positions=step.positions[images], context=step.context[images])
+            for step in self.steps
+        )
         return replace(self, batch=len(range(self.batch)[images]), steps=steps)
 
     def to_dict(self, image: int = 0) -> dict:
         """The plan of one image as plain data (the ``schedule`` verb's JSON)."""
-        return {"preset": self.schedule.name, "grid": list(self.grid), "steps": [
-            {"stage": step.stage, "tokens": step.tokens, "diffusion_steps": step.diffusion_steps,
-             "positions": step.positions[image].tolist()} for step in self.steps]}
+        return {
+            "preset": self.schedule.name,
+            "grid": list(self.grid),
+            "steps": [
+                {
+                    "stage": step.stage,
+                    "tokens": step.tokens,
+                    "diffusion_steps": step.diffusion_steps,
+                    "positions": step.positions[image].tolist(),
+                }
+                for step in self.steps
+            ],
+        }
 
 
-def make_plan(schedule: Schedule, grid: tuple[int, int], seeds: Sequence[int], *,
-              unknown: np.ndarray | None = None) -> Plan:
+def make_plan(
+    schedule: Schedule, grid: tuple[int, int], seeds: Sequence[int], *, unknown: np.ndarray | None = None
+) -> Plan:
     """Resolve a schedule: one random order per seed, over all tokens or the ``unknown`` ones ((h, w) bool).
 
     With ``unknown`` the rates of the schedule are kept: a stage of which a part is unknown gets that part of its
@@ -82,20 +95,25 @@ def make_plan(schedule: Schedule, grid: tuple[int, int], seeds: Sequence[int], *
     whole, subsets = _subsets(schedule, grid), _subsets(schedule, grid, mask)
     counts = _counts(schedule, [len(s) for s in whole], [len(s) for s in subsets])
     # Every step holds each position once, int64.
-    check_budget(len(seeds) * mask.size * 8 * sum(bool(size) for sizes in counts for size in sizes),
-                 "the plan's steps need", LARGEST_PLAN)
+    check_budget(
+        len(seeds) * mask.size * 8 * sum(bool(size) for sizes in counts for size in sizes),
+        "the plan's steps need",
+        LARGEST_PLAN,
+    )
     orders = [token_sequences(schedule, grid, generator(seed, ORDER), mask) for seed in seeds]
     return plan_from_sequences(schedule, grid, [np.stack(stage) for stage in zip(*orders)], counts)
 
 
-def token_sequences(schedule: Schedule, grid: tuple[int, int], stream: torch.Generator,
-                    unknown: np.ndarray | None = None) -> list[np.ndarray]:
+def token_sequences(
+    schedule: Schedule, grid: tuple[int, int], stream: torch.Generator, unknown: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Per stage the raster positions of one image's ``unknown`` tokens ((h, w) bool; None = all) in their order."""
     return [_sequence(schedule, grid, subset, stream) for subset in _subsets(schedule, grid, unknown)]
 
 
-def plan_from_sequences(schedule: Schedule, grid: tuple[int, int], sequences: Sequence[np.ndarray],
-                        counts: Sequence[Sequence[int]]) -> Plan:
+def plan_from_sequences(
+    schedule: Schedule, grid: tuple[int, int], sequences: Sequence[np.ndarray], counts: Sequence[Sequence[int]]
+) -> Plan:
     """A plan from explicit orders: per stage a (batch, n_k) array in generation order and the tokens per AR step.
 
     Positions in no sequence are known from the start. Steps without tokens are left out.
@@ -118,9 +136,17 @@ def plan_from_sequences(schedule: Schedule, grid: tuple[int, int], sequences: Se
             np.put_along_axis(target, group, True, axis=1)
             after = known | target
             masked = max(total - int(after[0].sum()), 1)
-            steps.append(Step(stage=k, reconstruction=1 < k == schedule.stages, known=_positions(known),
-                              positions=_positions(target), context=_positions(visible & ~after),
-                              diffusion_steps=count, progress=(total - masked) / total))
+            steps.append(
+                Step(
+                    stage=k,
+                    reconstruction=1 < k == schedule.stages,
+                    known=_positions(known),
+                    positions=_positions(target),
+                    context=_positions(visible & ~after),
+                    diffusion_steps=count,
+                    progress=(total - masked) / total,
+                )
+            )
             known = after
     return Plan(schedule=schedule, grid=tuple(grid), batch=batch, steps=tuple(steps))
 
@@ -136,8 +162,11 @@ def _sequence(schedule: Schedule, grid: tuple[int, int], subset: np.ndarray, str
     """The positions ``subset`` of one stage in one image's generation order."""
     if schedule.order in ("gtr", "random"):
         return subset[torch.randperm(len(subset), generator=stream).numpy()]
-    order = {"raster": lambda: raster_order(grid), "subsample": lambda: subsample_order(grid, schedule.phases),
-             "halton": lambda: halton_order(grid)}[schedule.order]()
+    order = {
+        "raster": lambda: raster_order(grid),
+        "subsample": lambda: subsample_order(grid, schedule.phases),
+        "halton": lambda: halton_order(grid),
+    }[schedule.order]()
     order = shifted(order, stream) if schedule.shift else order
     return order[np.isin(order, subset)]
 

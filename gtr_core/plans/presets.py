@@ -1,4 +1,4 @@
-"""Schedules: recipes without a grid. A plan (see :mod:`gtr_core.plans.plan`) is a schedule resolved for a grid and seeds."""
+"""Schedules by name."""
 
 from __future__ import annotations
 
@@ -36,10 +36,23 @@ PRESETS: dict[str, Schedule] = {
         Schedule("gtr-paper", "gtr", (24, 6, 2), decoder_scope="stage", note="the paper's printed rates"),
         Schedule("gtr-full", "gtr", (10, 6, 2), note="fits the paper's FLOPs with the full decoder"),
         Schedule("gtr-extreme", "gtr", (8, 3, 2), decoder_scope="stage", note="about the paper's extreme setting"),
-        Schedule("gtr-best-4x", "gtr", (12, 1, 1, 2, 2), diffusion=(25, 15, 25), partition="diagonal",
-                 note="found by a search at 4 x on the demo model"),
-        Schedule("gtr-best-6x", "gtr", (8, 2, 2, 3, 2), diffusion=(75, 15, 15), partition="diagonal",
-                 decoder_scope="stage", note="found by a search at 6 x on the demo model"),
+        Schedule(
+            "gtr-best-4x",
+            "gtr",
+            (12, 1, 1, 2, 2),
+            diffusion=(25, 15, 25),
+            partition="diagonal",
+            note="found by a search at 4 x on the demo model",
+        ),
+        Schedule(
+            "gtr-best-6x",
+            "gtr",
+            (8, 2, 2, 3, 2),
+            diffusion=(75, 15, 15),
+            partition="diagonal",
+            decoder_scope="stage",
+            note="found by a search at 6 x on the demo model",
+        ),
         Schedule(
             "lightgen-origin", "random", (32,), diffusion=(50, 50, 50), note="LightGen's: 32 AR, 50 diffusion steps"
         ),

@@ -44,11 +44,13 @@ def redrawn_tokens(schedule: Schedule, grid: tuple[int, int], redraw: str, denoi
     if redraw == "denoise":
         order = np.concatenate(token_sequences(schedule, grid, generator(0, ORDER)))
         mask = np.zeros(len(order), bool)
-        mask[order[len(order) - round(denoise * len(order)):]] = True
+        mask[order[len(order) - round(denoise * len(order)) :]] = True
         return mask.reshape(grid)
     if schedule.stages == 1:
-        raise GtRError(f"schedule '{schedule.name}' has a single stage, so there is no other stage to keep: use a GtR "
-                       "schedule, or redraw 'denoise'")
+        raise GtRError(
+            f"schedule '{schedule.name}' has a single stage, so there is no other stage to keep: use a GtR "
+            "schedule, or redraw 'denoise'"
+        )
     stage = stage_of_tokens(grid, schedule.stages, schedule.partition)
     return stage > (1 if redraw == "variations" else schedule.stages - 1)
 
@@ -59,8 +61,9 @@ def whole_grid(schedule: Schedule, seeds: Sequence[int], unknown: np.ndarray) ->
     return (Region(plan, np.arange(plan.tokens), unknown, tuple(seeds)),)
 
 
-def window_regions(schedule: Schedule, own: tuple[int, int], seeds: Sequence[int], unknown: np.ndarray,
-                   overlap: int = 0) -> tuple[Region, ...]:
+def window_regions(
+    schedule: Schedule, own: tuple[int, int], seeds: Sequence[int], unknown: np.ndarray, overlap: int = 0
+) -> tuple[Region, ...]:
     """Parts that together decode the ``unknown`` tokens, (H, W) bool, of a grid larger than the model's ``own``.
 
     What a window decodes is known to the following ones; each has an order and noise of its own. Raises GtRError, see
@@ -68,7 +71,7 @@ def window_regions(schedule: Schedule, own: tuple[int, int], seeds: Sequence[int
     """
     open_tokens, raster, regions = unknown.copy(), np.arange(unknown.size).reshape(unknown.shape), []
     for index, (top, left) in enumerate(windows(own, unknown, overlap)):
-        area = np.s_[top:top + own[0], left:left + own[1]]
+        area = np.s_[top : top + own[0], left : left + own[1]]
         inside, its_seeds = open_tokens[area].copy(), window_seeds(seeds, index)
         plan = make_plan(schedule, own, its_seeds, unknown=inside)
         regions.append(Region(plan, raster[area].ravel(), inside, its_seeds))
@@ -85,17 +88,19 @@ def windows(own: tuple[int, int], unknown: np.ndarray, overlap: int = 0) -> list
     """
     (height, width), (rows, columns) = unknown.shape, own
     if height < rows or width < columns or max(height, width) > LARGEST_SIDE:
-        raise GtRError(f"a grid of {height} x {width} tokens: windows of {rows} x {columns} need at least that, and at "
-                       f"most {LARGEST_SIDE} tokens a side")
+        raise GtRError(
+            f"a grid of {height} x {width} tokens: windows of {rows} x {columns} need at least that, and at "
+            f"most {LARGEST_SIDE} tokens a side"
+        )
     overlap = overlap or min(own) // 2
     if not 1 <= overlap < min(own):
         raise GtRError(f"windows of {rows} x {columns} tokens cannot overlap by {overlap}: use 1 to {min(own) - 1}")
     corners = [(top, left) for top in _lattice(height, rows, overlap) for left in _lattice(width, columns, overlap)]
     open_tokens, chosen = unknown.copy(), []
     while open_tokens.any():
-        counts = [open_tokens[top:top + rows, left:left + columns].sum() for top, left in corners]
+        counts = [open_tokens[top : top + rows, left : left + columns].sum() for top, left in corners]
         top, left = corners[min(np.flatnonzero(counts), key=counts.__getitem__)]
-        open_tokens[top:top + rows, left:left + columns] = False
+        open_tokens[top : top + rows, left : left + columns] = False
         chosen.append((top, left))
     return chosen
 

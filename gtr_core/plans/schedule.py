@@ -1,4 +1,4 @@
-"""Schedules: recipes without a grid. A plan (see :mod:`gtr_core.plans.plan`) is a schedule resolved for a grid and seeds."""
+"""Schedules: recipes without a grid. A plan is a schedule resolved for a grid and seeds."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ class Schedule:
         if self.max_timestep is not None and self.max_timestep < 1:
             raise GtRError(f"schedule '{self.name}': timesteps clipped at {self.max_timestep}, expected 1 or more")
         if bool(self.steps) == bool(self.rates):
-            raise GtRError(f"schedule '{self.name}': expected either AR steps per stage or rates, found steps "
-                           f"{list(self.steps)} and rates {list(self.rates)}: give exactly one of the two")
+            raise GtRError(
+                f"schedule '{self.name}': expected either AR steps per stage or rates, found steps "
+                f"{list(self.steps)} and rates {list(self.rates)}: give exactly one of the two"
+            )
         if self.steps and not 1 <= min(self.steps) <= max(self.steps) <= MOST_STEPS:
             raise GtRError(
                 f"schedule '{self.name}': steps per stage {list(self.steps)}, expected 1 to {MOST_STEPS} each"
@@ -73,8 +75,10 @@ class Schedule:
         if self.order != "gtr" and self.stages != 1:
             raise GtRError(f"schedule '{self.name}': order '{self.order}' has one stage, found {self.stages}")
         if len(self.diffusion) != 3 or not all(1 <= count <= 1000 for count in self.diffusion):
-            raise GtRError(f"schedule '{self.name}': diffusion steps {list(self.diffusion)}, expected three numbers "
-                           "from 1 to 1000 (start, end, reconstruction)")
+            raise GtRError(
+                f"schedule '{self.name}': diffusion steps {list(self.diffusion)}, expected three numbers "
+                "from 1 to 1000 (start, end, reconstruction)"
+            )
 
     @property
     def stages(self) -> int:
@@ -113,8 +117,9 @@ def steps_per_stage(schedule: Schedule, sizes: list[int]) -> list[int]:
         steps = [round(size / rate) for size, rate in zip(sizes, schedule.rates)]
         for k, (size, rate) in enumerate(zip(sizes, schedule.rates), start=1):
             if rate > size:
-                raise GtRError(f"rate {rate:g} of stage {k} does not fit: the stage has {size} tokens; "
-                               f"use a rate from 1 to {size}")
+                raise GtRError(
+                    f"rate {rate:g} of stage {k} does not fit: the stage has {size} tokens; use a rate from 1 to {size}"
+                )
     if schedule.order == "gtr":
         for k, (size, count) in enumerate(zip(sizes, steps), start=1):
             if count > size:
@@ -126,10 +131,12 @@ def diffusion_steps(schedule: Schedule, generation: int, reconstruction: int) ->
     """Diffusion steps of every AR step (stage-aware schedule, docs/gtr.md 3)."""
     start, end, last = schedule.diffusion
     span = max(generation - 1, 1)
-    shapes = {"linear": lambda k: int(start + (end - start) * k / span + 0.5),
-              "disa-linear": lambda k: end + int((span - k) / span * (start - end)),
-              "disa-cosine": lambda k: end + int((math.cos(math.pi * k / span) + 1) / 2 * (start - end)),
-              "disa-two-stage": lambda k: start if k < span / 2 else end}
+    shapes = {
+        "linear": lambda k: int(start + (end - start) * k / span + 0.5),
+        "disa-linear": lambda k: end + int((span - k) / span * (start - end)),
+        "disa-cosine": lambda k: end + int((math.cos(math.pi * k / span) + 1) / 2 * (start - end)),
+        "disa-two-stage": lambda k: start if k < span / 2 else end,
+    }
     return [shapes[schedule.profile](k) for k in range(generation)] + [last] * reconstruction
 
 

@@ -31,8 +31,9 @@ class Prepared:
     graphs: StepGraphs | None = None
 
 
-def prepare(model: Model, device: torch.device, dtype: torch.dtype, images: int, needed: int, *,
-            cached: bool = False) -> Prepared:
+def prepare(
+    model: Model, device: torch.device, dtype: torch.dtype, images: int, needed: int, *, cached: bool = False
+) -> Prepared:
     """What pays on ``device`` for ``images`` at once and a transformer that computes in ``dtype``, beside activations
     of ``needed`` bytes. A ``cached`` run evaluates the head in its own way: in float32, without graphs."""
     fast, rounded, graphs = dtype in fast_dtypes(device), None, None

@@ -25,12 +25,14 @@ from .memory import images_at_once
 class Engine(Protocol):
     """The model's evaluations of one run."""
 
-    def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
-                     conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def conditioning(
+        self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], conditions: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         """z of AR step ``index``, one per condition; ``tables`` are its known, target and context positions."""
 
-    def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
-                on_step: OnStep) -> Tensor:
+    def diffuse(
+        self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float, on_step: OnStep
+    ) -> Tensor:
         """The diffusion of one AR step: z (n, D), conditional and maybe unconditional -> tokens (n, C).
 
         ``on_step(j, total)`` is called when j of ``total`` steps are done.
@@ -46,22 +48,36 @@ class Direct:
     graphs: StepGraphs | None = None
     rounded: DiffusionHead | None = None
 
-    def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
-                     conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def conditioning(
+        self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], conditions: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         shared = common_canvas(self.plan) if index == 0 else None
         if shared is None:
             return self.evaluate(tokens, tables, conditions)
         masked, places = (upload(torch.from_numpy(array), tokens.device) for array in shared)
         return self.evaluate_canvas(tokens, masked, places, tables, conditions)
 
-    def evaluate(self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
-                 conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def evaluate(
+        self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], conditions: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         """z of the targets (B, T, D), one per condition."""
-        return self._in_parts(tokens, tables, len(conditions), lambda part: self.model(
-            tokens[part], *(table[part] for table in tables), [each[part] for each in conditions], self.plan.grid))
+        return self._in_parts(
+            tokens,
+            tables,
+            len(conditions),
+            lambda part: self.model(
+                tokens[part], *(table[part] for table in tables), [each[part] for each in conditions], self.plan.grid
+            ),
+        )
 
-    def evaluate_canvas(self, tokens: Tensor, masked: Tensor, places: Tensor, tables: tuple[Tensor, Tensor, Tensor],
-                        conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def evaluate_canvas(
+        self,
+        tokens: Tensor,
+        masked: Tensor,
+        places: Tensor,
+        tables: tuple[Tensor, Tensor, Tensor],
+        conditions: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
         """The same before anything is known: every different condition once, at all positions ``masked`` (1, M);
         ``places`` (B, T) are the targets' among them."""
         rows = [once(condition) for condition in conditions]
@@ -70,20 +86,33 @@ class Direct:
             return self.evaluate(tokens, tables, conditions)
         tokens, masked, stacked = tokens[:1].expand(batch, -1, -1), masked.expand(batch, -1), torch.cat(rows)
         empty = masked[:, :0]
-        (z,) = self._in_parts(tokens, (empty, masked, empty), 1, lambda part: self.model(
-            tokens[part], empty[part], masked[part], empty[part], [stacked[part]], self.plan.grid))
+        (z,) = self._in_parts(
+            tokens,
+            (empty, masked, empty),
+            1,
+            lambda part: self.model(
+                tokens[part], empty[part], masked[part], empty[part], [stacked[part]], self.plan.grid
+            ),
+        )
         return tuple(pick(half, places) for half in z.split([len(part) for part in rows]))
 
-    def _in_parts(self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], halves: int,
-                  evaluate: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def _in_parts(
+        self,
+        tokens: Tensor,
+        tables: tuple[Tensor, Tensor, Tensor],
+        halves: int,
+        evaluate: Callable[[slice], tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
         """``evaluate`` of as many images at a time as pay, in order."""
-        size = images_at_once(self.model.spec, sum(table.shape[1] for table in tables), halves, tokens.dtype.itemsize,
-                              tokens.device)
+        size = images_at_once(
+            self.model.spec, sum(table.shape[1] for table in tables), halves, tokens.dtype.itemsize, tokens.device
+        )
         parts = [evaluate(slice(start, start + size)) for start in range(0, len(tokens), size)]
         return parts[0] if len(parts) == 1 else tuple(torch.cat(half) for half in zip(*parts))
 
-    def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
-                on_step: OnStep) -> Tensor:
+    def diffuse(
+        self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float, on_step: OnStep
+    ) -> Tensor:
         return HeadLoop(self.model.head, z, chains, scale, temperature, self.rounded).run(on_step, self.graphs)
 
 
@@ -93,8 +122,9 @@ class DirectLightGen(Direct):
 
     text: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)  # by how many conditions are read
 
-    def evaluate(self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
-                 conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def evaluate(
+        self, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], conditions: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         def part(images: slice) -> tuple[Tensor, ...]:
             known, targets, context = (table[images] for table in tables)
             decoded = self.model.decode_targets(tokens[images], known, targets, context, self.plan.grid)
@@ -102,23 +132,36 @@ class DirectLightGen(Direct):
 
         return self._in_parts(tokens, tables, len(conditions), part)
 
-    def evaluate_canvas(self, tokens: Tensor, masked: Tensor, places: Tensor, tables: tuple[Tensor, Tensor, Tensor],
-                        conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def evaluate_canvas(
+        self,
+        tokens: Tensor,
+        masked: Tensor,
+        places: Tensor,
+        tables: tuple[Tensor, Tensor, Tensor],
+        conditions: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
         empty = masked[:, :0]
         decoded = self.model.decode_targets(tokens[:1], empty, masked, empty, self.plan.grid)
-        return self._in_parts(tokens, tables, len(conditions), lambda images: self._read(
-            pick(decoded, places[images]), tables[1][images], conditions, images))
+        return self._in_parts(
+            tokens,
+            tables,
+            len(conditions),
+            lambda images: self._read(pick(decoded, places[images]), tables[1][images], conditions, images),
+        )
 
-    def _read(self, decoded: Tensor, targets: Tensor, conditions: Sequence[Tensor],
-              images: slice) -> tuple[Tensor, ...]:
+    def _read(
+        self, decoded: Tensor, targets: Tensor, conditions: Sequence[Tensor], images: slice
+    ) -> tuple[Tensor, ...]:
         """z of some ``images`` of the batch, whose rows ``decoded`` and ``targets`` are."""
         halves = len(conditions)
         if halves not in self.text:
             self.text[halves] = self.model.remember(torch.cat(list(conditions)))
-        text = [tuple(t.unflatten(0, (halves, -1))[:, images].flatten(0, 1) for t in pair)
-                for pair in self.text[halves]]
-        return self.model.read(decoded.repeat(halves, 1, 1), targets.repeat(halves, 1), text,
-                               self.plan.grid).chunk(halves)
+        text = [
+            tuple(t.unflatten(0, (halves, -1))[:, images].flatten(0, 1) for t in pair) for pair in self.text[halves]
+        ]
+        return self.model.read(decoded.repeat(halves, 1, 1), targets.repeat(halves, 1), text, self.plan.grid).chunk(
+            halves
+        )
 
 
 def direct(prepared: Prepared, plan: Plan) -> Direct:

@@ -50,8 +50,10 @@ class LazyMAR:
 
     def __post_init__(self) -> None:
         if min(self.start_step, self.period, self.head_period) < 1 or min(self.prune_block, self.extra) < 0:
-            raise GtRError(f"LazyMAR settings {self}: expected start, period and head period of at least 1, the others "
-                           "not negative")
+            raise GtRError(
+                f"LazyMAR settings {self}: expected start, period and head period of at least 1, the others "
+                "not negative"
+            )
 
     def fresh(self, index: int) -> bool:
         """Whether AR step ``index`` computes everything."""
@@ -74,8 +76,10 @@ class LazyMAR:
         if guidance.start:
             raise GtRError("LazyMAR needs guidance from the first step on: set its start to 0 or disconnect the cache")
         if plan.schedule.decoder_scope != "full":
-            raise GtRError(f"LazyMAR needs the full decoder scope, {plan.schedule.name} has "
-                           f"'{plan.schedule.decoder_scope}': use gtr-full or origin, or disconnect the cache")
+            raise GtRError(
+                f"LazyMAR needs the full decoder scope, {plan.schedule.name} has "
+                f"'{plan.schedule.decoder_scope}': use gtr-full or origin, or disconnect the cache"
+            )
         return LazyEngine(replace(self, prune_block=self.pruning_block(model.spec.decoder_depth)), model, plan)
 
 
@@ -88,13 +92,14 @@ class LazyEngine:
     plan: Plan
     encoder: list[list[Tensor]] = field(default_factory=list)
     decoder: list[list[Tensor]] = field(default_factory=list)
-    sequence: Tensor | None = None     # decoder input (B, buffer + L, D) of the last step, conditional half
-    difference: Tensor | None = None   # unconditional minus conditional decoder output of the last fresh step
-    previous: Tensor | None = None     # positions that the last step decoded
-    kept: Tensor | None = None         # sequence positions that the last lazy step computed to the end
+    sequence: Tensor | None = None  # decoder input (B, buffer + L, D) of the last step, conditional half
+    difference: Tensor | None = None  # unconditional minus conditional decoder output of the last fresh step
+    previous: Tensor | None = None  # positions that the last step decoded
+    kept: Tensor | None = None  # sequence positions that the last lazy step computed to the end
 
-    def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
-                     conditions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def conditioning(
+        self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], conditions: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         known, targets, _ = tables
         if self.settings.fresh(index) or self.previous is None:
             out = self._fresh(tokens, known, conditions)
@@ -103,11 +108,13 @@ class LazyEngine:
         self.previous = targets
         return tuple(self._read(half, targets) for half in (out, out + self.difference))
 
-    def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
-                on_step: OnStep) -> Tensor:
+    def diffuse(
+        self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float, on_step: OnStep
+    ) -> Tensor:
         period = self.settings.head_period
-        return denoise_in_turn(lambda rows, steps: LazyHead(self.model.head, rows, scale, steps, period), z, chains,
-                               temperature, on_step)
+        return denoise_in_turn(
+            lambda rows, steps: LazyHead(self.model.head, rows, scale, steps, period), z, chains, temperature, on_step
+        )
 
     def _read(self, out: Tensor, targets: Tensor) -> Tensor:
         """Last norm and diffusion positions for the targets: (B, T, D)."""
@@ -162,7 +169,7 @@ class LazyEngine:
         for block in model.decoder_blocks[:prune]:
             x = block(x)
         x = self._prune(index, x, targets)
-        for block, cache in zip(model.decoder_blocks[prune + 1:], self.decoder[prune + 1:]):
+        for block, cache in zip(model.decoder_blocks[prune + 1 :], self.decoder[prune + 1 :]):
             x = update_block(block, x, cache, self.kept)
         return torch.zeros_like(self.sequence).scatter(1, self.kept[..., None].expand_as(x), x)
 

@@ -42,8 +42,17 @@ def noise_bytes(plan: Plan, spec: ModelSpec, fts: FTS | None = None) -> int:
     return max((_step_noise(plan, step, spec, fts) for step in plan.steps), default=0)
 
 
-def activation_bytes(plan: Plan, spec: ModelSpec, *, guided: bool, itemsize: int, device: torch.device | str,
-                     fts: FTS | None = None, graphs: bool = False, cached: bool = False) -> int:
+def activation_bytes(
+    plan: Plan,
+    spec: ModelSpec,
+    *,
+    guided: bool,
+    itemsize: int,
+    device: torch.device | str,
+    fts: FTS | None = None,
+    graphs: bool = False,
+    cached: bool = False,
+) -> int:
     """An upper estimate in bytes for ``plan`` on ``device``; ``itemsize`` is the transformer's. A ``cached`` run takes
     all images at once everywhere; what its cache keeps is not in it.
 
@@ -88,6 +97,7 @@ def _empty_head(spec: HeadSpec) -> DiffusionHead:
 
 def images_that_fit(budget: int, plan: Plan, spec: ModelSpec, **settings) -> int:
     """The largest part of the plan's batch of which :func:`activation_bytes` stays within ``budget``; at least 1."""
+
     def needed(batch: int) -> int:
         return activation_bytes(replace(plan, batch=batch), spec, **settings)
 

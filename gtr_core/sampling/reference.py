@@ -35,18 +35,22 @@ class ReferenceMAR:
     model: Model
     plan: Plan
 
-    def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
-                     conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def conditioning(
+        self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], conditions: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         known, targets, context = (t.repeat(len(conditions), 1) for t in tables)
         encoded = self.model.encode(tokens.repeat(len(conditions), 1, 1), known, torch.cat(list(conditions)))
         decoded = self.model.decode(encoded, known, torch.cat([targets, context], dim=1))
         start = self.model.spec.buffer + known.shape[1]
-        z = decoded[:, start:] + self.model.diffusion_pos_embed_learned[0].to(decoded)[
-            torch.cat([targets, context], dim=1)]
-        return z[:, :targets.shape[1]].chunk(len(conditions))
+        z = (
+            decoded[:, start:]
+            + self.model.diffusion_pos_embed_learned[0].to(decoded)[torch.cat([targets, context], dim=1)]
+        )
+        return z[:, : targets.shape[1]].chunk(len(conditions))
 
-    def diffuse(self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float,
-                on_step: OnStep) -> Tensor:
+    def diffuse(
+        self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float, on_step: OnStep
+    ) -> Tensor:
         def evaluator(rows: tuple[Tensor, ...], steps: int) -> Evaluate:
             uncond = rows[1] if len(rows) > 1 else None
             return lambda i, x, t: guided(self.model.head, x, t, rows[0], uncond, scale)
@@ -57,14 +61,15 @@ class ReferenceMAR:
 class ReferenceLightGen(ReferenceMAR):
     """See :class:`Reference`."""
 
-    def conditioning(self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor],
-                     conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def conditioning(
+        self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], conditions: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         known, targets, context = tables
         masked, grid = torch.cat([targets, context], dim=1), self.plan.grid
         positions, start = torch.cat([known, masked], dim=1), known.shape[1]
 
         def half(text: Tensor) -> Tensor:
             decoded = self.model.decode(self.model.encode(tokens, known, grid), known, masked, grid)
-            return self.model.read_text(decoded, positions, text, grid)[:, start:start + targets.shape[1]]
+            return self.model.read_text(decoded, positions, text, grid)[:, start : start + targets.shape[1]]
 
         return tuple(half(text) for text in conditions)

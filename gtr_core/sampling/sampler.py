@@ -83,16 +83,18 @@ def sample(
     _check(model, plan, condition, negative, tokens, temperature, fts)
     prepared, cached = Prepared(model), cache is not None
     if accelerate:
-        needed = activation_bytes(plan, model.spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device,
-                                  fts=fts, cached=cached)
+        needed = activation_bytes(
+            plan, model.spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device, fts=fts, cached=cached
+        )
         prepared = prepare(model, torch.device(device), dtype, plan.batch, needed, cached=cached)
     tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
     tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
     spent = torch.zeros(tokens.shape[:2], dtype=torch.int32, device=device)
     conditions = [_embed(model, condition, device, dtype)]
     if guidance.enabled:
-        conditions.append(model.null_condition(conditions[0]) if negative is None
-                          else _embed(model, negative, device, dtype))
+        conditions.append(
+            model.null_condition(conditions[0]) if negative is None else _embed(model, negative, device, dtype)
+        )
     tables, process = upload_tables(plan, device), respaced(plan.schedule, model.spec.diffusion)
     engine = direct(prepared, plan) if cache is None else cache.start(prepared.model, plan, guidance)
     for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
@@ -103,14 +105,24 @@ def sample(
         z = engine.conditioning(index, tokens.to(dtype), (known, targets, context), needed)
         z = tuple(half.float() for half in z)
         values = _denoise_step(
-            engine, process, step, index, z, noise, scale, temperature, fts, tick,
-            partial(_note, spent, targets)
+            engine, process, step, index, z, noise, scale, temperature, fts, tick, partial(_note, spent, targets)
         )
         tokens.scatter_(1, targets[..., None].expand_as(values), values)
     if callback is not None:
         everywhere = torch.arange(plan.tokens, device=device).expand(plan.batch, -1)
-        callback(Progress(len(plan.steps), len(plan.steps), plan.schedule.stages, plan.schedule.stages, 0, 0, tokens,
-                          everywhere, spent))
+        callback(
+            Progress(
+                len(plan.steps),
+                len(plan.steps),
+                plan.schedule.stages,
+                plan.schedule.stages,
+                0,
+                0,
+                tokens,
+                everywhere,
+                spent,
+            )
+        )
     return tokens
 
 
@@ -146,8 +158,9 @@ def _denoise_step(
     if fts is not None and step.reconstruction:
         shuffled = upload(noise.shuffled(index, count), z[0].device) if fts.selection == "random" else None
         detail, rest = select(fts, z[0], shuffled)
-        groups = [(rows, steps) for rows, steps in ((detail, fts.detail_steps), (rest, step.diffusion_steps))
-                  if rows.shape[1]]
+        groups = [
+            (rows, steps) for rows, steps in ((detail, fts.detail_steps), (rest, step.diffusion_steps)) if rows.shape[1]
+        ]
         groups.sort(key=lambda group: -group[1])
     init, steps_noise = (upload(t, z[0].device) for t in noise.draw(index, count, groups[0][1]))
     sizes = [batch * (count if rows is None else rows.shape[1]) for rows, _ in groups]
@@ -157,7 +170,7 @@ def _denoise_step(
         """t (..., B, n, C) -> (..., B n, C), group after group."""
         return torch.cat([_pick(t, rows).flatten(-3, -2) for rows, _ in groups], dim=-2)
 
-    chains = Chains(tuple(zip(sizes, tables)), rows_of(init), rows_of(steps_noise[:len(tables[0])]))
+    chains = Chains(tuple(zip(sizes, tables)), rows_of(init), rows_of(steps_noise[: len(tables[0])]))
     flat = engine.diffuse(tuple(rows_of(half) for half in z), chains, scale, temperature, tick)
     values = torch.empty_like(init)
     for (rows, steps), part in zip(groups, flat.split(sizes)):
@@ -199,8 +212,15 @@ def _ticker(callback: Callback | None, plan: Plan, index: int, state: tuple[Tens
     return tick
 
 
-def _check(model: Model, plan: Plan, condition: Tensor, negative: Tensor | None, tokens: Tensor | None,
-           temperature: float, fts: FTS | None) -> None:
+def _check(
+    model: Model,
+    plan: Plan,
+    condition: Tensor,
+    negative: Tensor | None,
+    tokens: Tensor | None,
+    temperature: float,
+    fts: FTS | None,
+) -> None:
     spec = model.spec
     shape = (plan.batch, plan.tokens, spec.head.channels)
     spec.check_grid(plan.grid)

@@ -40,8 +40,9 @@ def browser(chromium_path: str) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def front(browser: Browser, comfy_server: ComfyServer, pack_nodes: dict[str, Any],
-          tmp_path: Path) -> Iterator[FrontEnd]:
+def front(
+    browser: Browser, comfy_server: ComfyServer, pack_nodes: dict[str, Any], tmp_path: Path
+) -> Iterator[FrontEnd]:
     """The front end in a fresh page, not yet opened."""
     from gtr_tests.frontend import FrontEnd, new_page
 

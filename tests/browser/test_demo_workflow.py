@@ -23,16 +23,37 @@ def read(path: Path) -> Any:
 
 def essence(graph: dict[str, Any]) -> dict[str, Any]:
     """An API graph without the titles and without the front end's control of the seed."""
-    return {node: {"class_type": entry["class_type"],
-                   "inputs": {k: v for k, v in entry["inputs"].items() if k != "control_after_generate"}}
-            for node, entry in graph.items()}
+    return {
+        node: {
+            "class_type": entry["class_type"],
+            "inputs": {k: v for k, v in entry["inputs"].items() if k != "control_after_generate"},
+        }
+        for node, entry in graph.items()
+    }
 
 
 def test_a_missing_node_would_be_noticed(front: FrontEnd) -> None:
     front.open()
-    front.load({"version": 0.4, "last_node_id": 1, "last_link_id": 0, "links": [],
-                "nodes": [{"id": 1, "type": "GtR_NoSuchNode", "pos": [0, 0], "size": [200, 100], "flags": {},
-                           "order": 0, "mode": 0, "properties": {}}]})
+    front.load(
+        {
+            "version": 0.4,
+            "last_node_id": 1,
+            "last_link_id": 0,
+            "links": [],
+            "nodes": [
+                {
+                    "id": 1,
+                    "type": "GtR_NoSuchNode",
+                    "pos": [0, 0],
+                    "size": [200, 100],
+                    "flags": {},
+                    "order": 0,
+                    "mode": 0,
+                    "properties": {},
+                }
+            ],
+        }
+    )
     assert [node.known for node in front.nodes()] == [False]
     assert any("GtR_NoSuchNode" in text for text in front.complaints())
 

@@ -43,13 +43,17 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, upda
     front.browse_templates()
     card = front.page.get_by_test_id(f"template-workflow-{path.stem}")
     card.wait_for(timeout=40_000)
-    front.page.wait_for_function("([id, size]) => [...document.querySelectorAll(`[data-testid='${id}'] img`)]"
-                                 ".some(i => i.naturalWidth === size)",
-                                 arg=[f"template-workflow-{path.stem}", sharing.THUMBNAIL], timeout=40_000)
+    front.page.wait_for_function(
+        "([id, size]) => [...document.querySelectorAll(`[data-testid='${id}'] img`)]"
+        ".some(i => i.naturalWidth === size)",
+        arg=[f"template-workflow-{path.stem}", sharing.THUMBNAIL],
+        timeout=40_000,
+    )
     front.screenshot(f"templates-{path.stem}")
     card.click()
-    front.page.wait_for_function("n => window.app.graph._nodes.length === n", arg=len(read_json(path)["nodes"]),
-                                 timeout=40_000)
+    front.page.wait_for_function(
+        "n => window.app.graph._nodes.length === n", arg=len(read_json(path)["nodes"]), timeout=40_000
+    )
     front.fit()
     if not is_offline(path):
         assert [node.type for node in front.nodes() if not node.known] == []
@@ -95,16 +99,21 @@ def publish(front: FrontEnd, name: str) -> None:
             ys.push(n.pos[1] - 32, n.pos[1] + n.size[1]); }
         const at = (v, i) => (v + o[i]) * s + (i ? r.top : r.left);
         return [at(Math.min(...xs), 0), at(Math.min(...ys), 1), at(Math.max(...xs), 0), at(Math.max(...ys), 1)]; }""")
-    box = (max(0, int(left) - 16), max(0, int(top) - 16), min(shot.width, int(right) + 16),
-           min(shot.height, int(bottom) + 16))
+    box = (
+        max(0, int(left) - 16),
+        max(0, int(top) - 16),
+        min(shot.width, int(right) + 16),
+        min(shot.height, int(bottom) + 16),
+    )
     graph = shot.crop(box)
     graph.thumbnail((1600, 1200), Image.Resampling.LANCZOS)
     graph.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(ROOT / "docs" / f"{name}.png", optimize=True)
 
 
 @pytest.mark.parametrize("locale, suffix", [("en-US", ".md"), ("zh-CN", "/zh.md")], ids=["english", "chinese"])
-def test_every_node_explains_itself(browser: Browser, comfy_server: ComfyServer, pack_nodes: dict[str, Any],
-                                    tmp_path: Path, locale: str, suffix: str) -> None:
+def test_every_node_explains_itself(
+    browser: Browser, comfy_server: ComfyServer, pack_nodes: dict[str, Any], tmp_path: Path, locale: str, suffix: str
+) -> None:
     """Title on the canvas and help page in the person's language."""
     from gtr_tests.frontend import FrontEnd, new_page
 
@@ -113,8 +122,11 @@ def test_every_node_explains_itself(browser: Browser, comfy_server: ComfyServer,
         front = FrontEnd(page, comfy_server.url, sorted(pack_nodes), tmp_path)
         front.open()
         for node in sorted(pack_nodes):
-            page.evaluate("type => { window.app.graph.clear(); const node = window.LiteGraph.createNode(type);"
-                          " node.id = 1; window.app.graph.add(node); }", node)
+            page.evaluate(
+                "type => { window.app.graph.clear(); const node = window.LiteGraph.createNode(type);"
+                " node.id = 1; window.app.graph.add(node); }",
+                node,
+            )
             (drawn,) = front.nodes()
             assert drawn.title == names[node]["display_name"]
             heading, _, body = (ROOT / "web" / "docs" / f"{node}{suffix}").read_text(encoding="utf-8").partition("\n")
@@ -162,8 +174,17 @@ def test_the_blueprint_draws_a_picture(front: FrontEnd) -> None:
     widgets = front.page.evaluate("() => window.app.graph._nodes[0].widgets.map(w => w.name)")
     assert {"model_name", "class_name", "preset", "seed", "cfg"} <= set(widgets)
     inner = {entry["class_type"] for entry in front.graph_to_prompt().values()}
-    assert {"GtR_LoadMAR", "GtR_LoadMARVAE", "GtR_ClassCondition", "GtR_EmptyLatent", "GtR_Scheduler", "GtR_FTS",
-            "GtR_Sampler", "VAEDecode", "PreviewImage"} == inner
+    assert {
+        "GtR_LoadMAR",
+        "GtR_LoadMARVAE",
+        "GtR_ClassCondition",
+        "GtR_EmptyLatent",
+        "GtR_Scheduler",
+        "GtR_FTS",
+        "GtR_Sampler",
+        "VAEDecode",
+        "PreviewImage",
+    } == inner
     events = front.click_run()
     assert "execution_success" in [name for name, _ in events], events
     width, height = front.picture_size("PreviewImage")

@@ -87,8 +87,12 @@ def generated(name: str) -> torch.Tensor:
 def test_the_transformer_in_16_bit():
     """The pictures of float32: their latents differ by a small share of their deviation, in the median picture."""
     kinds = (torch.float32, torch.bfloat16, torch.float16)
-    exact, *rounded = (generate_latents(build_model(DEMO_MAR, dtype=kind), preset("gtr-full"), range(3), 3,
-                                        guidance=Guidance(1.0), dtype=kind).float() for kind in kinds)
+    exact, *rounded = (
+        generate_latents(
+            build_model(DEMO_MAR, dtype=kind), preset("gtr-full"), range(3), 3, guidance=Guidance(1.0), dtype=kind
+        ).float()
+        for kind in kinds
+    )
     for latents, most in zip(rounded, (0.02, 0.005)):
         error = (exact - latents).square().mean((1, 2, 3)).sqrt().median() / exact.std()
         assert 0 < error < most

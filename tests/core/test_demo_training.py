@@ -12,8 +12,15 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("demo.models", "demo.observations", "demo.pool", "demo.quality_page", "demo.runs", "demo.train_mar",
-           "gtr_core.models.latents")
+MODULES = (
+    "demo.models",
+    "demo.observations",
+    "demo.pool",
+    "demo.quality_page",
+    "demo.runs",
+    "demo.train_mar",
+    "gtr_core.models.latents",
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +36,9 @@ def demo() -> SimpleNamespace:
 def test_training_resumes_bitwise(demo, tmp_path):
     """Four steps at once, and twice two, end in the same weights."""
     generator = torch.Generator().manual_seed(0)
-    pool = demo.pool.Pool(torch.randn(8, 4, 32, 32, generator=generator), torch.full((8, 4, 32, 32), -4.0),
-                torch.arange(8))
+    pool = demo.pool.Pool(
+        torch.randn(8, 4, 32, 32, generator=generator), torch.full((8, 4, 32, 32), -4.0), torch.arange(8)
+    )
     spec = demo.models.demo_mar_spec(demo.latents.LatentSpec(channels=4, stride=4, patch=2, scale=1.0))
     plan = demo.train_mar.MARPlan(batch=2, targets=8, steps=4, decay=2, log_every=1, save_every=2)
     for folder, counts in ((tmp_path / "once", (4,)), (tmp_path / "twice", (2, 4))):
@@ -47,12 +55,19 @@ def test_training_resumes_bitwise(demo, tmp_path):
 def test_the_gate_is_five_times_the_floor(demo, origin, passed):
     def row(name: str, value: float, difference: float) -> dict:
         figure = {"mean": value, "half": 0.01, "n": 3}
-        return {"method": name, "figures": {"frechet": figure, "accuracy": {"mean": 0.97, "half": 0.01, "n": 3}},
-                "difference": {"frechet": {"mean": difference, "half": 0.1, "n": 3, "clear": True}}}
+        return {
+            "method": name,
+            "figures": {"frechet": figure, "accuracy": {"mean": 0.97, "half": 0.01, "n": 3}},
+            "difference": {"frechet": {"mean": difference, "half": 0.1, "n": 3, "clear": True}},
+        }
 
-    gate = {"rows": [row("origin", origin, 0), row("random-18", 1, 0.5), row("random-8", 2, 1.5)],
-            "floor": row("real pictures", 0.1, 0), "images": 340, "seeds": [0, 1, 2],
-            "together": {"pictures": 1020, "frechet": 0.2, "floor": 0.05}}
+    gate = {
+        "rows": [row("origin", origin, 0), row("random-18", 1, 0.5), row("random-8", 2, 1.5)],
+        "floor": row("real pictures", 0.1, 0),
+        "images": 340,
+        "seeds": [0, 1, 2],
+        "together": {"pictures": 1020, "frechet": 0.2, "floor": 0.05},
+    }
     assert demo.quality_page.verdict(gate)[0] == passed
     for fault in ({"pictures": 900}, {"frechet": 0.3}):
         assert not demo.quality_page.verdict(gate | {"together": gate["together"] | fault})[0]

@@ -60,19 +60,28 @@ def test_guidance_mixes_eps_only(golden, tiny_mar):
     assert error(v, g["out_cfg_2p5"][:3, 16:]) < 1e-5
 
 
-@pytest.mark.parametrize("case, scale, temperature", [
-    ("cfg3_t1", 3.0, 1.0), ("cfg3_t095", 3.0, 0.95), ("nocfg_t1", 1.0, 1.0)])
+@pytest.mark.parametrize(
+    "case, scale, temperature", [("cfg3_t1", 3.0, 1.0), ("cfg3_t095", 3.0, 0.95), ("nocfg_t1", 1.0, 1.0)]
+)
 def test_chain_of_100_steps(case, scale, temperature, golden, tiny_mar):
     g = golden("mar_tiny_diffsample")
     rows = 6 if scale != 1 else 12
     uncond = g["z"][6:] if scale != 1 else None
-    out = denoise(lambda i, x, t: guided(tiny_mar.head, x, t, g["z"][:rows], uncond, scale), chain(100),
-                  g[f"{case}_init"], g[f"{case}_steps"][:, :rows], temperature=temperature)
+    out = denoise(
+        lambda i, x, t: guided(tiny_mar.head, x, t, g["z"][:rows], uncond, scale),
+        chain(100),
+        g[f"{case}_init"],
+        g[f"{case}_steps"][:, :rows],
+        temperature=temperature,
+    )
     assert error(out, g[f"{case}_out"][:rows]) < 5e-5
 
 
-LOOPS = {"lin": ([3, 7], Guidance(3.0, "linear"), 1.0), "const": ([1], Guidance(4.0, "constant"), 0.95),
-         "uncond": ([-1, -1], Guidance(1.0), 1.0)}
+LOOPS = {
+    "lin": ([3, 7], Guidance(3.0, "linear"), 1.0),
+    "const": ([1], Guidance(4.0, "constant"), 0.95),
+    "uncond": ([-1, -1], Guidance(1.0), 1.0),
+}
 
 
 def recorded_plan(g, steps: int):
@@ -87,9 +96,15 @@ def test_full_loop(case, golden, tiny_mar):
     labels, guidance, temperature = LOOPS[case]
     plan = recorded_plan(g, len(g["cfg_iter"]))
     states = []
-    out = sample(tiny_mar, plan, torch.tensor(labels), RecordedNoise(g, len(labels)), guidance=guidance,
-                 temperature=temperature,
-                 callback=lambda p: states.append(p.tokens.clone()) if p.diffusion_step == 0 else None)
+    out = sample(
+        tiny_mar,
+        plan,
+        torch.tensor(labels),
+        RecordedNoise(g, len(labels)),
+        guidance=guidance,
+        temperature=temperature,
+        callback=lambda p: states.append(p.tokens.clone()) if p.diffusion_step == 0 else None,
+    )
     latent = g["latent"].flatten(2).transpose(1, 2)
     assert error(out, latent) < 1e-3
     for index, step in enumerate(plan.steps):
@@ -108,11 +123,18 @@ def test_teacher_forced_steps(case, golden, tiny_mar):
     for index, step in enumerate(plan.steps):
         one = replace(plan, steps=(step,))
         noise = RecordedNoise({key.replace(f"it{index:02d}", "it00"): t for key, t in g.items()}, len(labels))
-        out = sample(tiny_mar, one, torch.tensor(labels), noise, tokens=g["tokens_in"][index], guidance=guidance,
-                     temperature=temperature)
+        out = sample(
+            tiny_mar,
+            one,
+            torch.tensor(labels),
+            noise,
+            tokens=g["tokens_in"][index],
+            guidance=guidance,
+            temperature=temperature,
+        )
         rows = torch.from_numpy(step.positions)[..., None].expand(-1, -1, 16)
         decoded = out.gather(1, rows).flatten(0, 1)
-        assert error(decoded, g[f"it{index:02d}_sampled"][:len(decoded)]) < 1e-4
+        assert error(decoded, g[f"it{index:02d}_sampled"][: len(decoded)]) < 1e-4
 
 
 def test_vae(golden, golden_weights):
@@ -130,10 +152,16 @@ def test_vae(golden, golden_weights):
     assert error(mean, g["mean"]) < 1e-5 and error(logvar, g["logvar"]) < 1e-5
 
 
-TABLES = {"betas": "betas", "alphas_cumprod": "alphas_cumprod", "sqrt_recip_alphas_cumprod": "sqrt_recip",
-          "sqrt_recipm1_alphas_cumprod": "sqrt_recipm1", "posterior_mean_coef1": "mean_x0",
-          "posterior_mean_coef2": "mean_x", "posterior_log_variance_clipped": "log_posterior_variance",
-          "log_betas": "log_betas"}
+TABLES = {
+    "betas": "betas",
+    "alphas_cumprod": "alphas_cumprod",
+    "sqrt_recip_alphas_cumprod": "sqrt_recip",
+    "sqrt_recipm1_alphas_cumprod": "sqrt_recipm1",
+    "posterior_mean_coef1": "mean_x0",
+    "posterior_mean_coef2": "mean_x",
+    "posterior_log_variance_clipped": "log_posterior_variance",
+    "log_betas": "log_betas",
+}
 
 
 @pytest.mark.parametrize("steps", [1000, 100, 50, 25, 20, 10, 5])

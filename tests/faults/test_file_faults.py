@@ -78,8 +78,12 @@ def digest(path: Path) -> str:
 def test_a_conversion_that_is_killed(where: str, tmp_path: Path) -> None:
     """The input is untouched, the output is not there; what is left beside it does not disturb the next one."""
     before, target = digest(DEMO_MAR), tmp_path / "out.safetensors"
-    process = subprocess.Popen([sys.executable, "-c", STOPPED, where, "convert", str(DEMO_MAR), str(target)], cwd=ROOT,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, where, "convert", str(DEMO_MAR), str(target)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stdout.readline() == "here\n"
     finally:
@@ -97,12 +101,31 @@ def test_a_conversion_that_is_killed(where: str, tmp_path: Path) -> None:
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The verb with a small random model that fits the demo's VAE and judge."""
     demo = load_model(read_checkpoint(DEMO_MAR))[0]
-    spec = replace(demo, name="small", dim=32, heads=2, encoder_depth=1, decoder_depth=1, buffer=4,
-                   head=HeadSpec(demo.head.channels, 32, 32, 1))
+    spec = replace(
+        demo,
+        name="small",
+        dim=32,
+        heads=2,
+        encoder_depth=1,
+        decoder_depth=1,
+        buffer=4,
+        head=HeadSpec(demo.head.channels, 32, 32, 1),
+    )
     file = tmp_path_factory.mktemp("model") / "small.safetensors"
     save_file(randomised(MAR(spec), 1).state_dict(), file, spec_metadata(spec, "model"))
-    return ["eval", "--model", str(file), "--vae", str(DEMO_VAE), "--extractor", str(DEMO_JUDGE), "--reference",
-            str(DEMO_REFERENCE), *EVALUATION, "--work"]
+    return [
+        "eval",
+        "--model",
+        str(file),
+        "--vae",
+        str(DEMO_VAE),
+        "--extractor",
+        str(DEMO_JUDGE),
+        "--reference",
+        str(DEMO_REFERENCE),
+        *EVALUATION,
+        "--work",
+    ]
 
 
 def evaluated(arguments: list[str], work: Path, capsys: pytest.CaptureFixture) -> tuple[list, dict[str, bytes], int]:
@@ -121,13 +144,20 @@ def results(work: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("program", [["-m", "gtr_core"], ["-c", HALF_EVALUATED]], ids=["computing", "writing"])
-def test_an_evaluation_that_is_killed(program: list[str], evaluation: list[str], tmp_path: Path,
-                                      capsys: pytest.CaptureFixture) -> None:
+def test_an_evaluation_that_is_killed(
+    program: list[str], evaluation: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """What was stored is whole and is not made again; the rest follows, and all is as without the kill."""
     work = tmp_path / "work"
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, *program, *evaluation, str(work)], cwd=ROOT, env=environment, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, *program, *evaluation, str(work)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         assert process.stderr.readline().startswith("1 of 2: gtr-extreme, seed 0")
         assert "-m" in program or process.stdout.readline() == "here\n"
@@ -147,12 +177,21 @@ def test_an_evaluation_that_is_killed(program: list[str], evaluation: list[str],
 @pytest.mark.parametrize("verb", ["convert", "generate", "schedule"])
 def test_a_full_disk(verb: str, tmp_path: Path) -> None:
     """One line, no file and nothing beside it; a file of that name from before is as it was."""
-    arguments = {"convert": ["convert", str(DEMO_MAR), "out.safetensors", "--overwrite"],
-                 "generate": [*FAST, "-o", "out.png"], "schedule": ["schedule", "--png", "out.png"]}[verb]
+    arguments = {
+        "convert": ["convert", str(DEMO_MAR), "out.safetensors", "--overwrite"],
+        "generate": [*FAST, "-o", "out.png"],
+        "schedule": ["schedule", "--png", "out.png"],
+    }[verb]
     old = tmp_path / ("out.safetensors" if verb == "convert" else "out.png")
     old.write_bytes(b"old")
-    done = subprocess.run([sys.executable, "-c", FULL, "300", *arguments], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, "300", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == [old.name] and old.read_bytes() == b"old"
@@ -177,8 +216,11 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_no_folder_at_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for target in (tmp_path / "none" / "x.safetensors", tmp_path / "file" / "x.safetensors",
-                   tmp_path / ("x" * 300 + ".safetensors")):
+    for target in (
+        tmp_path / "none" / "x.safetensors",
+        tmp_path / "file" / "x.safetensors",
+        tmp_path / ("x" * 300 + ".safetensors"),
+    ):
         with pytest.raises(GtRError, match="cannot write"):
             convert(DEMO_MAR, target)
     assert os.listdir(tmp_path) == ["file"]

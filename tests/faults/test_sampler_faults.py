@@ -29,8 +29,19 @@ from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.faults import Alarm, Fault
 from gtr_tests.stand_ins import randomised
 
-SPEC = MARSpec(name="small", grid=(4, 4), dim=16, heads=2, encoder_depth=1, decoder_depth=1, classes=3, buffer=2,
-               head=HeadSpec(4, 16, 16, 1), latent=LatentSpec(channels=4), diffusion=DiffusionSpec(beta_cap=0.2))
+SPEC = MARSpec(
+    name="small",
+    grid=(4, 4),
+    dim=16,
+    heads=2,
+    encoder_depth=1,
+    decoder_depth=1,
+    classes=3,
+    buffer=2,
+    head=HeadSpec(4, 16, 16, 1),
+    latent=LatentSpec(channels=4),
+    diffusion=DiffusionSpec(beta_cap=0.2),
+)
 GTR = Schedule("small", "gtr", (1, 1), diffusion=(2, 2, 1), decoder_scope="stage")
 LAZY = Schedule("lazy", "random", (2,), diffusion=(3, 3, 3))
 CHECKED = 5  # every so many faults an undisturbed run follows
@@ -44,12 +55,19 @@ def model() -> MAR:
 
 def runs(model: MAR) -> dict[str, Callable[[], torch.Tensor]]:
     """A GtR run with guidance and FTS, and a LazyMAR run."""
-    def run(schedule: Schedule, fts: FTS | None, cache: Cache | None) -> torch.Tensor:
-        return sample(model, make_plan(schedule, (4, 4), (1, 2)), torch.tensor([0, 2]), SeededNoise((1, 2), 4),
-                      guidance=Guidance(2.0), fts=fts, cache=cache)
 
-    return {"gtr": lambda: run(GTR, FTS(0.3, 2), None),
-            "lazymar": lambda: run(LAZY, None, LazyMAR(1, 9, 0, 1, 2))}
+    def run(schedule: Schedule, fts: FTS | None, cache: Cache | None) -> torch.Tensor:
+        return sample(
+            model,
+            make_plan(schedule, (4, 4), (1, 2)),
+            torch.tensor([0, 2]),
+            SeededNoise((1, 2), 4),
+            guidance=Guidance(2.0),
+            fts=fts,
+            cache=cache,
+        )
+
+    return {"gtr": lambda: run(GTR, FTS(0.3, 2), None), "lazymar": lambda: run(LAZY, None, LazyMAR(1, 9, 0, 1, 2))}
 
 
 @pytest.mark.parametrize("kind", ["gtr", "lazymar"])
@@ -72,8 +90,9 @@ def test_memory_runs_out_at_every_allocation(model: MAR, kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_memory_runs_out_at_every_allocation_of_an_accelerated_run(model: MAR, dtype: torch.dtype,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_runs_out_at_every_allocation_of_an_accelerated_run(
+    model: MAR, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where packed weights find none the run goes on without them; everywhere else it ends."""
     if trouble(dtype) is not None:
         pytest.skip(f"layers cannot be packed here: {trouble(dtype)}")
@@ -84,8 +103,16 @@ def test_memory_runs_out_at_every_allocation_of_an_accelerated_run(model: MAR, d
     own.head.float()
 
     def run(accelerate: bool = True) -> torch.Tensor:
-        return sample(own, make_plan(GTR, (4, 4), (1, 2)), torch.tensor([0, 2]), SeededNoise((1, 2), 4),
-                      guidance=Guidance(2.0), fts=FTS(0.3, 2), accelerate=accelerate, dtype=dtype)
+        return sample(
+            own,
+            make_plan(GTR, (4, 4), (1, 2)),
+            torch.tensor([0, 2]),
+            SeededNoise((1, 2), 4),
+            guidance=Guidance(2.0),
+            fts=FTS(0.3, 2),
+            accelerate=accelerate,
+            dtype=dtype,
+        )
 
     expected, plain, went_on = run(), run(False), 0
     with Fault() as whole:
@@ -132,8 +159,20 @@ def test_interrupts_at_random_moments(model: MAR, kind: str) -> None:
 
 
 def test_the_command_line_says_that_memory_ran_out(capsys: pytest.CaptureFixture, tmp_path) -> None:
-    arguments = ["generate", "--steps", "1,1,1", "--diffusion", "2,2,2", "--fts-steps", "2", "--json",
-                 "--acceleration", "off", "-o", str(tmp_path / "a.png")]
+    arguments = [
+        "generate",
+        "--steps",
+        "1,1,1",
+        "--diffusion",
+        "2,2,2",
+        "--fts-steps",
+        "2",
+        "--json",
+        "--acceleration",
+        "off",
+        "-o",
+        str(tmp_path / "a.png"),
+    ]
     assert main(arguments) == 0  # tables that are kept are made once
     with Fault() as whole:
         assert main(arguments) == 0
@@ -149,7 +188,13 @@ def test_the_command_line_says_that_memory_ran_out(capsys: pytest.CaptureFixture
     assert main(arguments) == 0 and (tmp_path / "a.png").read_bytes() == before
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError(
-    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("x"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_out_of_memory_is_recognised(error: BaseException) -> None:
     assert is_out_of_memory(error) and not is_out_of_memory(RuntimeError("shapes differ"))

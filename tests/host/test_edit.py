@@ -33,10 +33,17 @@ class Editing:
     def __init__(self, pack: Any) -> None:
         self.pack = pack
         self.model = self.run("GtR_LoadMAR", model_name=DEMO)[0]
-        self.schedule = self.run("GtR_Scheduler", preset="custom", steps="3, 2, 1", diffusion_start=4,
-                                 diffusion_end=3, diffusion_reconstruction=3)[0]
-        self.positive = self.run("GtR_ClassCondition", model=self.model, class_name="demo 0: striped disk",
-                                 class_list="0, 1")[0]
+        self.schedule = self.run(
+            "GtR_Scheduler",
+            preset="custom",
+            steps="3, 2, 1",
+            diffusion_start=4,
+            diffusion_end=3,
+            diffusion_reconstruction=3,
+        )[0]
+        self.positive = self.run(
+            "GtR_ClassCondition", model=self.model, class_name="demo 0: striped disk", class_list="0, 1"
+        )[0]
         spec = self.model.spec
         self.grid, self.token = spec.grid, spec.latent.stride * spec.latent.patch
 
@@ -49,17 +56,33 @@ class Editing:
         return {"samples": torch.randn(shape, generator=torch.Generator().manual_seed(4))}
 
     def sample(self, latent: dict, **inputs: Any) -> tuple:
-        return self.run("GtR_Sampler", **{
-            "model": self.model, "positive": self.positive, "schedule": self.schedule, "latent_image": latent,
-            "seed": 5, "cfg": 2.0, "cfg_schedule": "linear", "temperature": 1.0} | inputs)
+        return self.run(
+            "GtR_Sampler",
+            **{
+                "model": self.model,
+                "positive": self.positive,
+                "schedule": self.schedule,
+                "latent_image": latent,
+                "seed": 5,
+                "cfg": 2.0,
+                "cfg_schedule": "linear",
+                "temperature": 1.0,
+            }
+            | inputs,
+        )
 
     def redraw(self, latent: dict, redraw: str, **inputs: Any) -> dict:
-        return self.run("GtR_Redraw", model=self.model, schedule=self.schedule, latent=latent, redraw=redraw,
-                        **inputs)[0]
+        return self.run("GtR_Redraw", model=self.model, schedule=self.schedule, latent=latent, redraw=redraw, **inputs)[
+            0
+        ]
 
     def outpaint(self, latent: dict, **tokens: int) -> dict:
-        return self.run("GtR_Outpaint", model=self.model, latent=latent,
-                        **{side: count * self.token for side, count in tokens.items()})[0]
+        return self.run(
+            "GtR_Outpaint",
+            model=self.model,
+            latent=latent,
+            **{side: count * self.token for side, count in tokens.items()},
+        )[0]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +109,7 @@ def assert_drawn(before: torch.Tensor, after: torch.Tensor, drawn: torch.Tensor)
 def square(rows: int, columns: int) -> torch.Tensor:
     """The inpainting workflow's mask: the middle."""
     drawn = torch.zeros(rows, columns, dtype=torch.bool)
-    drawn[rows // 4:-(rows // 4), columns // 4:-(columns // 4)] = True
+    drawn[rows // 4 : -(rows // 4), columns // 4 : -(columns // 4)] = True
     return drawn
 
 
@@ -103,16 +126,21 @@ SHIPPED: dict[str, Callable[[int, int], torch.Tensor]] = {"inpaint": square, "va
 def latents(client: Client, base: Path, name: str, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a shipped editing workflow with few steps; its picture's latent before and after."""
     graph = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
-    graph["5"]["inputs"].update(preset="custom", steps="3, 2, 1", diffusion_start=4, diffusion_end=3,
-                                diffusion_reconstruction=3)
+    graph["5"]["inputs"].update(
+        preset="custom", steps="3, 2, 1", diffusion_start=4, diffusion_end=3, diffusion_reconstruction=3
+    )
     for node, inputs in changes.items():
         graph[node.lstrip("n")]["inputs"].update(inputs)
     for node in (GIVEN, DRAWN):
-        graph[f"9{node}"] = {"class_type": "SaveLatent",
-                             "inputs": {"samples": [node, 0], "filename_prefix": f"edit/{name}_{node}"}}
+        graph[f"9{node}"] = {
+            "class_type": "SaveLatent",
+            "inputs": {"samples": [node, 0], "filename_prefix": f"edit/{name}_{node}"},
+        }
     client.prompt(graph)
-    files = [max((base / "output" / "edit").glob(f"{name}_{node}_*.latent"), key=lambda path: path.name)
-             for node in (GIVEN, DRAWN)]
+    files = [
+        max((base / "output" / "edit").glob(f"{name}_{node}_*.latent"), key=lambda path: path.name)
+        for node in (GIVEN, DRAWN)
+    ]
     before, after = (load_file(file)["latent_tensor"] for file in files)
     return before, after
 
@@ -128,8 +156,9 @@ def test_masks_of_the_shipped_workflows(client: Client, comfy_base: Path, editin
 
 @pytest.mark.parametrize("redraw, drawn", [("reconstruction", 1 / 2), ("denoise", 1 / 4)])
 def test_redraws_over_http(client: Client, comfy_base: Path, editing: Editing, redraw: str, drawn: float) -> None:
-    before, after = latents(client, comfy_base, "variations", n11={"redraw": redraw, "denoise": drawn},
-                            n12={"amount": 1})
+    before, after = latents(
+        client, comfy_base, "variations", n11={"redraw": redraw, "denoise": drawn}, n12={"amount": 1}
+    )
     patch = editing.model.spec.latent.patch
     changed = (before != after).any(1)[0, ::patch, ::patch]
     assert int(changed.sum()) == drawn * changed.numel()
@@ -166,7 +195,7 @@ def test_a_share_of_nothing_and_of_everything(editing: Editing) -> None:
 def test_a_redraw_stays_inside_the_mask_of_every_image(editing: Editing) -> None:
     given, (rows, columns) = editing.picture(), editing.grid
     mask = torch.zeros(2, 1, rows, columns)
-    mask[0, :, :rows // 2] = 1
+    mask[0, :, : rows // 2] = 1
     mask[1, :, :, :3] = 1
     out = editing.sample(editing.redraw(given | {"noise_mask": mask}, "reconstruction"))[0]
     assert_drawn(given["samples"], out["samples"], mask[:, 0].bool() & parity(rows, columns))
@@ -178,7 +207,7 @@ def test_outpainting_on_all_sides_keeps_the_picture(editing: Editing) -> None:
     larger = editing.outpaint(given | {"noise_mask": torch.ones(1, 8, 8)}, left=2, top=3, right=4, bottom=1)
     out, report, spent = editing.sample(larger)
     drawn = torch.ones(rows + 4, columns + 6, dtype=torch.bool)
-    drawn[3:3 + rows, 2:2 + columns] = False
+    drawn[3 : 3 + rows, 2 : 2 + columns] = False
     padded = torch.nn.functional.pad(given["samples"], [side * patch for side in (2, 4, 3, 1)])
     assert_drawn(padded, out["samples"], drawn)
     assert "window 1 of 4:" in report and "window 4 of 4:" in report
@@ -192,7 +221,7 @@ def test_an_outpainted_picture_can_be_outpainted_and_redrawn(editing: Editing) -
     second = editing.outpaint(first, left=2)
     assert int(second["noise_mask"].amax((0, 1)).sum()) == 2 * rows * editing.token**2
     out = editing.sample(second)[0]
-    assert torch.equal(out["samples"][..., 2 * editing.model.spec.latent.patch:], first["samples"])
+    assert torch.equal(out["samples"][..., 2 * editing.model.spec.latent.patch :], first["samples"])
     mask = torch.zeros(1, rows, columns + 4)
     mask[:, :, :4] = 1
     again = editing.sample(out | {"noise_mask": mask}, seed=9)[0]
@@ -224,19 +253,28 @@ def test_the_heat_map_shows_where_fts_spent_steps(editing: Editing) -> None:
 MISTAKES = {
     "nothing to keep": (lambda e: e.redraw({"samples": e.picture()["samples"] * 0}, "variations"), "latent is empty"),
     "nothing to extend": (lambda e: e.outpaint({"samples": e.picture()["samples"] * 0}, left=2), "latent is empty"),
-    "half tokens": (lambda e: e.run("GtR_Outpaint", model=e.model, latent=e.picture(), left=e.token // 2),
-                    "give multiples of that"),
+    "half tokens": (
+        lambda e: e.run("GtR_Outpaint", model=e.model, latent=e.picture(), left=e.token // 2),
+        "give multiples of that",
+    ),
     "no overlap left": (lambda e: e.outpaint(e.picture(), left=2, overlap=e.grid[0]), "cannot overlap by"),
     "too large": (lambda e: e.outpaint(e.picture(), left=600), "at most 512 tokens a side"),
     "one stage": (
-        lambda e: e.run("GtR_Redraw", model=e.model, latent=e.picture(), redraw="variations",
-                        schedule=e.run("GtR_Scheduler", preset="origin")[0]),
+        lambda e: e.run(
+            "GtR_Redraw",
+            model=e.model,
+            latent=e.picture(),
+            redraw="variations",
+            schedule=e.run("GtR_Scheduler", preset="origin")[0],
+        ),
         "single stage",
     ),
-    "not outpainted": (lambda e: e.sample({"samples": torch.ones(1, e.picture()["samples"].shape[1], 60, 60)}),
-                       "pixels only"),
+    "not outpainted": (
+        lambda e: e.sample({"samples": torch.ones(1, e.picture()["samples"].shape[1], 60, 60)}),
+        "pixels only",
+    ),
     "too small": (
-        lambda e: e.outpaint({"samples": e.picture()["samples"][..., :-4 * e.model.spec.latent.patch]}, right=2),
+        lambda e: e.outpaint({"samples": e.picture()["samples"][..., : -4 * e.model.spec.latent.patch]}, right=2),
         "need at least that",
     ),
 }

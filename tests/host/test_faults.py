@@ -31,8 +31,9 @@ INTERRUPTS = 8
 def demo(seed: int = 7, **changes: Any) -> dict[str, Any]:
     """The demo workflow with few steps and changed inputs, as n5_steps="2, 1"."""
     graph = json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding="utf-8"))
-    graph["5"]["inputs"].update(preset="custom", steps="4, 2, 1", diffusion_start=8, diffusion_end=6,
-                                diffusion_reconstruction=6)
+    graph["5"]["inputs"].update(
+        preset="custom", steps="4, 2, 1", diffusion_start=8, diffusion_end=6, diffusion_reconstruction=6
+    )
     graph["7"]["inputs"]["seed"] = seed
     for place, value in changes.items():
         node, _, name = place.partition("_")
@@ -73,8 +74,11 @@ def test_a_server_killed_in_the_middle_of_a_run(comfy_path: Path, client: Client
         prompt_id = rest.queue(server.url, demo())
         entry = rest.wait(server.url, prompt_id, server.check_alive)
         assert rest.failure(entry) is None
-        made = [rest.fetch(rest.view_url(server.url, image)) for node in sorted(entry["outputs"])
-                for image in entry["outputs"][node].get("images", ())]
+        made = [
+            rest.fetch(rest.view_url(server.url, image))
+            for node in sorted(entry["outputs"])
+            for image in entry["outputs"][node].get("images", ())
+        ]
     finally:
         server.stop()
     from gtr_tests.client import pixels
@@ -157,11 +161,27 @@ class Nodes:
     def draw(self, acceleration: str = "auto") -> torch.Tensor:
         """A small run."""
         label = self("GtR_ClassCondition", model=self.model, class_name="", class_list="0")[0]
-        schedule = self("GtR_Scheduler", preset="custom", steps="2, 1", diffusion_start=3, diffusion_end=3,
-                        diffusion_reconstruction=3)[0]
+        schedule = self(
+            "GtR_Scheduler",
+            preset="custom",
+            steps="2, 1",
+            diffusion_start=3,
+            diffusion_end=3,
+            diffusion_reconstruction=3,
+        )[0]
         latent = self("GtR_EmptyLatent", model=self.model, width=0, height=0)[0]
-        return self("GtR_Sampler", model=self.model, positive=label, schedule=schedule, latent_image=latent, seed=1,
-                    cfg=2.0, cfg_schedule="linear", temperature=1.0, acceleration=acceleration)[0]["samples"]
+        return self(
+            "GtR_Sampler",
+            model=self.model,
+            positive=label,
+            schedule=schedule,
+            latent_image=latent,
+            seed=1,
+            cfg=2.0,
+            cfg_schedule="linear",
+            temperature=1.0,
+            acceleration=acceleration,
+        )[0]["samples"]
 
 
 @pytest.fixture
@@ -206,8 +226,11 @@ def test_no_network_in_the_host(nodes: Nodes) -> None:
 
 
 NUMBER = st.one_of(st.integers(-2, 70), st.sampled_from((0, 256, 257, 1000, 1001, 2**31, 2**64)))
-TEXT = st.one_of(st.lists(NUMBER, max_size=4).map(lambda n: ", ".join(map(str, n))), st.text(max_size=12),
-                 st.sampled_from(("nan", "inf, 1", "1e9", "2.67, 10.67, 64", ";;", "9" * 5000)))
+TEXT = st.one_of(
+    st.lists(NUMBER, max_size=4).map(lambda n: ", ".join(map(str, n))),
+    st.text(max_size=12),
+    st.sampled_from(("nan", "inf, 1", "1e9", "2.67, 10.67, 64", ";;", "9" * 5000)),
+)
 
 
 def test_node_widgets_at_random(nodes: Nodes) -> None:
@@ -218,26 +241,44 @@ def test_node_widgets_at_random(nodes: Nodes) -> None:
         found = next(i for i in schemas[node].inputs if i.id == name)
         return st.one_of(st.sampled_from(list(found.options)), st.text(max_size=4))
 
-    widgets = st.fixed_dictionaries({
-        "GtR_Scheduler": st.fixed_dictionaries({
-            "preset": st.just("custom"), "order": options("GtR_Scheduler", "order"), "steps": TEXT, "rates": TEXT,
-            "partition": options("GtR_Scheduler", "partition"),
-            "decoder_scope": options("GtR_Scheduler", "decoder_scope"), "diffusion_start": NUMBER,
-            "diffusion_end": NUMBER, "diffusion_reconstruction": NUMBER}),
-        "GtR_BaselineScheduler": st.fixed_dictionaries({
-            "method": st.sampled_from(("origin", "step-n", "raster", "subsample", "halton", "disa")),
-            "ar_steps": NUMBER, "diffusion_steps": NUMBER, "disa_end": NUMBER, "halton_shift": st.booleans()}),
-        "GtR_FTS": st.fixed_dictionaries({"fraction": st.floats(), "detail_steps": NUMBER,
-                                          "selection": options("GtR_FTS", "selection")}),
-        "GtR_LazyMAR": st.fixed_dictionaries(dict.fromkeys(
-            ("start_step", "period", "prune_block", "extra", "head_period"), NUMBER)),
-        "GtR_EmptyLatent": st.fixed_dictionaries({"width": NUMBER.map(lambda n: 16 * n), "height": NUMBER,
-                                                  "batch_size": st.integers(1, 4096)}),
-        "GtR_ClassCondition": st.fixed_dictionaries({"class_name": st.text(max_size=8), "class_list": TEXT}),
-    })
+    widgets = st.fixed_dictionaries(
+        {
+            "GtR_Scheduler": st.fixed_dictionaries(
+                {
+                    "preset": st.just("custom"),
+                    "order": options("GtR_Scheduler", "order"),
+                    "steps": TEXT,
+                    "rates": TEXT,
+                    "partition": options("GtR_Scheduler", "partition"),
+                    "decoder_scope": options("GtR_Scheduler", "decoder_scope"),
+                    "diffusion_start": NUMBER,
+                    "diffusion_end": NUMBER,
+                    "diffusion_reconstruction": NUMBER,
+                }
+            ),
+            "GtR_BaselineScheduler": st.fixed_dictionaries(
+                {
+                    "method": st.sampled_from(("origin", "step-n", "raster", "subsample", "halton", "disa")),
+                    "ar_steps": NUMBER,
+                    "diffusion_steps": NUMBER,
+                    "disa_end": NUMBER,
+                    "halton_shift": st.booleans(),
+                }
+            ),
+            "GtR_FTS": st.fixed_dictionaries(
+                {"fraction": st.floats(), "detail_steps": NUMBER, "selection": options("GtR_FTS", "selection")}
+            ),
+            "GtR_LazyMAR": st.fixed_dictionaries(
+                dict.fromkeys(("start_step", "period", "prune_block", "extra", "head_period"), NUMBER)
+            ),
+            "GtR_EmptyLatent": st.fixed_dictionaries(
+                {"width": NUMBER.map(lambda n: 16 * n), "height": NUMBER, "batch_size": st.integers(1, 4096)}
+            ),
+            "GtR_ClassCondition": st.fixed_dictionaries({"class_name": st.text(max_size=8), "class_list": TEXT}),
+        }
+    )
 
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None,
-              suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(widgets, st.integers(1, 20), st.integers(1, 20))
     def check(values: dict[str, dict], rows: int, columns: int) -> None:
         made = {}

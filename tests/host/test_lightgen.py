@@ -58,13 +58,34 @@ def encode(pack: Any, clip: Any, text: str, **settings: Any) -> Any:
 
 
 def draw(pack: Any, model: Any, positive: Any, width: int = 64, height: int = 64, batch: int = 1, **inputs: Any) -> Any:
-    latent = inputs.pop("latent_image", None) or run(
-        pack, "GtR_EmptyLatent", model=model, width=width, height=height, batch_size=batch)[0]
-    schedule = run(pack, "GtR_Scheduler", preset="custom", steps="2, 1", diffusion_start=6, diffusion_end=4,
-                   diffusion_reconstruction=4)[0]
-    return run(pack, "GtR_Sampler", **{"model": model, "positive": positive, "schedule": schedule, "cfg": 4.0,
-                                       "latent_image": latent, "seed": 3, "cfg_schedule": "constant",
-                                       "temperature": 1.0} | inputs)[0]["samples"]
+    latent = (
+        inputs.pop("latent_image", None)
+        or run(pack, "GtR_EmptyLatent", model=model, width=width, height=height, batch_size=batch)[0]
+    )
+    schedule = run(
+        pack,
+        "GtR_Scheduler",
+        preset="custom",
+        steps="2, 1",
+        diffusion_start=6,
+        diffusion_end=4,
+        diffusion_reconstruction=4,
+    )[0]
+    return run(
+        pack,
+        "GtR_Sampler",
+        **{
+            "model": model,
+            "positive": positive,
+            "schedule": schedule,
+            "cfg": 4.0,
+            "latent_image": latent,
+            "seed": 3,
+            "cfg_schedule": "constant",
+            "temperature": 1.0,
+        }
+        | inputs,
+    )[0]["samples"]
 
 
 def test_exactly_128_positions_whatever_the_prompt(host_pack: Any, clip: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -81,7 +102,7 @@ def test_states_depend_on_the_mask_and_not_on_weights_in_the_prompt(host_pack: A
     """`(fox:1.3)` is text, not a weight: the tokens are those of the literal characters."""
     module = host_pack.module("nodes.text")
     assert module.fit(clip, "(fox:1.3)") != module.fit(clip, "fox")
-    (states, extra), = encode(host_pack, clip, "a red fox")
+    ((states, extra),) = encode(host_pack, clip, "a red fox")
     assert states.shape == (1, 128, 64) and extra["attention_mask"].shape == (1, 128)
     assert extra["attention_mask"].sum() == module.fit(clip, "a red fox").index(0)
     # Padding states are kept, not zeroed: the model reads all positions.
@@ -119,8 +140,9 @@ def test_a_negative_prompt(host_pack: Any, clip: Any, model: Any) -> None:
     assert not torch.equal(draw(host_pack, model, fox, negative=blur), draw(host_pack, model, fox))
 
 
-def test_stock_text_encode_is_accepted_with_a_warning(host_pack: Any, clip: Any, model: Any,
-                                                      caplog: pytest.LogCaptureFixture) -> None:
+def test_stock_text_encode_is_accepted_with_a_warning(
+    host_pack: Any, clip: Any, model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     stock = host_pack.host.NODE_CLASS_MAPPINGS["CLIPTextEncode"]().encode(clip, "a fox")[0]
     with caplog.at_level(logging.WARNING):
         out = draw(host_pack, model, stock)
@@ -147,8 +169,9 @@ def test_outpainting_is_one_plan_and_keeps_the_picture(host_pack: Any, clip: Any
 def test_redraws_keep_whole_tokens(host_pack: Any, clip: Any, model: Any) -> None:
     fox, schedule = encode(host_pack, clip, "a fox"), run(host_pack, "GtR_Scheduler", preset="gtr-lightgen-fast")[0]
     small = draw(host_pack, model, fox)
-    latent = run(host_pack, "GtR_Redraw", model=model, schedule=schedule, latent={"samples": small},
-                 redraw="reconstruction")[0]
+    latent = run(
+        host_pack, "GtR_Redraw", model=model, schedule=schedule, latent={"samples": small}, redraw="reconstruction"
+    )[0]
     changed = (draw(host_pack, model, fox, latent_image=latent, seed=8) != small).all(1)[0]
     row, column = torch.meshgrid(torch.arange(8) // 2, torch.arange(8) // 2, indexing="ij")
     assert torch.equal(changed, (row + column) % 2 == 1)

@@ -27,19 +27,36 @@ class Graph:
         return self.all(node, **inputs)[0]
 
     def condition(self, classes: str = LIST, model: Any = None) -> Any:
-        return self.one("GtR_ClassCondition", model=model or self.model, class_name="demo 0: striped disk",
-                        class_list=classes)
+        return self.one(
+            "GtR_ClassCondition", model=model or self.model, class_name="demo 0: striped disk", class_list=classes
+        )
 
     def schedule(self, **settings: Any) -> Any:
-        return self.one("GtR_Scheduler", **{"preset": "custom", "steps": "3, 2, 1", "diffusion_start": 6,
-                                            "diffusion_end": 4, "diffusion_reconstruction": 4} | settings)
+        return self.one(
+            "GtR_Scheduler",
+            **{
+                "preset": "custom",
+                "steps": "3, 2, 1",
+                "diffusion_start": 6,
+                "diffusion_end": 4,
+                "diffusion_reconstruction": 4,
+            }
+            | settings,
+        )
 
     def latent(self, batch: int = 2) -> dict:
         return self.one("GtR_EmptyLatent", model=self.model, width=0, height=0, batch_size=batch)
 
     def sample(self, **inputs: Any) -> tuple[dict, str]:
-        defaults = {"model": self.model, "schedule": self.schedule(), "latent_image": self.latent(), "seed": 5,
-                    "cfg": 2.0, "cfg_schedule": "linear", "temperature": 1.0}
+        defaults = {
+            "model": self.model,
+            "schedule": self.schedule(),
+            "latent_image": self.latent(),
+            "seed": 5,
+            "cfg": 2.0,
+            "cfg_schedule": "linear",
+            "temperature": 1.0,
+        }
         if "positive" not in inputs:
             inputs["positive"] = self.condition()
         return self.all("GtR_Sampler", **defaults | inputs)[:2]
@@ -89,8 +106,14 @@ def test_a_batch_that_does_not_fit_runs_in_parts(graph: Graph, monkeypatch: pyte
 
     asked: list[int] = []
     load = mm.load_models_gpu
-    monkeypatch.setattr(mm, "load_models_gpu", lambda models, memory_required=0, **rest: (
-        asked.append(memory_required), load(models, memory_required=memory_required, **rest)))
+    monkeypatch.setattr(
+        mm,
+        "load_models_gpu",
+        lambda models, memory_required=0, **rest: (
+            asked.append(memory_required),
+            load(models, memory_required=memory_required, **rest),
+        ),
+    )
     inputs = {"latent_image": graph.latent(5), "positive": graph.condition("0, 1, 2, 3, 4"), "acceleration": "off"}
     whole, report = graph.sample(**inputs)
     assert "parts" not in report
@@ -114,8 +137,9 @@ def test_the_host_manages_the_model(graph: Graph) -> None:
     assert mm.current_loaded_models == []
 
 
-def test_weights_are_packed_only_where_they_stay_and_nobody_objects(graph: Graph,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_packed_only_where_they_stay_and_nobody_objects(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     acceleration, packs = core(graph, "acceleration"), []
     if acceleration.trouble(torch.float32) is not None:
         pytest.skip(f"layers cannot be packed here: {acceleration.trouble(torch.float32)}")
@@ -137,8 +161,10 @@ def test_weight_dtypes_keep_the_head_in_float32(graph: Graph, weight_dtype: str)
     model = graph.one("GtR_LoadMAR", model_name=DEMO, weight_dtype=weight_dtype)
     network = model.patcher.model.diffusion_model
     assert {p.dtype for p in network.head.parameters()} == {torch.float32}
-    assert network.decoder_embed.weight.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16,
-                                                  "fp16": torch.float16}[weight_dtype]
+    assert (
+        network.decoder_embed.weight.dtype
+        == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[weight_dtype]
+    )
     out, _ = graph.sample(model=model)
     assert torch.isfinite(out["samples"]).all()
 
@@ -188,8 +214,10 @@ def test_dynamic_vram_construction(graph: Graph, monkeypatch: pytest.MonkeyPatch
     assert all(torch.equal(found[name].float(), expected[name].float()) for name in expected)
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", False)
     labels = torch.tensor([1, 2])
-    assert torch.equal(network.embed_condition(labels, torch.float32),
-                       graph.model.patcher.model.diffusion_model.embed_condition(labels, torch.float32))
+    assert torch.equal(
+        network.embed_condition(labels, torch.float32),
+        graph.model.patcher.model.diffusion_model.embed_condition(labels, torch.float32),
+    )
 
 
 def test_the_patcher_can_be_rebuilt_without_dynamic_vram(graph: Graph) -> None:
@@ -201,8 +229,10 @@ def test_the_patcher_can_be_rebuilt_without_dynamic_vram(graph: Graph) -> None:
 def test_the_vae_is_the_hosts_and_equals_ours(graph: Graph, comfy_base: Any, model_files: Any) -> None:
     import comfy.sd
 
-    for path, channels, stride in ((core(graph, "demo").DEMO_VAE, graph.model.spec.latent.channels, 4),
-                                   (comfy_base / "models" / "vae" / "kl16.safetensors", 16, 16)):
+    for path, channels, stride in (
+        (core(graph, "demo").DEMO_VAE, graph.model.spec.latent.channels, 4),
+        (comfy_base / "models" / "vae" / "kl16.safetensors", 16, 16),
+    ):
         spec, tensors = core(graph, "checkpoint").load_vae(core(graph, "checkpoint").read_checkpoint(path))
         vae = graph.vae if stride == 4 else load_vae(graph, path)
         assert isinstance(vae, comfy.sd.VAE) and (spec.embed_channels, spec.stride) == (channels, stride)
@@ -266,8 +296,10 @@ def test_a_noise_mask_keeps_the_other_tokens(graph: Graph) -> None:
 
 def test_a_mask_of_nothing_returns_the_latent(graph: Graph) -> None:
     given = graph.given(1)
-    out, _ = graph.sample(latent_image={"samples": given, "noise_mask": torch.zeros(1, graph.pixels, graph.pixels)},
-                          positive=graph.condition("1"))
+    out, _ = graph.sample(
+        latent_image={"samples": given, "noise_mask": torch.zeros(1, graph.pixels, graph.pixels)},
+        positive=graph.condition("1"),
+    )
     assert torch.equal(out["samples"], given)
 
 

@@ -29,16 +29,21 @@ GROWTH = 48 * MIB
 """How much the server may grow over the second half of the queue: its history and the allocator's waste, nothing else.
 One kept model is 6 MiB here, one kept picture with its latents 1 MiB: both would be seen."""
 CHEAP = {"preset": "custom", "diffusion_start": 1, "diffusion_end": 1, "diffusion_reconstruction": 1, "rates": ""}
-SCHEDULES = ({"order": "random", "steps": "1"}, {"order": "gtr", "steps": "1,1"}, {"order": "halton", "steps": "2"},
-             {"order": "gtr", "steps": "1,1,1"})
+SCHEDULES = (
+    {"order": "random", "steps": "1"},
+    {"order": "gtr", "steps": "1,1"},
+    {"order": "halton", "steps": "2"},
+    {"order": "gtr", "steps": "1,1,1"},
+)
 
 
 @pytest.fixture
 def graph() -> Graph:
     """The demo workflow with one picture per run, not magnified, and no picture of the plan."""
     demo = json.loads((API / "demo.json").read_text(encoding="utf-8"))
-    kept = {node: entry for node, entry in demo.items()
-            if entry["class_type"] not in ("GtR_PreviewSchedule", "ImageScale")}
+    kept = {
+        node: entry for node, entry in demo.items() if entry["class_type"] not in ("GtR_PreviewSchedule", "ImageScale")
+    }
     kept[the(kept, "SaveImage")]["inputs"]["images"] = [the(kept, "VAEDecode"), 0]
     kept[the(kept, "GtR_EmptyLatent")]["inputs"]["batch_size"] = 1
     return kept
@@ -80,8 +85,10 @@ def test_a_hundred_prompts(client: Client, comfy_server: ComfyServer, graph: Gra
     classes = demo_spec().classes
     graphs = [variant(graph, number, classes) for number in range(PROMPTS)]
     graphs[STOPPED] = slow(graphs[STOPPED])
-    runs = [Run(rest.post(f"{client.url}/prompt", {"prompt": queued, "client_id": client.id})["prompt_id"])
-            for queued in graphs]
+    runs = [
+        Run(rest.post(f"{client.url}/prompt", {"prompt": queued, "client_id": client.id})["prompt_id"])
+        for queued in graphs
+    ]
     rest.post(f"{client.url}/queue", {"delete": [runs[DELETED].prompt_id]})
     loaders = {the(graph, "GtR_LoadMAR"), the(graph, "GtR_LoadMARVAE")}
     saver, half = the(graph, "SaveImage"), 0
@@ -103,16 +110,19 @@ def test_a_hundred_prompts(client: Client, comfy_server: ComfyServer, graph: Gra
     done = [entry for entry in rest.get(f"{client.url}/history") if entry in {run.prompt_id for run in runs}]
     assert done == [run.prompt_id for number, run in enumerate(runs) if number != DELETED], "in the order of queueing"
     assert len({read(run.images[saver][0]) for run in runs if run.images}) == PROMPTS - 2, "every picture is another"
-    alone = client.prompt({**graphs[77], saver: {**graphs[77][saver], "inputs": {
-        **graphs[77][saver]["inputs"], "filename_prefix": "queue/alone"}}})
+    alone = client.prompt(
+        {
+            **graphs[77],
+            saver: {**graphs[77][saver], "inputs": {**graphs[77][saver]["inputs"], "filename_prefix": "queue/alone"}},
+        }
+    )
     assert read(alone.images[saver][0]) == read(runs[77].images[saver][0])
 
 
 def carried(picture: bytes) -> Graph:
     """The prompt in a PNG, less the state of the loaders' files, which the server adds."""
     prompt = json.loads(Image.open(io.BytesIO(picture)).text["prompt"])
-    return {node: {key: value for key, value in entry.items() if key != "is_changed"}
-            for node, entry in prompt.items()}
+    return {node: {key: value for key, value in entry.items() if key != "is_changed"} for node, entry in prompt.items()}
 
 
 def demo_spec() -> Any:
@@ -136,6 +146,7 @@ def stopper(client: Client) -> Any:
 
 # -- the example client ------------------------------------------------------------------------------------------------
 
+
 def run_csv(server: ComfyServer, folder: Path, graph: Graph, rows: list[dict[str, Any]]) -> subprocess.CompletedProcess:
     """The client of workflows/api on these rows."""
     (folder / "graph.json").write_text(json.dumps(graph), encoding="utf-8")
@@ -143,16 +154,27 @@ def run_csv(server: ComfyServer, folder: Path, graph: Graph, rows: list[dict[str
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    command = [sys.executable, str(API / "run_csv.py"), str(folder / "rows.csv"), "--workflow",
-               str(folder / "graph.json"), "--url", server.url, "--out", str(folder / "out")]
+    command = [
+        sys.executable,
+        str(API / "run_csv.py"),
+        str(folder / "rows.csv"),
+        "--workflow",
+        str(folder / "graph.json"),
+        "--url",
+        server.url,
+        "--out",
+        str(folder / "out"),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_the_client_runs_a_table(comfy_server: ComfyServer, graph: Graph, tmp_path: Path) -> None:
     scheduler = the(graph, "GtR_Scheduler")
     graph[scheduler]["inputs"].update(CHEAP, order="random", steps="2")
-    rows = [{"name": "one", "class": "0", "seed": 5, f"{scheduler}.diffusion_start": 1},
-            {"name": "two", "class": "1", "seed": 6, f"{scheduler}.diffusion_start": 2}]
+    rows = [
+        {"name": "one", "class": "0", "seed": 5, f"{scheduler}.diffusion_start": 1},
+        {"name": "two", "class": "1", "seed": 6, f"{scheduler}.diffusion_start": 2},
+    ]
     done = run_csv(comfy_server, tmp_path, graph, rows)
     assert done.returncode == 0, done.stderr
     assert "[########################] 2/2" in done.stderr and "2 of 2 rows done" in done.stderr
@@ -165,15 +187,19 @@ def test_the_client_runs_a_table(comfy_server: ComfyServer, graph: Graph, tmp_pa
         assert made[scheduler]["inputs"]["diffusion_start"] == row[f"{scheduler}.diffusion_start"]
 
 
-@pytest.mark.parametrize("row, words", [
-    ({"colour": "red"}, "column 'colour' sets nothing in this workflow"),
-    ({"prompt": "a fox"}, "column 'prompt' sets nothing in this workflow"),
-    ({"seed": "many"}, "row 1, column 'seed': 'many' is not a number"),
-    ({"preset": "warp"}, "row 1 was refused: node"),
-    ({"class": "unheard of"}, "unheard of"),
-])
-def test_the_client_explains_mistakes(comfy_server: ComfyServer, graph: Graph, tmp_path: Path, row: dict,
-                                      words: str) -> None:
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"colour": "red"}, "column 'colour' sets nothing in this workflow"),
+        ({"prompt": "a fox"}, "column 'prompt' sets nothing in this workflow"),
+        ({"seed": "many"}, "row 1, column 'seed': 'many' is not a number"),
+        ({"preset": "warp"}, "row 1 was refused: node"),
+        ({"class": "unheard of"}, "unheard of"),
+    ],
+)
+def test_the_client_explains_mistakes(
+    comfy_server: ComfyServer, graph: Graph, tmp_path: Path, row: dict, words: str
+) -> None:
     done = run_csv(comfy_server, tmp_path, graph, [row])
     assert done.returncode == 1
     assert words in done.stderr and "Traceback" not in done.stderr
@@ -193,6 +219,7 @@ def test_the_example_table_fits_the_demo() -> None:
 
 # -- memory between models ---------------------------------------------------------------------------------------------
 
+
 def big_files(folder: Path) -> dict[str, int]:
     """Random models with the heads and widths of MAR-B, MAR-H and LightGen and few blocks; bytes by file name."""
     from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
@@ -202,21 +229,45 @@ def big_files(folder: Path) -> dict[str, int]:
     from gtr_tests.stand_ins import randomised
 
     def mar(name: str, dim: int, heads: int, blocks: int, head: HeadSpec) -> MAR:
-        return MAR(MARSpec(name=name, grid=(16, 16), dim=dim, heads=heads, encoder_depth=blocks, decoder_depth=blocks,
-                           classes=1000, buffer=64, head=head))
+        return MAR(
+            MARSpec(
+                name=name,
+                grid=(16, 16),
+                dim=dim,
+                heads=heads,
+                encoder_depth=blocks,
+                decoder_depth=blocks,
+                classes=1000,
+                buffer=64,
+                head=head,
+            )
+        )
 
     models = {
         "like-mar-b.safetensors": mar("like-mar-b", 768, 12, 4, HeadSpec(16, 768, 1024, 6)),
         "like-mar-h.safetensors": mar("like-mar-h", 1280, 16, 3, HeadSpec(16, 1280, 1536, 3)),
-        "like-lightgen.safetensors": LightGen(LightGenSpec(
-            name="like-lightgen", dim=1024, heads=16, encoder_depth=2, decoder_depth=2, cross_depth=2, aligner_depth=1,
-            caption_dim=64, head=HeadSpec(64, 1024, 1536, 3))),
+        "like-lightgen.safetensors": LightGen(
+            LightGenSpec(
+                name="like-lightgen",
+                dim=1024,
+                heads=16,
+                encoder_depth=2,
+                decoder_depth=2,
+                cross_depth=2,
+                aligner_depth=1,
+                caption_dim=64,
+                head=HeadSpec(64, 1024, 1536, 3),
+            )
+        ),
     }
     sizes = {}
     for name, model in models.items():
         randomised(model, 1)
-        save_file({key: tensor.half() for key, tensor in model.state_dict().items()}, folder / name,
-                  spec_metadata(model.spec, "model"))
+        save_file(
+            {key: tensor.half() for key, tensor in model.state_dict().items()},
+            folder / name,
+            spec_metadata(model.spec, "model"),
+        )
         sizes[name] = sum(parameter.numel() * 4 for parameter in model.parameters())
     return sizes
 
@@ -228,26 +279,44 @@ def big_graph(graph: Graph, name: str) -> Graph:
     del sampler["inputs"]["fts"]
     text = "lightgen" in name
     made = {
-        "model": {"class_type": "GtR_LoadLightGen" if text else "GtR_LoadMAR",
-                  "inputs": {"model_name": name, "weight_dtype": "fp32",
-                             **({"weights": "model", "corrected_positions": False} if text else {})}},
+        "model": {
+            "class_type": "GtR_LoadLightGen" if text else "GtR_LoadMAR",
+            "inputs": {
+                "model_name": name,
+                "weight_dtype": "fp32",
+                **({"weights": "model", "corrected_positions": False} if text else {}),
+            },
+        },
         "clip": {"class_type": "GtRTest_TinyT5", "inputs": {"masked": True}},
         "text": {"class_type": "GtR_EncodeText", "inputs": {"clip": ["clip", 0], "text": "a fox"}},
-        "label": {"class_type": "GtR_ClassCondition",
-                  "inputs": {"model": ["model", 0], "class_name": "207: golden retriever"}},
-        "latent": {"class_type": "GtR_EmptyLatent",
-                   "inputs": {"model": ["model", 0], "width": 256, "height": 256, "batch_size": 1}},
+        "label": {
+            "class_type": "GtR_ClassCondition",
+            "inputs": {"model": ["model", 0], "class_name": "207: golden retriever"},
+        },
+        "latent": {
+            "class_type": "GtR_EmptyLatent",
+            "inputs": {"model": ["model", 0], "width": 256, "height": 256, "batch_size": 1},
+        },
         "schedule": schedule,
-        "sampler": {"class_type": "GtR_Sampler", "inputs": {
-            **sampler["inputs"], "model": ["model", 0], "positive": ["text" if text else "label", 0],
-            "schedule": ["schedule", 0], "latent_image": ["latent", 0], "cfg": 1.0}},
+        "sampler": {
+            "class_type": "GtR_Sampler",
+            "inputs": {
+                **sampler["inputs"],
+                "model": ["model", 0],
+                "positive": ["text" if text else "label", 0],
+                "schedule": ["schedule", 0],
+                "latent_image": ["latent", 0],
+                "cfg": 1.0,
+            },
+        },
         "report": {"class_type": "PreviewAny", "inputs": {"source": ["sampler", 1]}},
     }
     return {node: entry for node, entry in made.items() if node not in (("label",) if text else ("text", "clip"))}
 
 
-def test_free_and_switching_give_memory_back(client: Client, comfy_server: ComfyServer, comfy_base: Path,
-                                             graph: Graph) -> None:
+def test_free_and_switching_give_memory_back(
+    client: Client, comfy_server: ComfyServer, comfy_base: Path, graph: Graph
+) -> None:
     """Three models in turn, twice: after each /free the server holds less than a third of that model, and the second
     round ends where the first did."""
     with torch.no_grad():

@@ -24,14 +24,53 @@ CONTRACT = {
     "GtR_EncodeText": (["clip", "text", "one_per_line"], ["CONDITIONING"]),
     "GtR_ClassCondition": (["model", "class_name", "class_list"], ["CONDITIONING"]),
     "GtR_EmptyLatent": (["model", "width", "height", "batch_size"], ["LATENT"]),
-    "GtR_Scheduler": (["preset", "order", "steps", "rates", "partition", "decoder_scope", "diffusion_start",
-                       "diffusion_end", "diffusion_reconstruction"], ["GTR_SCHEDULE"]),
-    "GtR_BaselineScheduler": (["method", "ar_steps", "diffusion_steps", "disa_end", "disa_profile", "disa_clip",
-                               "subsample_phases", "halton_shift"], ["GTR_SCHEDULE"]),
+    "GtR_Scheduler": (
+        [
+            "preset",
+            "order",
+            "steps",
+            "rates",
+            "partition",
+            "decoder_scope",
+            "diffusion_start",
+            "diffusion_end",
+            "diffusion_reconstruction",
+        ],
+        ["GTR_SCHEDULE"],
+    ),
+    "GtR_BaselineScheduler": (
+        [
+            "method",
+            "ar_steps",
+            "diffusion_steps",
+            "disa_end",
+            "disa_profile",
+            "disa_clip",
+            "subsample_phases",
+            "halton_shift",
+        ],
+        ["GTR_SCHEDULE"],
+    ),
     "GtR_FTS": (["fraction", "detail_steps", "selection"], ["GTR_FTS"]),
     "GtR_LazyMAR": (["start_step", "period", "prune_block", "extra", "head_period"], ["GTR_CACHE"]),
-    "GtR_Sampler": (["model", "positive", "schedule", "latent_image", "seed", "cfg", "cfg_schedule", "temperature",
-                     "fts", "negative", "cache", "acceleration", "cfg_start"], ["LATENT", "STRING", "GTR_STEPS"]),
+    "GtR_Sampler": (
+        [
+            "model",
+            "positive",
+            "schedule",
+            "latent_image",
+            "seed",
+            "cfg",
+            "cfg_schedule",
+            "temperature",
+            "fts",
+            "negative",
+            "cache",
+            "acceleration",
+            "cfg_start",
+        ],
+        ["LATENT", "STRING", "GTR_STEPS"],
+    ),
     "GtR_PreviewSchedule": (["schedule", "rows", "columns", "seed", "fts", "model"], ["IMAGE"]),
     "GtR_Redraw": (["model", "schedule", "latent", "redraw", "denoise"], ["LATENT"]),
     "GtR_Outpaint": (["model", "latent", "left", "top", "right", "bottom", "overlap"], ["LATENT"]),
@@ -72,13 +111,16 @@ def test_templates_are_served(client: Client) -> None:
     assert set(served["gtr-mar"]) == {path.stem for path in (ROOT / "workflows").glob("*.json")}
 
 
-@pytest.mark.parametrize("node, change, words", [
-    ("5", {"preset": "custom", "steps": "1,1,1,1,1,1,1,1,1,1,1"}, "empty subset"),
-    ("5", {"preset": "custom", "rates": "2.67,10.67,999"}, "does not fit"),
-    ("3", {"class_list": "17"}, "out of range"),
-    ("4", {"width": 512}, "draws 128 x 128 pixels only"),
-    ("3", {"class_list": "1,2,3,4,5"}, "set batch_size to 5"),
-])
+@pytest.mark.parametrize(
+    "node, change, words",
+    [
+        ("5", {"preset": "custom", "steps": "1,1,1,1,1,1,1,1,1,1,1"}, "empty subset"),
+        ("5", {"preset": "custom", "rates": "2.67,10.67,999"}, "does not fit"),
+        ("3", {"class_list": "17"}, "out of range"),
+        ("4", {"width": 512}, "draws 128 x 128 pixels only"),
+        ("3", {"class_list": "1,2,3,4,5"}, "set batch_size to 5"),
+    ],
+)
 def test_mistakes_are_explained(client: Client, demo: dict, node: str, change: dict, words: str) -> None:
     demo[node]["inputs"].update(change)
     run = client.prompt(demo, expect_errors=True)

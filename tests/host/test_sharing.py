@@ -43,6 +43,7 @@ def replaced_ids(listed: Any) -> set[str]:
 
 # -- schemas -----------------------------------------------------------------------------------------------------------
 
+
 def test_saved_workflows_still_fit(pack_nodes: dict[str, Any], host_pack: HostPack, update: bool) -> None:
     now = {node: sharing.schema(definition) for node, definition in pack_nodes.items()}
     recorded = read_json(SCHEMAS) if SCHEMAS.exists() or not update else {}
@@ -52,23 +53,32 @@ def test_saved_workflows_still_fit(pack_nodes: dict[str, Any], host_pack: HostPa
     assert read_json(SCHEMAS) == now, "compatible, but not recorded: run this test with --update"
 
 
-OLD = {"A": {"inputs": [{"id": "x", "type": "INT", "required": True, "default": 1, "min": 0, "max": 9},
-                        {"id": "kind", "type": "COMBO", "required": False, "default": "a", "options": ["a", "b"]}],
-             "outputs": [["IMAGE", "image"]]}}
+OLD = {
+    "A": {
+        "inputs": [
+            {"id": "x", "type": "INT", "required": True, "default": 1, "min": 0, "max": 9},
+            {"id": "kind", "type": "COMBO", "required": False, "default": "a", "options": ["a", "b"]},
+        ],
+        "outputs": [["IMAGE", "image"]],
+    }
+}
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda node: node["inputs"].reverse(), "append only"),
-    (lambda node: node["inputs"].pop(), "append only"),
-    (lambda node: node["inputs"][0].update(id="y"), "append only"),
-    (lambda node: node["inputs"][0].update(type="FLOAT"), "type of x"),
-    (lambda node: node["inputs"][0].update(default=2), "default of x"),
-    (lambda node: node["inputs"][0].update(max=8), "range of x"),
-    (lambda node: node["inputs"][1].update(required=True), "was optional"),
-    (lambda node: node["inputs"][1]["options"].remove("b"), "options of kind are gone: ['b']"),
-    (lambda node: node["inputs"].append({"id": "z", "type": "INT", "required": True}), "new and required"),
-    (lambda node: node["outputs"].clear(), "outputs were"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda node: node["inputs"].reverse(), "append only"),
+        (lambda node: node["inputs"].pop(), "append only"),
+        (lambda node: node["inputs"][0].update(id="y"), "append only"),
+        (lambda node: node["inputs"][0].update(type="FLOAT"), "type of x"),
+        (lambda node: node["inputs"][0].update(default=2), "default of x"),
+        (lambda node: node["inputs"][0].update(max=8), "range of x"),
+        (lambda node: node["inputs"][1].update(required=True), "was optional"),
+        (lambda node: node["inputs"][1]["options"].remove("b"), "options of kind are gone: ['b']"),
+        (lambda node: node["inputs"].append({"id": "z", "type": "INT", "required": True}), "new and required"),
+        (lambda node: node["outputs"].clear(), "outputs were"),
+    ],
+)
 def test_an_incompatible_change_is_noticed(change: Any, words: str) -> None:
     new = copy.deepcopy(OLD)
     change(new["A"])
@@ -99,12 +109,16 @@ def test_a_replaced_node_is_queued_as_the_new_one(host_pack: HostPack, monkeypat
     from comfy_api.latest import io as host_io
 
     manager = NodeReplaceManager()
-    monkeypatch.setattr(server.PromptServer, "instance", types.SimpleNamespace(node_replace_manager=manager),
-                        raising=False)
+    monkeypatch.setattr(
+        server.PromptServer, "instance", types.SimpleNamespace(node_replace_manager=manager), raising=False
+    )
     renamed = host_io.NodeReplace(
-        "GtR_FTS", "GtR_OldFTS", ["share"],
+        "GtR_FTS",
+        "GtR_OldFTS",
+        ["share"],
         [{"new_id": "fraction", "old_id": "share"}, {"new_id": "selection", "set_value": "high"}],
-        [{"new_idx": 0, "old_idx": 0}])
+        [{"new_idx": 0, "old_idx": 0}],
+    )
     asyncio.run(host_pack.module("nodes.replaced").register((renamed,)))
     graph = {"1": {"class_type": "GtR_OldFTS", "inputs": {"share": 0.25}, "_meta": {}}}
     manager.apply_replacements(graph)
@@ -113,6 +127,7 @@ def test_a_replaced_node_is_queued_as_the_new_one(host_pack: HostPack, monkeypat
 
 
 # -- names and help ----------------------------------------------------------------------------------------------------
+
 
 def test_every_name_is_translated(pack_nodes: dict[str, Any], update: bool) -> None:
     """English as the nodes say it, Chinese with the same keys; --update fills what Chinese lacks with English."""
@@ -126,8 +141,10 @@ def test_every_name_is_translated(pack_nodes: dict[str, Any], update: bool) -> N
     assert sharing.filled(chinese, names) == chinese, "keys are missing or too many: run this test with --update"
     assert not LINKED.search(json.dumps([list(leaves(english)), list(leaves(chinese))]))
     for node, entry in chinese.items():
-        sentences = [entry["description"], *(slot["tooltip"] for kind in ("inputs", "outputs")
-                                             for slot in entry[kind].values() if "tooltip" in slot)]
+        sentences = [
+            entry["description"],
+            *(slot["tooltip"] for kind in ("inputs", "outputs") for slot in entry[kind].values() if "tooltip" in slot),
+        ]
         assert [text for text in sentences if not CHINESE.search(text)] == [], f"{node} is not translated"
 
 
@@ -153,14 +170,18 @@ def test_every_node_has_help_in_two_languages(client: Client, pack_nodes: dict[s
             page = rest.fetch(f"{client.url}/extensions/gtr-mar/docs/{address}").decode()
             assert page.startswith("# "), address
             assert bool(CHINESE.search(page)) == address.endswith("zh.md"), address
-            widgets = [name for name, (_, type_, _) in sharing.inputs_of(definition).items()
-                       if type_ in ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN")]
+            widgets = [
+                name
+                for name, (_, type_, _) in sharing.inputs_of(definition).items()
+                if type_ in ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN")
+            ]
             assert [name for name in widgets if name not in page] == [], address
     pages = {path.relative_to(DOCS).parts[0].removesuffix(".md") for path in DOCS.rglob("*.md")}
     assert pages == set(pack_nodes), "a help page without a node"
 
 
 # -- workflows ---------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("path", SHARED, ids=[path.stem for path in SHARED])
 def test_a_workflow_says_where_its_nodes_and_models_are_from(path: Any, update: bool) -> None:
@@ -173,12 +194,19 @@ def test_a_workflow_says_where_its_nodes_and_models_are_from(path: Any, update: 
 @by_name
 def test_named_models_are_described(path: Any, model_files: frozenset[str]) -> None:
     """Every weight file that a workflow names has an entry with address and folder."""
-    named = {value for node in read_json(path)["nodes"] for value in node.get("widgets_values") or ()
-             if isinstance(value, str) and value.endswith((".safetensors", ".pth", ".ckpt"))}
+    named = {
+        value
+        for node in read_json(path)["nodes"]
+        for value in node.get("widgets_values") or ()
+        if isinstance(value, str) and value.endswith((".safetensors", ".pth", ".ckpt"))
+    }
     assert named <= sharing.MODELS.keys()
     for model in sharing.MODELS.values():
-        assert model["url"].startswith("https://") and model["directory"] in ("diffusion_models", "vae",
-                                                                              "text_encoders")
+        assert model["url"].startswith("https://") and model["directory"] in (
+            "diffusion_models",
+            "vae",
+            "text_encoders",
+        )
         assert ("hash" in model) == ("hash_type" in model)
 
 
@@ -196,8 +224,9 @@ def test_a_template_has_a_thumbnail(client: Client, model_files: frozenset[str],
 def thumbnail(client: Client, name: str, model_files: frozenset[str]) -> Image.Image:
     """What the workflow makes with the demo model; for a model that is not part of the pack, its plan."""
     graph = read_json(WORKFLOWS / "api" / f"{name}.json")
-    if any(value in model_files for node in graph.values() for value in node["inputs"].values()
-           if isinstance(value, str)):
+    if any(
+        value in model_files for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)
+    ):
         return plan_picture(graph)
     shown = [node for node, entry in graph.items() if entry["class_type"] in ("SaveImage", "PreviewImage")]
     run = client.prompt(graph)
@@ -233,8 +262,9 @@ def montage(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             left, top = (sharing.THUMBNAIL - gap - count * (cell + gap) for count in (len(row), len(rows)))
-            small = picture.resize((cell, cell), Image.Resampling.NEAREST if picture.width < cell else
-                                   Image.Resampling.LANCZOS)
+            small = picture.resize(
+                (cell, cell), Image.Resampling.NEAREST if picture.width < cell else Image.Resampling.LANCZOS
+            )
             sheet.paste(small, (left // 2 + gap + x * (cell + gap), top // 2 + gap + y * (cell + gap)))
     return sheet
 
@@ -261,12 +291,16 @@ def pixels(run: Run, node: str) -> list[Any]:
 
 
 def test_the_blueprint_is_served(client: Client) -> None:
-    served = [entry for entry in rest.get(f"{client.url}/global_subgraphs").values()
-              if entry["info"]["node_pack"] == "custom_nodes.gtr-mar"]
+    served = [
+        entry
+        for entry in rest.get(f"{client.url}/global_subgraphs").values()
+        if entry["info"]["node_pack"] == "custom_nodes.gtr-mar"
+    ]
     assert [entry["name"] for entry in served] == ["MAR + GtR"]
 
 
 # -- the registry ------------------------------------------------------------------------------------------------------
+
 
 def test_the_host_reads_the_metadata(host_pack: HostPack) -> None:
     """ComfyUI's own parser, which drops a list of classifiers that holds a wrong one."""

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 API = ROOT / "workflows" / "api"
 # What a release has shipped stays valid; an unchanged one comes from the cache of the run before.
-SHIPPED = sorted([*API.glob("*.json"), *(ROOT / "tests" / "released").glob("*/api/*.json")],
-                 key=lambda path: (path.name, path))
+SHIPPED = sorted(
+    [*API.glob("*.json"), *(ROOT / "tests" / "released").glob("*/api/*.json")], key=lambda path: (path.name, path)
+)
 WEIGHTS = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
 
 
@@ -28,8 +29,12 @@ def read(path: Path) -> Graph:
 
 def weights(graph: Graph) -> set[str]:
     """The weight files that a graph names."""
-    return {value for node in graph.values() for value in node["inputs"].values()
-            if isinstance(value, str) and value.endswith(WEIGHTS)}
+    return {
+        value
+        for node in graph.values()
+        for value in node["inputs"].values()
+        if isinstance(value, str) and value.endswith(WEIGHTS)
+    }
 
 
 def with_small_text_encoder(graph: Graph) -> Graph:
@@ -42,8 +47,9 @@ def with_one_picture(graph: Graph) -> Graph:
     """The graph with batches of one, which take less time."""
     changed = copy.deepcopy(graph)
     for node in changed.values():
-        node["inputs"].update({key: value for key, value in {"batch_size": 1, "class_list": ""}.items()
-                               if key in node["inputs"]})
+        node["inputs"].update(
+            {key: value for key, value in {"batch_size": 1, "class_list": ""}.items() if key in node["inputs"]}
+        )
     return changed
 
 

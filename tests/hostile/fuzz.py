@@ -34,8 +34,9 @@ NUMBERS = (0, 1, -1, 2, 3, 7, 255, 256, 65_535, 2**24, 2**24 + 1, 2**31, 2**32, 
 def pack():
     """The repository as gtr_pack, as the tests know it."""
     if "gtr_pack" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("gtr_pack", ROOT / "__init__.py",
-                                                      submodule_search_locations=[str(ROOT)])
+        spec = importlib.util.spec_from_file_location(
+            "gtr_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
         sys.modules["gtr_pack"] = importlib.util.module_from_spec(spec)
 
 
@@ -54,10 +55,31 @@ class Targets:
         self.checkpoint, self.infer, self.metadata = checkpoint, infer, metadata
         self.build, self.vae, self.torch = models.build, vae.KLVAE, torch
         self.specs = [
-            spec.MARSpec(name="tiny", grid=(2, 2), dim=4, heads=2, encoder_depth=1, decoder_depth=1, classes=2,
-                         buffer=1, head=spec.HeadSpec(2, 4, 4, 1), latent=spec.LatentSpec(channels=2)),
-            spec.LightGenSpec(name="tiny", dim=4, heads=2, encoder_depth=1, decoder_depth=1, cross_depth=1,
-                              aligner_depth=1, caption_dim=4, head=spec.HeadSpec(64, 4, 4, 1), table=2)]
+            spec.MARSpec(
+                name="tiny",
+                grid=(2, 2),
+                dim=4,
+                heads=2,
+                encoder_depth=1,
+                decoder_depth=1,
+                classes=2,
+                buffer=1,
+                head=spec.HeadSpec(2, 4, 4, 1),
+                latent=spec.LatentSpec(channels=2),
+            ),
+            spec.LightGenSpec(
+                name="tiny",
+                dim=4,
+                heads=2,
+                encoder_depth=1,
+                decoder_depth=1,
+                cross_depth=1,
+                aligner_depth=1,
+                caption_dim=4,
+                head=spec.HeadSpec(64, 4, 4, 1),
+                table=2,
+            ),
+        ]
         self.modules = [mar.MAR(self.specs[0]), lightgen.LightGen(self.specs[1])]
         with torch.device("meta"):
             self.meta_vae = vae.KLVAE(spec.VAESpec(32, (1, 2), 1, 4, 4, encoder_attention=(1,)))
@@ -82,16 +104,23 @@ class Targets:
             found.append(b"\0" + save(tensors, self.metadata.spec_metadata(spec, "ema")))
             for legacy in (False, True):
                 stream = io.BytesIO()
-                self.torch.save({"model": few, "args": argparse.Namespace(lr=1.0)}, stream,
-                                _use_new_zipfile_serialization=not legacy)
+                self.torch.save(
+                    {"model": few, "args": argparse.Namespace(lr=1.0)},
+                    stream,
+                    _use_new_zipfile_serialization=not legacy,
+                )
                 found.append(b"\1" + stream.getvalue())
         return found
 
     def tables(self) -> list[bytes]:
         """Names, shapes and metadata of models as JSON."""
-        found = [{"shapes": {name: list(t.shape) for name, t in module.state_dict().items()},
-                  "metadata": self.metadata.spec_metadata(spec, "ema")}
-                 for spec, module in zip(self.specs, self.modules)]
+        found = [
+            {
+                "shapes": {name: list(t.shape) for name, t in module.state_dict().items()},
+                "metadata": self.metadata.spec_metadata(spec, "ema"),
+            }
+            for spec, module in zip(self.specs, self.modules)
+        ]
         found.append({"shapes": {name: list(t.shape) for name, t in self.meta_vae.state_dict().items()}})
         return [json.dumps(table).encode() for table in found]
 
@@ -145,21 +174,21 @@ def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
         elif kind == 1:
             result[at:at] = chance.randbytes(chance.randint(1, 8))
         elif kind == 2:
-            del result[at:at + chance.choice((1, 2, 8, 100))]
+            del result[at : at + chance.choice((1, 2, 8, 100))]
         elif kind == 3:
-            result[at:at + 8] = (chance.choice(NUMBERS) % 2**64).to_bytes(8, "little")
+            result[at : at + 8] = (chance.choice(NUMBERS) % 2**64).to_bytes(8, "little")
         elif kind == 4:
-            part = bytes(result[at:at + chance.choice((1, 8, 64))])
+            part = bytes(result[at : at + chance.choice((1, 8, 64))])
             result[at:at] = part * chance.choice((1, 2, 100))
         elif kind == 5:
             other = chance.choice(others)
             start = chance.randrange(len(other))
-            result[at:at + 16] = other[start:start + 16]
+            result[at : at + 16] = other[start : start + 16]
         else:
             found = list(re.finditer(rb"\d+", bytes(result[:20_000])))
             if found:
                 number = chance.choice(found)
-                result[number.start():number.end()] = str(chance.choice(NUMBERS)).encode()
+                result[number.start() : number.end()] = str(chance.choice(NUMBERS)).encode()
     return bytes(result)
 
 
@@ -202,9 +231,21 @@ def atheris_fuzz(name: str, seconds: float, seed: int, folder: Path) -> None:
     for index, data in enumerate(targets.corpus(name)):
         (inputs / str(index)).write_bytes(data)
     target = targets.target(name)
-    atheris.Setup([sys.argv[0], f"-max_total_time={int(seconds)}", f"-seed={seed}", f"-timeout={int(LONGEST_SECONDS)}",
-                   "-rss_limit_mb=4096", "-max_len=65536", "-print_final_stats=1", "-verbosity=0",
-                   f"-artifact_prefix={os.getcwd()}/", str(inputs)], lambda data: target(data) and None)
+    atheris.Setup(
+        [
+            sys.argv[0],
+            f"-max_total_time={int(seconds)}",
+            f"-seed={seed}",
+            f"-timeout={int(LONGEST_SECONDS)}",
+            "-rss_limit_mb=4096",
+            "-max_len=65536",
+            "-print_final_stats=1",
+            "-verbosity=0",
+            f"-artifact_prefix={os.getcwd()}/",
+            str(inputs),
+        ],
+        lambda data: target(data) and None,
+    )
     atheris.Fuzz()
 
 

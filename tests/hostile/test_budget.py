@@ -38,9 +38,14 @@ def test_a_system_that_tells_nothing_lets_everything_pass(monkeypatch: pytest.Mo
     check_budget(2**60, "it needs")
 
 
-@pytest.mark.parametrize("schedule, grid, batch", [(Schedule("x", "gtr", (4096, 4096)), (256, 256), 2),
-                                                   (Schedule("x", "random", (65_536,)), (256, 256), 1),
-                                                   (preset("lightgen-origin"), (256, 256), 4096)])
+@pytest.mark.parametrize(
+    "schedule, grid, batch",
+    [
+        (Schedule("x", "gtr", (4096, 4096)), (256, 256), 2),
+        (Schedule("x", "random", (65_536,)), (256, 256), 1),
+        (preset("lightgen-origin"), (256, 256), 4096),
+    ],
+)
 def test_plans_that_nobody_can_hold(schedule: Schedule, grid: tuple[int, int], batch: int) -> None:
     assert needed_to_refuse("the plan's steps need", schedule, grid, (1,) * batch) < 100 * 2**20
 

@@ -111,8 +111,10 @@ def test_a_right_header_over_a_terabyte(judge: Judge, tmp_path: Path) -> None:
 def test_wrong_names_do_not_help(judge: Judge, tmp_path: Path) -> None:
     """A pickle called .safetensors, a safetensors file called .pth."""
     cases = [(".safetensors", make(dumps(Call(os.mkdir, str(tmp_path / "executed"))))) for make in CONTAINERS.values()]
-    cases += [(suffix, pack({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}))
-              for suffix in (".pth", ".ckpt", ".bin", "")]
+    cases += [
+        (suffix, pack({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}))
+        for suffix in (".pth", ".ckpt", ".bin", "")
+    ]
     for suffix, data in cases:
         path = tmp_path / f"x{suffix}"
         path.write_bytes(data)

@@ -13,8 +13,14 @@ SECONDS = float(os.environ.get("GTR_FUZZ_SECONDS", "6"))
 
 
 def test_mutated_files_and_tables(tmp_path: Path, tally) -> None:
-    done = subprocess.run([sys.executable, str(FUZZ), "--minutes", str(SECONDS / 60)], cwd=tmp_path, text=True,
-                          capture_output=True, timeout=100 * SECONDS + 600, check=False)
+    done = subprocess.run(
+        [sys.executable, str(FUZZ), "--minutes", str(SECONDS / 60)],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=100 * SECONDS + 600,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (tried,) = re.findall(r"TRIED (\d+) inputs", done.stdout)
     assert int(tried) > 20 and not list(tmp_path.iterdir())

@@ -27,14 +27,34 @@ from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-FEW = settings(max_examples=120, deadline=None, derandomize=True, database=None,
-               suppress_health_check=list(HealthCheck))
+FEW = settings(
+    max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 COUNTS = st.one_of(st.integers(1, 12), st.sampled_from((0, -1, 64, 65_536, 65_537, 2**31, 2**63, 10**30)))
 RATES = st.one_of(st.floats(1, 20), st.sampled_from((0.0, -1.0, math.nan, math.inf, 1e-320, 1e308)))
 SIDES = st.one_of(st.integers(1, 12), st.sampled_from((0, -1, 257, 2**31, 2**63)))
-WORDS = st.one_of(st.text(max_size=20), st.sampled_from((
-    "", "nan", "inf", "-1", "1e400", "9" * 6000, "24,6,2", "٣", "\n", "1" + ",1" * 5000, "1,,2", "0x10", "--", "-o",
-    "\ud800")))
+WORDS = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(
+        (
+            "",
+            "nan",
+            "inf",
+            "-1",
+            "1e400",
+            "9" * 6000,
+            "24,6,2",
+            "٣",
+            "\n",
+            "1" + ",1" * 5000,
+            "1,,2",
+            "0x10",
+            "--",
+            "-o",
+            "\ud800",
+        )
+    ),
+)
 
 
 def one_line(error: Exception) -> None:
@@ -49,10 +69,18 @@ def choice(options) -> st.SearchStrategy:
 
 SCHEDULES = st.fixed_dictionaries(
     {"name": st.just("x"), "order": choice(ORDERS)},
-    optional={"steps": st.lists(COUNTS, max_size=4).map(tuple), "rates": st.lists(RATES, max_size=4).map(tuple),
-              "diffusion": st.lists(st.one_of(st.integers(1, 50), COUNTS), min_size=2, max_size=4).map(tuple),
-              "partition": choice(PARTITIONS), "decoder_scope": choice(SCOPES), "profile": choice(PROFILES),
-              "max_timestep": st.one_of(st.none(), COUNTS), "phases": choice(PHASES), "shift": st.booleans()})
+    optional={
+        "steps": st.lists(COUNTS, max_size=4).map(tuple),
+        "rates": st.lists(RATES, max_size=4).map(tuple),
+        "diffusion": st.lists(st.one_of(st.integers(1, 50), COUNTS), min_size=2, max_size=4).map(tuple),
+        "partition": choice(PARTITIONS),
+        "decoder_scope": choice(SCOPES),
+        "profile": choice(PROFILES),
+        "max_timestep": st.one_of(st.none(), COUNTS),
+        "phases": choice(PHASES),
+        "shift": st.booleans(),
+    },
+)
 
 
 @FEW
@@ -77,8 +105,9 @@ def check_schedule(counts, fields: dict, grid: tuple[int, int], batch: int, chan
 
 
 @FEW
-@given(st.sampled_from((8, 8, 8, 0, 7, 40)), st.sampled_from((8, 8, 8, 0, 64)), st.integers(-3, 103),
-       st.integers(0, 10))
+@given(
+    st.sampled_from((8, 8, 8, 0, 7, 40)), st.sampled_from((8, 8, 8, 0, 64)), st.integers(-3, 103), st.integers(0, 10)
+)
 def check_masks(counts, rows: int, columns: int, percent: int, seed: int) -> None:
     """Masks of any shape, against a grid that is another."""
     counts["masks"] += 1
@@ -91,8 +120,15 @@ def check_masks(counts, rows: int, columns: int, percent: int, seed: int) -> Non
 
 
 @FEW
-@given(st.one_of(st.floats(0.001, 1), st.floats()), COUNTS, choice(SELECTIONS), st.integers(1, 30),
-       st.tuples(*[COUNTS] * 5), st.floats(), choice(("linear", "constant")))
+@given(
+    st.one_of(st.floats(0.001, 1), st.floats()),
+    COUNTS,
+    choice(SELECTIONS),
+    st.integers(1, 30),
+    st.tuples(*[COUNTS] * 5),
+    st.floats(),
+    choice(("linear", "constant")),
+)
 def check_small_settings(counts, fraction, detail, selection, tokens, lazy, scale, schedule) -> None:
     counts["small settings"] += 1
     for make in (lambda: FTS(fraction, detail, selection), lambda: LazyMAR(*lazy), lambda: Guidance(scale, schedule)):
@@ -117,16 +153,40 @@ def check_labels(counts, text: str) -> None:
     assert labels and all(0 <= label < 1000 for label in labels)
 
 
-OPTIONS = ("--preset", "--grid", "--seed", "--steps", "--rates", "--diffusion", "--partition", "--scope", "--order",
-           "--fts", "--fts-fraction", "--fts-steps", "--model", "--cache", "--json", "--no-cfg", "--heads", "--weird")
-VALUES = st.one_of(WORDS, COUNTS.map(str), st.lists(COUNTS, max_size=4).map(lambda c: ",".join(map(str, c))),
-                   st.sampled_from([*PRESETS, *ORDERS, *PARTITIONS, *SCOPES, "16x16", "3x5", "0x0", "mar-b",
-                                    "lightgen"]), RATES.map(str))
+OPTIONS = (
+    "--preset",
+    "--grid",
+    "--seed",
+    "--steps",
+    "--rates",
+    "--diffusion",
+    "--partition",
+    "--scope",
+    "--order",
+    "--fts",
+    "--fts-fraction",
+    "--fts-steps",
+    "--model",
+    "--cache",
+    "--json",
+    "--no-cfg",
+    "--heads",
+    "--weird",
+)
+VALUES = st.one_of(
+    WORDS,
+    COUNTS.map(str),
+    st.lists(COUNTS, max_size=4).map(lambda c: ",".join(map(str, c))),
+    st.sampled_from([*PRESETS, *ORDERS, *PARTITIONS, *SCOPES, "16x16", "3x5", "0x0", "mar-b", "lightgen"]),
+    RATES.map(str),
+)
 
 
 @FEW
-@given(st.sampled_from(("schedule", "flops", "info", "generate", "bench", "nothing")),
-       st.lists(st.tuples(st.sampled_from(OPTIONS), VALUES), max_size=4))
+@given(
+    st.sampled_from(("schedule", "flops", "info", "generate", "bench", "nothing")),
+    st.lists(st.tuples(st.sampled_from(OPTIONS), VALUES), max_size=4),
+)
 def check_arguments(counts, verb: str, pairs: list[tuple[str, str]]) -> None:
     """0 with a report, or 2 with a line that begins with error (argparse's own has the usage above it)."""
     counts["command lines"] += 1
@@ -145,8 +205,11 @@ def check_arguments(counts, verb: str, pairs: list[tuple[str, str]]) -> None:
         assert "Traceback" not in text
 
 
-@pytest.mark.parametrize("check", [check_schedule, check_masks, check_small_settings, check_labels, check_arguments],
-                         ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize(
+    "check",
+    [check_schedule, check_masks, check_small_settings, check_labels, check_arguments],
+    ids=lambda check: check.__name__.removeprefix("check_"),
+)
 def test_settings(check, tally) -> None:
     counts = Counter()
     check(counts)

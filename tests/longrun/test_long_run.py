@@ -85,8 +85,9 @@ def digests(images: list[bytes]) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="open files are counted as Unix counts them")
-def test_a_long_queue(comfy_path: Path, comfy_server: ComfyServer, model_files: frozenset[str], count: int,
-                      update: bool, tmp_path: Path) -> None:
+def test_a_long_queue(
+    comfy_path: Path, comfy_server: ComfyServer, model_files: frozenset[str], count: int, update: bool, tmp_path: Path
+) -> None:
     pytest.importorskip("websocket", reason="websocket-client is not installed: run python3 dev.py test")
     from gtr_tests import longrun
     from gtr_tests.client import Client
@@ -117,7 +118,8 @@ def test_a_long_queue(comfy_path: Path, comfy_server: ComfyServer, model_files: 
     for number in compared:
         base = tmp_path / str(number)
         assert fresh(comfy_path, comfy_server.base, base, graphs[number]) == pictures[number], (
-            f"prompt {number} ({kinds[number].name}) differs from a fresh process")
+            f"prompt {number} ({kinds[number].name}) differs from a fresh process"
+        )
     if count >= LONG:
         assert found.descriptors[1] <= found.descriptors[0] + OPEN, f"files stay open: {found.descriptors}"
         assert found.growth <= GROWTH, f"memory grew by {found.growth:.1%}: {found.memory} MiB"
@@ -142,8 +144,12 @@ def document(found: Figures, compared: int) -> None:
     from gtr_tests import longrun
 
     machine = describe_machine("cpu")
-    text = longrun.table(found, compared, f"{os.cpu_count()} cores of an {machine['name']}, torch {machine['torch']}, "
-                         f"Python {machine['python']}; the load average at the end was {os.getloadavg()[2]:.1f}")
+    text = longrun.table(
+        found,
+        compared,
+        f"{os.cpu_count()} cores of an {machine['name']}, torch {machine['torch']}, "
+        f"Python {machine['python']}; the load average at the end was {os.getloadavg()[2]:.1f}",
+    )
     page = ROOT / "docs" / "reliability.md"
     page.write_text(longrun.fill(page.read_text(encoding="utf-8"), text), encoding="utf-8")
     shutil.copy(OUTPUT / "long_run.png", page.with_name("long_run.png"))

@@ -132,8 +132,13 @@ class Client:
         """Send a picture to the input folder; gives the name that LoadImage knows it by."""
         return rest.upload(self.url, name, image)["name"]
 
-    def prompt(self, graph: Graph, expect_errors: bool = False,
-               on_event: Callable[[Event | Preview], None] | None = None, timeout: float = 300) -> Run:
+    def prompt(
+        self,
+        graph: Graph,
+        expect_errors: bool = False,
+        on_event: Callable[[Event | Preview], None] | None = None,
+        timeout: float = 300,
+    ) -> Run:
         """Run a graph to its end. `on_event` is called for every message as it is read, and may interrupt the run.
 
         Anything but a whole success fails the test, unless errors are expected.
@@ -186,8 +191,11 @@ class Client:
         # For an interrupted run status_str is "error" as well.
         run.status = "interrupted" if "execution_interrupted" in kinds else entry["status"]["status_str"]
         run.outputs = entry["outputs"]
-        run.images = {node: [rest.fetch(rest.view_url(self.url, image)) for image in output["images"]]
-                      for node, output in run.outputs.items() if output.get("images")}
+        run.images = {
+            node: [rest.fetch(rest.view_url(self.url, image)) for image in output["images"]]
+            for node, output in run.outputs.items()
+            if output.get("images")
+        }
 
     def _read(self) -> None:
         while True:
@@ -220,9 +228,9 @@ def _binary(data: bytes, at: float) -> Event | Preview | None:
     """A preview, or the text that a node shows while it runs as an event `progress_text`."""
     kind, second = struct.unpack_from(">II", data)
     if kind == TEXT:
-        return Event("progress_text", {"node": data[8:8 + second].decode(), "text": data[8 + second:].decode()}, at)
+        return Event("progress_text", {"node": data[8 : 8 + second].decode(), "text": data[8 + second :].decode()}, at)
     if kind == PREVIEW:
         return Preview(data[8:], {}, at)
     if kind == PREVIEW_WITH_METADATA:
-        return Preview(data[8 + second:], json.loads(data[8:8 + second]), at)
+        return Preview(data[8 + second :], json.loads(data[8 : 8 + second]), at)
     return None

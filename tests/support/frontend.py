@@ -15,12 +15,26 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route
 
 from .server import PACK
 
-CHROMIUM_FLAGS = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                  "--disable-component-update", "--disable-sync")
+CHROMIUM_FLAGS = (
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 READY = """types => window.app && window.app.extensionManager && window.LiteGraph && window.app.graph
     && types.every(type => type in window.LiteGraph.registered_node_types)"""
-EVENTS = ("execution_start", "execution_cached", "executing", "progress", "executed", "execution_success",
-          "execution_error", "execution_interrupted")
+EVENTS = (
+    "execution_start",
+    "execution_cached",
+    "executing",
+    "progress",
+    "executed",
+    "execution_success",
+    "execution_error",
+    "execution_interrupted",
+)
 # The page collects its events, and keeps them until the test asks.
 LISTEN = """names => {
     const seen = window.gtrEvents = [];
@@ -42,8 +56,10 @@ PICTURE = """type => { const n = window.app.graph._nodes.find(n => n.type === ty
     return image && image.naturalWidth > 0 ? [image.naturalWidth, image.naturalHeight] : null; }"""
 DROP = """([data, name, type]) => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
     const transfer = new DataTransfer(); transfer.items.add(new File([bytes], name, {type})); return transfer; }"""
-COMPLAINTS = ("[data-testid='error-overlay'], [data-testid^='missing-'], [data-testid='dialog-overlay'], "
-              "[role='dialog'], .p-toast-message-error")
+COMPLAINTS = (
+    "[data-testid='error-overlay'], [data-testid^='missing-'], [data-testid='dialog-overlay'], "
+    "[role='dialog'], .p-toast-message-error"
+)
 HELP, INFO = ".node-help-content", "[data-testid='info-button']"
 SELECTED = """id => { const canvas = window.app.canvas; const node = window.app.graph.getNodeById(id);
     if (canvas.selectedItems.has(node) && document.querySelector("[data-testid='info-button']")) return true;
@@ -77,8 +93,9 @@ class FrontEnd:
         self.page.goto(f"{self.url}/{query}", wait_until="domcontentloaded")
         self.page.wait_for_function(READY, arg=self.types, timeout=60_000)
         if template is not None:
-            self.page.wait_for_function("types => window.app.graph._nodes.some(n => types.includes(n.type))",
-                                        arg=self.types, timeout=20_000)
+            self.page.wait_for_function(
+                "types => window.app.graph._nodes.some(n => types.includes(n.type))", arg=self.types, timeout=20_000
+            )
 
     def browse_templates(self) -> None:
         """Open the template browser at this pack's templates."""
@@ -117,9 +134,11 @@ class FrontEnd:
 
     def widget_texts(self, node_type: str, widget: str) -> list[str]:
         """What a text widget of this name shows in every node of this type that has it."""
-        return self.page.evaluate("""([type, name]) => window.app.graph._nodes.filter(n => n.type === type)
+        return self.page.evaluate(
+            """([type, name]) => window.app.graph._nodes.filter(n => n.type === type)
             .flatMap(n => (n.widgets ?? []).filter(w => w.name === name).map(w => w.element.textContent))""",
-                                  [node_type, widget])
+            [node_type, widget],
+        )
 
     def graph_to_prompt(self) -> dict[str, Any]:
         """The API format of what is shown, made by the front end itself."""

@@ -69,12 +69,21 @@ def dumps(content: Any, protocol: int = 2) -> bytes:
     return stream.getvalue()
 
 
-def archive(pickled: bytes, *, compression: int = zipfile.ZIP_STORED, storage: bytes = bytes(16),
-            extra: dict[str, bytes] | None = None) -> bytes:
+def archive(
+    pickled: bytes,
+    *,
+    compression: int = zipfile.ZIP_STORED,
+    storage: bytes = bytes(16),
+    extra: dict[str, bytes] | None = None,
+) -> bytes:
     """torch's zip container around a pickle."""
     stream = io.BytesIO()
-    entries = {"archive/data.pkl": pickled, "archive/byteorder": b"little", "archive/data/0": storage,
-               "archive/version": b"3\n"} | (extra or {})
+    entries = {
+        "archive/data.pkl": pickled,
+        "archive/byteorder": b"little",
+        "archive/data/0": storage,
+        "archive/version": b"3\n",
+    } | (extra or {})
     with zipfile.ZipFile(stream, "w", compression) as file:
         for name, data in entries.items():
             file.writestr(name, data)
@@ -83,8 +92,17 @@ def archive(pickled: bytes, *, compression: int = zipfile.ZIP_STORED, storage: b
 
 def legacy(pickled: bytes, keys: tuple[str, ...] = ("0",), storage: bytes = bytes(16)) -> bytes:
     """The container before torch 1.6."""
-    return b"".join((dumps(MAGIC), dumps(VERSION), dumps(MACHINE), pickled, dumps(list(keys)),
-                     struct.pack("<q", len(storage) // 4), storage))
+    return b"".join(
+        (
+            dumps(MAGIC),
+            dumps(VERSION),
+            dumps(MACHINE),
+            pickled,
+            dumps(list(keys)),
+            struct.pack("<q", len(storage) // 4),
+            storage,
+        )
+    )
 
 
 def tar(pickled: bytes) -> bytes:
@@ -116,21 +134,38 @@ def executing(target: Path) -> Iterator[tuple[str, bytes]]:
         for name, container in CONTAINERS.items():
             yield f"reduce {name} {protocol}", container(dumps({"model": Call(os.mkdir, str(target))}, protocol))
         yield f"build {protocol}", archive(dumps(State(target), protocol))
-        yield f"nested archive {protocol}", archive(
-            dumps({"a": Call(torch.load, str(target))}, protocol),
-            extra={"archive/inner.pth": archive(dumps(Call(os.mkdir, str(target))))})
+        yield (
+            f"nested archive {protocol}",
+            archive(
+                dumps({"a": Call(torch.load, str(target))}, protocol),
+                extra={"archive/inner.pth": archive(dumps(Call(os.mkdir, str(target))))},
+            ),
+        )
     command = f"mkdir {target}".encode()
     yield "inst", archive(b"(S'" + command + b"'\nios\nsystem\n.")
     yield "obj", archive(b"(cos\nsystem\nS'" + command + b"'\no.")
     text = b"\x8c" + bytes([len(command)]) + command
     yield "stack global", archive(b"\x80\x04\x8c\x02os\x8c\x06system\x93" + text + b"\x85R.")
     yield "extension", archive(b"\x80\x02\x82\x01.")
-    for module, name in (("os", "system"), ("posix", "system"), ("nt", "system"), ("builtins", "eval"),
-                         ("__builtin__", "eval"), ("builtins", "getattr"), ("subprocess", "check_output"),
-                         ("torch", "load"), ("torch.hub", "load"), ("torch.utils.cpp_extension", "load_inline"),
-                         ("torch._utils", "_rebuild_wrapper_subclass"), ("torch._tensor", "_rebuild_from_type_v2"),
-                         ("torch.storage", "_load_from_bytes"), ("numpy", "load"), ("runpy", "run_path"),
-                         ("gtr_core.checkpoints.convert", "convert"), ("collections", "OrderedDict.fromkeys")):
+    for module, name in (
+        ("os", "system"),
+        ("posix", "system"),
+        ("nt", "system"),
+        ("builtins", "eval"),
+        ("__builtin__", "eval"),
+        ("builtins", "getattr"),
+        ("subprocess", "check_output"),
+        ("torch", "load"),
+        ("torch.hub", "load"),
+        ("torch.utils.cpp_extension", "load_inline"),
+        ("torch._utils", "_rebuild_wrapper_subclass"),
+        ("torch._tensor", "_rebuild_from_type_v2"),
+        ("torch.storage", "_load_from_bytes"),
+        ("numpy", "load"),
+        ("runpy", "run_path"),
+        ("gtr_core.checkpoints.convert", "convert"),
+        ("collections", "OrderedDict.fromkeys"),
+    ):
         call = f"c{module}\n{name}\n".encode() + b"X" + struct.pack("<I", len(command)) + command + b"\x85R."
         yield f"global {module}.{name}", archive(b"\x80\x02" + call)
         yield f"legacy global {module}.{name}", legacy(b"\x80\x02" + call)
@@ -141,8 +176,10 @@ def exhausting() -> Iterator[tuple[str, bytes]]:
     zeros, tera = bytes(16 << 20), 2**40
     yield "bomb: pickle", archive(b"\x80\x02]" + b"N" * (8 << 20) + b".", compression=zipfile.ZIP_DEFLATED)
     yield "bomb: storage", archive(dumps({"a": Forged((4,), (1,))}), compression=zipfile.ZIP_DEFLATED, storage=zeros)
-    yield "bomb: unused entry", archive(dumps({"a": Forged((4,), (1,))}), compression=zipfile.ZIP_BZIP2,
-                                        extra={"archive/x": zeros})
+    yield (
+        "bomb: unused entry",
+        archive(dumps({"a": Forged((4,), (1,))}), compression=zipfile.ZIP_BZIP2, extra={"archive/x": zeros}),
+    )
     yield "overlapping entries", overlapping(archive(dumps({"a": Forged((4,), (1,))}), storage=bytes(4096)))
     for name, container in (("zip", archive), ("legacy", legacy)):
         yield f"laughs {name}", container(laughs(60))
@@ -154,8 +191,10 @@ def exhausting() -> Iterator[tuple[str, bytes]]:
         yield f"long text {name}", container(b"\x80\x02X\xff\xff\xff\xffabc.")
         yield f"bytearray {name}", container(b"\x80\x02c__builtin__\nbytearray\n\x8a\x06\0\0\0\0\0\x01\x85R.")
         yield f"tensor class {name}", container(b"\x80\x02ctorch\nFloatTensor\n\x8a\x06\0\0\0\0\0\x01\x85R.")
-        yield f"untyped storage {name}", container(
-            b"\x80\x02ctorch.storage\nUntypedStorage\n\x8a\x06\0\0\0\0\0\x01\x85R.")
+        yield (
+            f"untyped storage {name}",
+            container(b"\x80\x02ctorch.storage\nUntypedStorage\n\x8a\x06\0\0\0\0\0\x01\x85R."),
+        )
         for what, forged in {
             "repeated to terabytes": Forged((tera, 2), (0, 0)),
             "larger than its storage": Forged((1000, 1000), (1000, 1)),

@@ -24,7 +24,7 @@ def pack(header: dict | bytes, data: bytes = bytes(4), length: int | None = None
 def hostile(good: bytes) -> Iterator[tuple[str, bytes]]:
     """Files made of nothing, and of a good model file ``good`` with one thing changed."""
     length = struct.unpack("<Q", good[:8])[0]
-    header, data = json.loads(good[8:8 + length]), good[8 + length:]
+    header, data = json.loads(good[8 : 8 + length]), good[8 + length :]
     one = json.dumps(entry()).encode()
     yield "nothing", b""
     yield "length only", bytes(8)
@@ -74,9 +74,9 @@ def hostile(good: bytes) -> Iterator[tuple[str, bytes]]:
         "no heads": '{"heads": 0}',
         "heads of 2**70": '{"heads": %d}' % 2**70,
         "patch of a million": '{"heads": 4, "latent": {"channels": 16, "stride": 1, "patch": 1000000, "scale": 1, '
-                              '"shift": 0}}',
+        '"shift": 0}}',
         "infinite scale": '{"heads": 4, "latent": {"channels": 16, "stride": 1, "patch": 1, "scale": Infinity, '
-                          '"shift": 0}}',
+        '"shift": 0}}',
         "too many class names": json.dumps({"heads": 4, "class_names": ["x"] * 100_000}),
         "class name that breaks lines": '{"heads": 4, "class_names": ["a\\nb"]}',
         "unknown field that breaks lines": '{"a\\nb": 1}',
@@ -92,8 +92,10 @@ def _changed(header: dict, data: bytes, dtype: str) -> bytes:
     (count,) = header[name]["shape"]
     added = count * sizes.get(dtype, 8) // 8
     others = {key: value for key, value in header.items() if key not in (name, "__metadata__")}
-    others = {key: entry(value["dtype"], value["shape"], *(offset + added for offset in value["data_offsets"]))
-              for key, value in others.items()}
+    others = {
+        key: entry(value["dtype"], value["shape"], *(offset + added for offset in value["data_offsets"]))
+        for key, value in others.items()
+    }
     # The old bytes of the tensor stay as those of one that does not belong.
     old = {"surplus": entry("F32", header[name]["shape"], *(o + added for o in header[name]["data_offsets"]))}
     return pack({name: entry(dtype, (count,), 0, added)} | others | old, bytes(added) + data)

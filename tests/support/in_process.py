@@ -33,8 +33,11 @@ class HostPack:
     @property
     def classes(self) -> dict[str, type]:
         """The pack's node classes by node id."""
-        return {node: found for node, found in self.host.NODE_CLASS_MAPPINGS.items()
-                if getattr(found, "RELATIVE_PYTHON_MODULE", "") == f"custom_nodes.{PACK}"}
+        return {
+            node: found
+            for node, found in self.host.NODE_CLASS_MAPPINGS.items()
+            if getattr(found, "RELATIVE_PYTHON_MODULE", "") == f"custom_nodes.{PACK}"
+        }
 
 
 def load_in_process(comfy: Path, base: Path, *flags: str) -> HostPack:

@@ -92,7 +92,11 @@ class Judge:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", self.code], stdin=subprocess.PIPE,
-                                             stdout=subprocess.PIPE, text=True)
+            self._process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", self.code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             assert self._process.stdout.readline() == "ready\n"
         return self._process

@@ -38,8 +38,13 @@ class Kind:
 
     @property
     def name(self) -> str:
-        marks = {"FTS": self.fts, "LazyMAR": self.lazy, "mask": self.masked, "no guidance": self.cfg == 1,
-                 "{} x {}".format(*self.size): any(self.size)}
+        marks = {
+            "FTS": self.fts,
+            "LazyMAR": self.lazy,
+            "mask": self.masked,
+            "no guidance": self.cfg == 1,
+            "{} x {}".format(*self.size): any(self.size),
+        }
         used = [mark for mark, wanted in marks.items() if wanted]
         return ", ".join([self.model, f"batch {self.batch}", self.order, *used])
 
@@ -73,14 +78,28 @@ def graph_of(kind: Kind, number: int) -> Graph:
     model_file, vae_file = FILES[kind.model]
     text = kind.model == "lightgen"
     graph: Graph = {
-        "model": node("GtR_LoadLightGen" if text else "GtR_LoadMAR", model_name=model_file, weight_dtype="default",
-                      **({"weights": "model", "corrected_positions": False} if text else {})),
+        "model": node(
+            "GtR_LoadLightGen" if text else "GtR_LoadMAR",
+            model_name=model_file,
+            weight_dtype="default",
+            **({"weights": "model", "corrected_positions": False} if text else {}),
+        ),
         "vae": node("VAELoader" if text else "GtR_LoadMARVAE", vae_name=vae_file),
-        "latent": node("GtR_EmptyLatent", model=["model", 0], width=kind.size[0], height=kind.size[1],
-                       batch_size=kind.batch),
-        "schedule": node("GtR_Scheduler", preset="custom", order=kind.order, steps=kind.steps, rates="",
-                         partition="quincunx", decoder_scope="full" if kind.lazy else "stage", diffusion_start=3,
-                         diffusion_end=2, diffusion_reconstruction=2),
+        "latent": node(
+            "GtR_EmptyLatent", model=["model", 0], width=kind.size[0], height=kind.size[1], batch_size=kind.batch
+        ),
+        "schedule": node(
+            "GtR_Scheduler",
+            preset="custom",
+            order=kind.order,
+            steps=kind.steps,
+            rates="",
+            partition="quincunx",
+            decoder_scope="full" if kind.lazy else "stage",
+            diffusion_start=3,
+            diffusion_end=2,
+            diffusion_reconstruction=2,
+        ),
         "sampler": sampler("latent", kind, number),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["vae", 0]),
         "save": node("SaveImage", images=["decode", 0], filename_prefix=f"longrun/{number:05}"),
@@ -90,8 +109,9 @@ def graph_of(kind: Kind, number: int) -> Graph:
         subject = SUBJECTS[number % len(SUBJECTS)]
         graph["condition"] = node("GtR_EncodeText", clip=["clip", 0], text=f"{subject}, {number}")
     else:
-        graph["condition"] = node("GtR_ClassCondition", model=["model", 0], class_name="207: golden retriever",
-                                  class_list=str(number % 10))
+        graph["condition"] = node(
+            "GtR_ClassCondition", model=["model", 0], class_name="207: golden retriever", class_list=str(number % 10)
+        )
     if kind.fts:
         graph["fts"] = node("GtR_FTS", fraction=0.1, detail_steps=4, selection="high")
     if kind.lazy:
@@ -100,8 +120,9 @@ def graph_of(kind: Kind, number: int) -> Graph:
         graph |= {
             "all": node("SolidMask", value=0.0, width=64, height=64),
             "part": node("SolidMask", value=1.0, width=32, height=32),
-            "mask": node("MaskComposite", destination=["all", 0], source=["part", 0], x=number % 32, y=16,
-                         operation="add"),
+            "mask": node(
+                "MaskComposite", destination=["all", 0], source=["part", 0], x=number % 32, y=16, operation="add"
+            ),
             "masked": node("SetLatentNoiseMask", samples=["sampler", 0], mask=["mask", 0]),
             "second": sampler("masked", kind, number + 1),
         }
@@ -115,8 +136,18 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 def sampler(latent: str, kind: Kind, seed: int) -> dict[str, Any]:
     optional = {name: [name, 0] for name, wanted in (("fts", kind.fts), ("cache", kind.lazy)) if wanted}
-    return node("GtR_Sampler", model=["model", 0], positive=["condition", 0], schedule=["schedule", 0],
-                latent_image=[latent, 0], seed=seed, cfg=kind.cfg, cfg_schedule="linear", temperature=1.0, **optional)
+    return node(
+        "GtR_Sampler",
+        model=["model", 0],
+        positive=["condition", 0],
+        schedule=["schedule", 0],
+        latent_image=[latent, 0],
+        seed=seed,
+        cfg=kind.cfg,
+        cfg_schedule="linear",
+        temperature=1.0,
+        **optional,
+    )
 
 
 def spread(kinds: Sequence[Kind], count: int) -> list[int]:
@@ -177,17 +208,20 @@ def figures(notes: Sequence[Note]) -> Figures:
     """Of notes in the order of their prompts."""
     window, count = 2 * len(KINDS), len(notes)
     mark = min(max(count // 2, 1), 100)
-    early, late = notes[max(mark - window, 0):max(mark, 1)], notes[-window:]
+    early, late = notes[max(mark - window, 0) : max(mark, 1)], notes[-window:]
     third = count // 3
     thirds = [by_kind(part) for part in (notes[:third], notes[-third:])]
     both = [kind for kind in thirds[0] if kind in thirds[1]]
     return Figures(
-        count, mark, tuple(median(n.resident for n in part) / MIB for part in (early, late)),
+        count,
+        mark,
+        tuple(median(n.resident for n in part) / MIB for part in (early, late)),
         max(n.resident for n in notes) / MIB,
         tuple(median(n.descriptors for n in part) for part in (early, late)),
         tuple((notes[end].processor - notes[end - third].processor) / third for end in (2 * third, count - 1)),
         tuple(median(of[kind] for kind in both) for of in thirds) if both else (0.0, 0.0),
-        {kind: thirds[1][kind] / thirds[0][kind] for kind in both})
+        {kind: thirds[1][kind] / thirds[0][kind] for kind in both},
+    )
 
 
 def by_kind(notes: Sequence[Note]) -> dict[str, float]:
@@ -203,19 +237,41 @@ def plain(notes: Sequence[Note], found: Figures) -> dict[str, Any]:
 def table(found: Figures, compared: int, machine: str) -> str:
     """The figures as a table for the documentation."""
     low, high = min(found.drift.values()), max(found.drift.values())
-    rows = (("what", "before", "at the end", "change"), ("---",) * 4,
-            (f"resident memory, MiB: after prompt {found.mark}, after prompt {found.prompts}",
-             *(f"{value:.1f}" for value in found.memory), f"{found.growth:+.2%}"),
-            ("open files and sockets, at the same prompts", *(f"{value:g}" for value in found.descriptors),
-             f"{found.descriptors[1] - found.descriptors[0]:+g}"),
-            ("processor seconds per prompt, second and last third", *(f"{value:.3f}" for value in found.processor),
-             f"{found.processor[1] / found.processor[0]:.2f} x"),
-            ("seconds per prompt, median, first and last third", *(f"{value:.2f}" for value in found.seconds),
-             f"{low:.2f} to {high:.2f} x by kind"))
+    rows = (
+        ("what", "before", "at the end", "change"),
+        ("---",) * 4,
+        (
+            f"resident memory, MiB: after prompt {found.mark}, after prompt {found.prompts}",
+            *(f"{value:.1f}" for value in found.memory),
+            f"{found.growth:+.2%}",
+        ),
+        (
+            "open files and sockets, at the same prompts",
+            *(f"{value:g}" for value in found.descriptors),
+            f"{found.descriptors[1] - found.descriptors[0]:+g}",
+        ),
+        (
+            "processor seconds per prompt, second and last third",
+            *(f"{value:.3f}" for value in found.processor),
+            f"{found.processor[1] / found.processor[0]:.2f} x",
+        ),
+        (
+            "seconds per prompt, median, first and last third",
+            *(f"{value:.2f}" for value in found.seconds),
+            f"{low:.2f} to {high:.2f} x by kind",
+        ),
+    )
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", f"The most memory at the end of a prompt was {found.most_memory:.0f} MiB. {compared} "
-                      "prompts were repeated in a fresh process each, and every pixel was equal.", "",
-                      f"Machine: {machine}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The most memory at the end of a prompt was {found.most_memory:.0f} MiB. {compared} "
+            "prompts were repeated in a fresh process each, and every pixel was equal.",
+            "",
+            f"Machine: {machine}.",
+        ]
+    )
 
 
 def fill(page: str, text: str) -> str:
@@ -233,12 +289,18 @@ def draw(notes: Sequence[Note], path: Path) -> None:
     """Two panels over the prompt's number: memory and seconds, every prompt faint and the running median strong."""
     sheet = Image.new("RGB", (WIDTH, 2 * (PANEL + GAP) + TOP), PAPER)
     pen = ImageDraw.Draw(sheet)
-    panels = (("Resident memory of the server, MiB", [n.resident / MIB for n in notes]),
-              ("Seconds per prompt (twelve kinds of prompt)", [n.seconds for n in notes]))
+    panels = (
+        ("Resident memory of the server, MiB", [n.resident / MIB for n in notes]),
+        ("Seconds per prompt (twelve kinds of prompt)", [n.seconds for n in notes]),
+    )
     for index, (title, values) in enumerate(panels):
         panel(pen, TOP + index * (PANEL + GAP), title, values, LINES[index])
-    pen.text((LEFT, sheet.height - 34), f"prompt, 1 to {len(notes)}; strong: running median of two rounds of all kinds",
-             font=ImageFont.load_default(18), fill=INK)
+    pen.text(
+        (LEFT, sheet.height - 34),
+        f"prompt, 1 to {len(notes)}; strong: running median of two rounds of all kinds",
+        font=ImageFont.load_default(18),
+        fill=INK,
+    )
     sheet.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -261,7 +323,7 @@ def panel(pen: ImageDraw.ImageDraw, top: int, title: str, values: Sequence[float
         x, y = place(number, value)
         pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=tuple((c + 3 * 255) // 4 for c in colour))
     window = 2 * len(KINDS)
-    smooth = [median(values[max(k - window + 1, 0):k + 1]) for k in range(len(values))]
+    smooth = [median(values[max(k - window + 1, 0) : k + 1]) for k in range(len(values))]
     pen.line([place(number, value) for number, value in enumerate(smooth)], fill=colour, width=4, joint="curve")
 
 

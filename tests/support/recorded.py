@@ -28,4 +28,4 @@ class RecordedNoise:
     def draw(self, step, tokens, diffusion_steps):
         init, steps = self.arrays[f"it{step:02d}_init"], self.arrays[f"it{step:02d}_steps"]
         shape = (self.batch, tokens, init.shape[-1])
-        return init.view(shape), steps[:, :self.batch * tokens].reshape(diffusion_steps, *shape)
+        return init.view(shape), steps[:, : self.batch * tokens].reshape(diffusion_steps, *shape)

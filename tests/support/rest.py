@@ -49,9 +49,11 @@ def post(url: str, payload: Any) -> Any:
 def upload(url: str, name: str, image: bytes) -> Any:
     """Send a picture to the server's input folder."""
     line = uuid.uuid4().hex
-    head = (f'--{line}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
-            f'--{line}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
-            "Content-Type: image/png\r\n\r\n")
+    head = (
+        f'--{line}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
+        f'--{line}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    )
     body = head.encode() + image + f"\r\n--{line}--\r\n".encode()
     return _parse(fetch(f"{url}/upload/image", body, f"multipart/form-data; boundary={line}"))
 
@@ -60,8 +62,11 @@ def complaints(body: Any) -> list[str]:
     """One line per thing that the answer to POST /prompt finds wrong."""
     if not isinstance(body, dict):
         return []
-    lines = [f"node {node} ({found.get('class_type')}): {error['message']}: {error['details']}"
-             for node, found in (body.get("node_errors") or {}).items() for error in found["errors"]]
+    lines = [
+        f"node {node} ({found.get('class_type')}): {error['message']}: {error['details']}"
+        for node, found in (body.get("node_errors") or {}).items()
+        for error in found["errors"]
+    ]
     error = body.get("error")
     if not lines and isinstance(error, dict):
         lines = [f"{error.get('message')}: {error.get('details')}"]

@@ -50,20 +50,36 @@ class ComfyServer:
 
     def start(self) -> None:
         """Start the process and wait until it answers; DevError with its last words if it does not."""
-        command = [str(self.python), "main.py", "--listen", "127.0.0.1", "--port", str(self.port),
-                   "--base-directory", str(self.base), *QUIET, *self.flags]
+        command = [
+            str(self.python),
+            "main.py",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base),
+            *QUIET,
+            *self.flags,
+        ]
         # glibc keeps large blocks that were freed, as it sees fit; the tests ask what the server holds.
-        environment = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), **os.environ, "PYTHONUNBUFFERED": "1",
-                       "PYTHONUTF8": "1"}
+        environment = {
+            "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONUTF8": "1",
+        }
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, cwd=self.comfy, env=environment, stdin=subprocess.DEVNULL,
-                                             stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                command, cwd=self.comfy, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
         end = time.monotonic() + READY_SECONDS
         while not self._answers():
             self.check_alive()
             if time.monotonic() > end:
-                raise DevError(f"ComfyUI should answer within {READY_SECONDS:.0f} s, and does not: see {self.log}.\n"
-                               f"{self.tail()}")
+                raise DevError(
+                    f"ComfyUI should answer within {READY_SECONDS:.0f} s, and does not: see {self.log}.\n{self.tail()}"
+                )
             time.sleep(0.1)
 
     def check_alive(self) -> None:
@@ -122,8 +138,15 @@ class ComfyServer:
 
 def make_base(base: Path, pack: Path = ROOT) -> Path:
     """Lay out a base folder: the pack as a custom node, room for models, settings for a quiet front end."""
-    for name in ("custom_nodes", "input", "output", "models/diffusion_models", "models/vae", "models/text_encoders",
-                 "user/default"):
+    for name in (
+        "custom_nodes",
+        "input",
+        "output",
+        "models/diffusion_models",
+        "models/vae",
+        "models/text_encoders",
+        "user/default",
+    ):
         (base / name).mkdir(parents=True, exist_ok=True)
     settings = base / "user" / "default" / "comfy.settings.json"
     if not settings.exists():

@@ -20,17 +20,34 @@ FILE_INPUTS = {"model_name", "vae_name"}
 DEMO_OPTION = "demo "
 
 HUB = "https://huggingface.co"
-MODELS = {model["name"]: model for model in (
-    {"name": "mar-base-ema.pth", "directory": "diffusion_models", "hash_type": "SHA256",
-     "url": f"{HUB}/jadechoghari/mar/resolve/773c9bdcd98740c7b876ce0d66f684a0e2468990/checkpoint-last.pth",
-     "hash": "7e970a33bc90353e2fabe3498ed1f2d194dd8d17cd387665f80b2984dfca538c"},
-    {"name": "kl16.safetensors", "directory": "vae", "url": f"{HUB}/jadechoghari/mar/resolve/main/kl16.safetensors"},
-    {"name": "lightgen-512.safetensors", "directory": "diffusion_models", "url": f"{HUB}/Beckham808/LightGen"},
-    {"name": "flan_t5_xxl_TE-only_FP16.safetensors", "directory": "text_encoders",
-     "url": f"{HUB}/easygoing0114/flan-t5-xxl-fused/resolve/main/flan_t5_xxl_TE-only_FP16.safetensors"},
-    {"name": "sd3.5_vae.safetensors", "directory": "vae",
-     "url": f"{HUB}/stabilityai/stable-diffusion-3.5-large/resolve/main/vae/diffusion_pytorch_model.safetensors"},
-)}
+MODELS = {
+    model["name"]: model
+    for model in (
+        {
+            "name": "mar-base-ema.pth",
+            "directory": "diffusion_models",
+            "hash_type": "SHA256",
+            "url": f"{HUB}/jadechoghari/mar/resolve/773c9bdcd98740c7b876ce0d66f684a0e2468990/checkpoint-last.pth",
+            "hash": "7e970a33bc90353e2fabe3498ed1f2d194dd8d17cd387665f80b2984dfca538c",
+        },
+        {
+            "name": "kl16.safetensors",
+            "directory": "vae",
+            "url": f"{HUB}/jadechoghari/mar/resolve/main/kl16.safetensors",
+        },
+        {"name": "lightgen-512.safetensors", "directory": "diffusion_models", "url": f"{HUB}/Beckham808/LightGen"},
+        {
+            "name": "flan_t5_xxl_TE-only_FP16.safetensors",
+            "directory": "text_encoders",
+            "url": f"{HUB}/easygoing0114/flan-t5-xxl-fused/resolve/main/flan_t5_xxl_TE-only_FP16.safetensors",
+        },
+        {
+            "name": "sd3.5_vae.safetensors",
+            "directory": "vae",
+            "url": f"{HUB}/stabilityai/stable-diffusion-3.5-large/resolve/main/vae/diffusion_pytorch_model.safetensors",
+        },
+    )
+}
 
 
 def inputs_of(node: dict[str, Any]) -> dict[str, tuple[bool, str, dict[str, Any]]]:
@@ -47,13 +64,19 @@ def inputs_of(node: dict[str, Any]) -> dict[str, tuple[bool, str, dict[str, Any]
 
 def schema(node: dict[str, Any]) -> dict[str, Any]:
     """The part of a node's definition that a saved workflow depends on."""
-    return {"inputs": [_input(name, *entry) for name, entry in inputs_of(node).items()],
-            "outputs": [list(pair) for pair in zip(node["output"], node["output_name"])]}
+    return {
+        "inputs": [_input(name, *entry) for name, entry in inputs_of(node).items()],
+        "outputs": [list(pair) for pair in zip(node["output"], node["output_name"])],
+    }
 
 
 def _input(name: str, required: bool, type_: str, settings: dict[str, Any]) -> dict[str, Any]:
-    entry = {"id": name, "type": type_, "required": required,
-             **{key: settings[key] for key in ("default", "min", "max") if key in settings}}
+    entry = {
+        "id": name,
+        "type": type_,
+        "required": required,
+        **{key: settings[key] for key in ("default", "min", "max") if key in settings},
+    }
     if type_ == "COMBO" and name not in FILE_INPUTS:
         entry["options"] = [option for option in settings["options"] if not option.startswith(DEMO_OPTION)]
     return entry
@@ -72,10 +95,10 @@ def incompatible(old: dict[str, Any], new: dict[str, Any], replaced: Collection[
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[str]:
     was, now = ([entry["id"] for entry in node["inputs"]] for node in (old, new))
-    if now[:len(was)] != was:
+    if now[: len(was)] != was:
         yield f"inputs were {was}, and are {now}: append only"
         return
-    if new["outputs"][:len(old["outputs"])] != old["outputs"]:
+    if new["outputs"][: len(old["outputs"])] != old["outputs"]:
         yield f"outputs were {old['outputs']}, and are {new['outputs']}: append only"
     for before, after in zip(old["inputs"], new["inputs"]):
         for key in ("type", "default"):
@@ -87,20 +110,28 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[str]:
             yield f"{before['id']} was optional, and is required"
         if after.get("min", 0) > before.get("min", 0) or after.get("max", 0) < before.get("max", 0):
             yield f"the range of {before['id']} has shrunk"
-    for entry in new["inputs"][len(was):]:
+    for entry in new["inputs"][len(was) :]:
         if entry["required"]:
             yield f"{entry['id']} is new and required: make it optional"
 
 
 def english(node: dict[str, Any]) -> dict[str, Any]:
     """A node's entry in locales/en/nodeDefs.json."""
-    inputs = {name: {"name": name, **({"tooltip": settings["tooltip"]} if settings.get("tooltip") else {})}
-              for name, (_, _, settings) in inputs_of(node).items()}
+    inputs = {
+        name: {"name": name, **({"tooltip": settings["tooltip"]} if settings.get("tooltip") else {})}
+        for name, (_, _, settings) in inputs_of(node).items()
+    }
     tooltips = node["output_tooltips"] or [None] * len(node["output"])
-    outputs = {str(slot): {"name": name, **({"tooltip": tooltip} if tooltip else {})}
-               for slot, (name, tooltip) in enumerate(zip(node["output_name"], tooltips))}
-    return {"display_name": node["display_name"], "description": node["description"], "inputs": inputs,
-            "outputs": outputs}
+    outputs = {
+        str(slot): {"name": name, **({"tooltip": tooltip} if tooltip else {})}
+        for slot, (name, tooltip) in enumerate(zip(node["output_name"], tooltips))
+    }
+    return {
+        "display_name": node["display_name"],
+        "description": node["description"],
+        "inputs": inputs,
+        "outputs": outputs,
+    }
 
 
 def filled(translation: Any, pattern: Any) -> Any:

@@ -21,8 +21,10 @@ LIGHTGEN_FILE, SD3_VAE_FILE = "lightgen-512.safetensors", "sd3.5_vae.safetensors
 def write_all(models: Path) -> frozenset[str]:
     """Write every stand-in below a ComfyUI models folder; returns the file names."""
     raw, ema = (small_mar(seed).state_dict() for seed in (1, 2))
-    torch.save({"model": raw, "model_ema": ema, "args": argparse.Namespace(model="mar_base")},
-               models / "diffusion_models" / MAR_FILE)
+    torch.save(
+        {"model": raw, "model_ema": ema, "args": argparse.Namespace(model="mar_base")},
+        models / "diffusion_models" / MAR_FILE,
+    )
     vae = randomised(KLVAE(VAESpec(32, (1, 1, 1, 1, 1), 1, 16, 16, encoder_attention=(4,))), 3)
     save_file(vae.state_dict(), models / "vae" / VAE_FILE)
     lightgen = small_lightgen()
@@ -33,8 +35,17 @@ def write_all(models: Path) -> frozenset[str]:
 
 def small_mar(seed: int) -> MAR:
     """MAR-B's width, grid, classes and buffer with one block each: its head count is known from the width."""
-    spec = MARSpec(name="small", grid=(16, 16), dim=768, heads=12, encoder_depth=1, decoder_depth=1, classes=1000,
-                   buffer=64, head=HeadSpec(16, 768, 64, 1))
+    spec = MARSpec(
+        name="small",
+        grid=(16, 16),
+        dim=768,
+        heads=12,
+        encoder_depth=1,
+        decoder_depth=1,
+        classes=1000,
+        buffer=64,
+        head=HeadSpec(16, 768, 64, 1),
+    )
     return randomised(MAR(spec), seed)
 
 

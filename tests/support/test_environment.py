@@ -24,8 +24,17 @@ def pack(archive: Path, members: dict[str, bytes], link: tuple[str, str]) -> Non
 
 def test_only_plain_files_below_the_subtree_are_extracted(tmp_path: Path) -> None:
     archive, into = tmp_path / "a.tar.gz", tmp_path / "into"
-    pack(archive, {"top/tree/main.py": b"1", "top/tree/sub/x.py": b"2", "top/other.py": b"3",
-                   "top/tree/../../evil.py": b"4", "/top/tree/absolute.py": b"5"}, ("top/tree/link", "/etc"))
+    pack(
+        archive,
+        {
+            "top/tree/main.py": b"1",
+            "top/tree/sub/x.py": b"2",
+            "top/other.py": b"3",
+            "top/tree/../../evil.py": b"4",
+            "/top/tree/absolute.py": b"5",
+        },
+        ("top/tree/link", "/etc"),
+    )
     comfy_source.extract(archive, PurePosixPath("top/tree"), into)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()}
     assert found == {"a.tar.gz", "into/main.py", "into/sub/x.py"}

@@ -102,8 +102,11 @@ class Queue:
         body = {"prompt": graph, "client_id": self.client}
         async with self.session.post(f"{self.url}/prompt", json=body) as answer:
             said = await answer.json()
-        errors = [f"node {node}: {error['message']}: {error['details']}"
-                  for node, found in (said.get("node_errors") or {}).items() for error in found["errors"]]
+        errors = [
+            f"node {node}: {error['message']}: {error['details']}"
+            for node, found in (said.get("node_errors") or {}).items()
+            for error in found["errors"]
+        ]
         if errors or answer.status != 200:
             raise ValueError(f"row {number} was refused: {'; '.join(errors) or said}")
         return said["prompt_id"]
@@ -130,8 +133,12 @@ class Queue:
             entry = (await answer.json())[prompt_id]
         if entry["status"]["status_str"] != "success":
             return 1
-        images = [image for output in entry["outputs"].values() for image in output.get("images", ())
-                  if image["type"] == "output"]
+        images = [
+            image
+            for output in entry["outputs"].values()
+            for image in output.get("images", ())
+            if image["type"] == "output"
+        ]
         for image in images:
             async with self.session.get(f"{self.url}/view", params=image) as answer:
                 (self.out / f"{number:04d}_{image['filename']}").write_bytes(await answer.read())

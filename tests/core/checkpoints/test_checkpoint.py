@@ -57,8 +57,14 @@ def test_safetensors_round_trip(good, weights, spec):
 
 def test_metadata_carries_what_shapes_do_not_give(spec, weights):
     from dataclasses import replace
-    rich = replace(spec, name="x", latent=LatentSpec(16, 4, 1, 0.5, 0.1, ((0.1, 0.2, 0.3),) * 17),
-                   diffusion=DiffusionSpec(beta_cap=0.2, max_timestep=950), class_names=tuple("abcdefghij"))
+
+    rich = replace(
+        spec,
+        name="x",
+        latent=LatentSpec(16, 4, 1, 0.5, 0.1, ((0.1, 0.2, 0.3),) * 17),
+        diffusion=DiffusionSpec(beta_cap=0.2, max_timestep=950),
+        class_names=tuple("abcdefghij"),
+    )
     shapes = {name: tuple(t.shape) for name, t in weights.items()}
     assert read_spec(shapes, spec_metadata(rich, "ema")) == rich
 
@@ -155,7 +161,7 @@ def test_truncated_files(kind, keep, weights, tmp_path):
     path = tmp_path / f"cut{kind}"
     save_file(weights, path) if kind == ".safetensors" else torch.save({"model": weights}, path)
     data = path.read_bytes()
-    path.write_bytes(data[:int(keep if keep >= 1 or keep == 0 else keep * len(data))])
+    path.write_bytes(data[: int(keep if keep >= 1 or keep == 0 else keep * len(data))])
     assert "damaged or truncated" in refusal(path) or "not executed" in refusal(path)
 
 
@@ -241,8 +247,16 @@ def test_weights_that_are_not_plain(odd, weights, tmp_path):
     assert "was not executed (it wants torch._utils._rebuild_" in refusal(tmp_path / "m.pth")
 
 
-@pytest.mark.parametrize("content, words", [([1, 2], "holds a list"), ({}, "holds a dict"), ({"a": 1}, "'a' is a int"),
-                                            ({"model_ema": None}, "NoneType"), (torch.zeros(2), "holds a Tensor")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ([1, 2], "holds a list"),
+        ({}, "holds a dict"),
+        ({"a": 1}, "'a' is a int"),
+        ({"model_ema": None}, "NoneType"),
+        (torch.zeros(2), "holds a Tensor"),
+    ],
+)
 def test_pickles_of_something_else(content, words, tmp_path):
     torch.save(content, tmp_path / "x.pth")
     assert words in refusal(tmp_path / "x.pth")

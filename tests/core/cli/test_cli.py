@@ -41,7 +41,7 @@ def read_png(path: Path) -> np.ndarray:
     data, offset, body = path.read_bytes(), 8, b""
     while offset < len(data):
         length, kind = struct.unpack_from(">I4s", data, offset)
-        chunk = data[offset + 8:offset + 8 + length]
+        chunk = data[offset + 8 : offset + 8 + length]
         assert zlib.crc32(kind + chunk) == struct.unpack_from(">I", data, offset + 8 + length)[0]
         if kind == b"IHDR":
             width, height = struct.unpack_from(">II", chunk)
@@ -53,8 +53,13 @@ def read_png(path: Path) -> np.ndarray:
 
 
 def test_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "gtr_core", "schedule", "--preset", "gtr-full", "--json"], cwd=ROOT,
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "gtr_core", "schedule", "--preset", "gtr-full", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout)["preset"] == "gtr-full"
 
 
@@ -112,8 +117,20 @@ def test_every_order_runs(capsys, tmp_path):
 
 
 def test_lazymar_on_the_command_line(capsys, tmp_path):
-    facts = run(capsys, "generate", "--order", "random", "--steps", 8, "--diffusion", "9,9,9", "--cache", "lazymar",
-                "-o", tmp_path / "a.png")
+    facts = run(
+        capsys,
+        "generate",
+        "--order",
+        "random",
+        "--steps",
+        8,
+        "--diffusion",
+        "9,9,9",
+        "--cache",
+        "lazymar",
+        "-o",
+        tmp_path / "a.png",
+    )
     assert "LazyMAR: 6 of 8 AR steps computed in full" in facts["report"]
     facts = run(capsys, "flops", "--model", "mar-b", "--preset", "gtr-full", "--cache", "lazymar")
     assert facts["speedup"] > run(capsys, "flops", "--model", "mar-b", "--preset", "gtr-full")["speedup"]
@@ -149,37 +166,40 @@ def test_generate_repeats_classes_up_to_the_batch(capsys, tmp_path):
     assert facts["classes"] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["generate", "--class", "10"], "class 10 is out of range: demo has classes 0 to 9"),
-    (["generate", "--class", "-1"], "out of range"),
-    (["generate", "--class", "zebra"], "demo has no class 'zebra'"),
-    (["generate", "--class", " , "], "no class given"),
-    (["generate", "--class", "1,2", "--batch", "1"], "give --batch 2"),
-    (["generate", "--model", DEMO_MAR], "give the model's VAE file with --vae"),
-    (["generate", "--output", "x.jpg"], "ends in .png"),
-    (["generate", "--model", "nowhere.safetensors", "--vae", "x"], "no file at nowhere.safetensors"),
-    (["generate", "--cfg", "nan"], "expected a finite number"),
-    (["generate", "--fts-fraction", "2"], "above 0 and at most 1"),
-    (["generate", "--steps", "4,x"], "not a list of numbers"),
-    (["schedule", "--grid", "16"], "expected rows x columns"),
-    (["schedule", "--grid", "0x4"], "expected at least 1 x 1"),
-    (["schedule", "--rates", "2.67,10.67,200"], "rate 200 of stage 3 does not fit"),
-    (["schedule", "--steps", "1,1,1,1", "--grid", "1x8"], "empty subset"),
-    (["schedule", "--grid", "100000x100000"], "at most 256 x 256"),
-    (["schedule", "--steps", "1000000000"], "expected 1 to 65536"),
-    (["generate", "--class", "+-5"], "demo has no class '+-5'"),
-    (["generate", "--class", "9" * 5000], "demo has no class"),
-    (["generate", "--batch", "0"], "expected at least 1"),
-    (["generate", "--output", "none/x.png"], "no folder none"),
-    (["generate", "--device", "toaster"], "cannot be used here"),
-    (["info", "x" * 5000], "no file at"),
-    (["bench", "--presets", ","], "nothing to measure"),
-    (["bench", "--presets", "fast"], "gtr-lightgen-fast, lazymar, reference"),
-    (["bench", "--model", "lightgen", "--size", "512x500"], "multiples of 16"),
-    (["search", "--against", "fast"], "unknown preset 'fast'"),
-    (["flops", "--model", "mar-x"], "no file at mar-x"),
-    (["info", "nowhere"], "no file at nowhere"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["generate", "--class", "10"], "class 10 is out of range: demo has classes 0 to 9"),
+        (["generate", "--class", "-1"], "out of range"),
+        (["generate", "--class", "zebra"], "demo has no class 'zebra'"),
+        (["generate", "--class", " , "], "no class given"),
+        (["generate", "--class", "1,2", "--batch", "1"], "give --batch 2"),
+        (["generate", "--model", DEMO_MAR], "give the model's VAE file with --vae"),
+        (["generate", "--output", "x.jpg"], "ends in .png"),
+        (["generate", "--model", "nowhere.safetensors", "--vae", "x"], "no file at nowhere.safetensors"),
+        (["generate", "--cfg", "nan"], "expected a finite number"),
+        (["generate", "--fts-fraction", "2"], "above 0 and at most 1"),
+        (["generate", "--steps", "4,x"], "not a list of numbers"),
+        (["schedule", "--grid", "16"], "expected rows x columns"),
+        (["schedule", "--grid", "0x4"], "expected at least 1 x 1"),
+        (["schedule", "--rates", "2.67,10.67,200"], "rate 200 of stage 3 does not fit"),
+        (["schedule", "--steps", "1,1,1,1", "--grid", "1x8"], "empty subset"),
+        (["schedule", "--grid", "100000x100000"], "at most 256 x 256"),
+        (["schedule", "--steps", "1000000000"], "expected 1 to 65536"),
+        (["generate", "--class", "+-5"], "demo has no class '+-5'"),
+        (["generate", "--class", "9" * 5000], "demo has no class"),
+        (["generate", "--batch", "0"], "expected at least 1"),
+        (["generate", "--output", "none/x.png"], "no folder none"),
+        (["generate", "--device", "toaster"], "cannot be used here"),
+        (["info", "x" * 5000], "no file at"),
+        (["bench", "--presets", ","], "nothing to measure"),
+        (["bench", "--presets", "fast"], "gtr-lightgen-fast, lazymar, reference"),
+        (["bench", "--model", "lightgen", "--size", "512x500"], "multiples of 16"),
+        (["search", "--against", "fast"], "unknown preset 'fast'"),
+        (["flops", "--model", "mar-x"], "no file at mar-x"),
+        (["info", "nowhere"], "no file at nowhere"),
+    ],
+)
 def test_wrong_input_ends_in_one_line(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert words in refused(capsys, *arguments)
@@ -198,13 +218,24 @@ def test_an_unwritable_picture(capsys, tmp_path):
 def test_generate_from_encoded_prompts(capsys, tmp_path):
     """LightGen and an SD3-like VAE, both small: text states in, pictures of any size out."""
     from gtr_tests.stand_ins import randomised, small_lightgen
+
     spec = VAESpec(32, (1, 1, 1, 1), 1, 16, 16, quant=False)
     model = small_lightgen()
     save_file(model.state_dict(), tmp_path / "model.safetensors", spec_metadata(model.spec, "model"))
     save_file(randomised(KLVAE(spec), 1).state_dict(), tmp_path / "vae.safetensors")
     save_file({"prompt_embeds": torch.randn(2, 128, 64)}, tmp_path / "text.safetensors")
-    arguments = ["generate", *FAST, "--model", tmp_path / "model.safetensors", "--vae", tmp_path / "vae.safetensors",
-                 "--size", "96x64", "-o", tmp_path / "a.png"]
+    arguments = [
+        "generate",
+        *FAST,
+        "--model",
+        tmp_path / "model.safetensors",
+        "--vae",
+        tmp_path / "vae.safetensors",
+        "--size",
+        "96x64",
+        "-o",
+        tmp_path / "a.png",
+    ]
     facts = run(capsys, *arguments, "--prompt-embeds", tmp_path / "text.safetensors")
     assert [read_png(Path(file)).shape for file in facts["files"]] == [(64, 96, 3)] * 2
     assert "give its encoded prompts" in refused(capsys, *arguments)

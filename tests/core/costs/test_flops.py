@@ -40,8 +40,14 @@ def test_the_origin(model, capsys):
 
 @pytest.mark.parametrize("model", ORIGIN)
 @pytest.mark.parametrize(
-    "name, low, high", [("gtr-paper", 3.6, 3.8), ("gtr-full", 3.6, 3.8), ("gtr-extreme", 6.0, 6.6),
-                        ("gtr-best-4x", 4.0, 4.3), ("gtr-best-6x", 6.0, 6.6)]
+    "name, low, high",
+    [
+        ("gtr-paper", 3.6, 3.8),
+        ("gtr-full", 3.6, 3.8),
+        ("gtr-extreme", 6.0, 6.6),
+        ("gtr-best-4x", 4.0, 4.3),
+        ("gtr-best-6x", 6.0, 6.6),
+    ],
 )
 def test_the_presets(model, name, low, high, capsys):
     assert low < flops(capsys, "--model", model, "--preset", name)["speedup"] < high
@@ -62,8 +68,15 @@ def test_agreement_with_torchs_counter_under_lazymar(steps, diffusion):
     plan = make_plan(Schedule("x", "random", (steps,), diffusion=(diffusion,) * 3), spec.grid, (0,))
     model = MAR(spec, device="meta").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        sample(model, plan, torch.zeros(1, dtype=torch.int64), MetaNoise((0,), 16), device="meta", cache=LazyMAR(),
-               guidance=Guidance(3.0))
+        sample(
+            model,
+            plan,
+            torch.zeros(1, dtype=torch.int64),
+            MetaNoise((0,), 16),
+            device="meta",
+            cache=LazyMAR(),
+            guidance=Guidance(3.0),
+        )
     assert counter.get_total_flops() == pytest.approx(count_plan(plan, spec, cache=LazyMAR()).total, rel=1e-3)
 
 
@@ -77,11 +90,16 @@ def test_the_papers_table(capsys):
     assert lazy["speedup"] == pytest.approx(2.83, rel=0.03)
 
 
-@pytest.mark.parametrize("schedule, guided, fts", [
-    (Schedule("stage", "gtr", (3, 2, 2), diffusion=SHORT, decoder_scope="stage"), True, FTS(0.1, 8)),
-    (Schedule("full", "gtr", (2, 2, 1), diffusion=SHORT), True, FTS(0.3, 7, "all")),
-    (Schedule("unguided", "gtr", (2, 1, 1), diffusion=SHORT), False, None),
-    (Schedule("random", "random", (4,), diffusion=SHORT), True, FTS())], ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize(
+    "schedule, guided, fts",
+    [
+        (Schedule("stage", "gtr", (3, 2, 2), diffusion=SHORT, decoder_scope="stage"), True, FTS(0.1, 8)),
+        (Schedule("full", "gtr", (2, 2, 1), diffusion=SHORT), True, FTS(0.3, 7, "all")),
+        (Schedule("unguided", "gtr", (2, 1, 1), diffusion=SHORT), False, None),
+        (Schedule("random", "random", (4,), diffusion=SHORT), True, FTS()),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
 @pytest.mark.parametrize("unguided", [0.0, 0.5])
 def test_agreement_with_torchs_counter(schedule, guided, fts, unguided):
     """The plain implementation really run, on the meta device: shapes and operations without numbers."""
@@ -89,7 +107,15 @@ def test_agreement_with_torchs_counter(schedule, guided, fts, unguided):
     plan = make_plan(schedule, spec.grid, (0,))
     model = MAR(spec, device="meta").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        sample(model, plan, torch.zeros(1, dtype=torch.int64), MetaNoise((0,), 16), device="meta", fts=fts,
-               guidance=Guidance(3.0 if guided else 1.0, start=unguided), cache=Reference())
+        sample(
+            model,
+            plan,
+            torch.zeros(1, dtype=torch.int64),
+            MetaNoise((0,), 16),
+            device="meta",
+            fts=fts,
+            guidance=Guidance(3.0 if guided else 1.0, start=unguided),
+            cache=Reference(),
+        )
     counted = count_plan(plan, spec, guided=guided, unguided=unguided, fts=fts)
     assert counter.get_total_flops() == pytest.approx(counted.total, rel=1e-3)

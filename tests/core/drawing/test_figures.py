@@ -23,18 +23,20 @@ from gtr_pack.gtr_core.sampling.sampler import sample
 GTR = Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4), decoder_scope="stage")
 
 # Machado, Oliveira and Fernandes (2009), severity 1: linear RGB as people without one kind of cone see it.
-BLINDNESS = {"protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
-                        [-0.003882, -0.048116, 1.051998]],
-             "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
-                        [-0.011820, 0.042940, 0.968881]],
-             "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
-                        [0.004733, 0.691367, 0.303900]]}
+BLINDNESS = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
 
 
 def lab(colours: np.ndarray) -> np.ndarray:
     """CIE L*a*b* of linear RGB (n, 3), D65."""
-    xyz = np.clip(colours, 0, 1) @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722],
-                                             [0.0193, 0.1192, 0.9505]]).T / [0.9505, 1, 1.089]
+    xyz = (
+        np.clip(colours, 0, 1)
+        @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
+        / [0.9505, 1, 1.089]
+    )
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
 
@@ -103,7 +105,7 @@ def test_progress_counts_both_stages():
 
 
 def test_the_preview_shows_known_tokens_and_marks_the_others():
-    plan, = whole_grid(GTR, (3,), np.ones((6, 6), bool))
+    (plan,) = whole_grid(GTR, (3,), np.ones((6, 6), bool))
     state = state_of((plan,), 0, 3, (6, 6))
     steps = plan.plan.steps
     assert set(np.flatnonzero(state.ravel() == 0)) == set(np.concatenate([s.positions[0] for s in steps[:3]]))
@@ -113,8 +115,8 @@ def test_the_preview_shows_known_tokens_and_marks_the_others():
     picture = draw_state(colours, state, 240)
     assert picture.shape == (240, 240, 3)
     for row, column in np.ndindex(6, 6):
-        square, value = picture[row * 40:, column * 40:][:40, :40], state[row, column]
-        own = colours[row * 2:, column * 2:][:2, :2].repeat(20, 0).repeat(20, 1)
+        square, value = picture[row * 40 :, column * 40 :][:40, :40], state[row, column]
+        own = colours[row * 2 :, column * 2 :][:2, :2].repeat(20, 0).repeat(20, 1)
         assert np.array_equal(square, own) == (value == 0)
         if value > 0:
             assert tuple(square[20, 20]) == tuple(STAGE_COLOURS[value - 1])
@@ -135,8 +137,14 @@ def test_the_preview_of_windows_shows_all_of_them():
 
 def test_spent_steps_are_those_of_the_schedule_and_of_fts(tiny_mar):
     plan, spent, detail = make_plan(GTR, tiny_mar.spec.grid, (1, 2)), [], FTS(0.25, 8)
-    sample(tiny_mar, plan, torch.tensor([0, 1]), SeededNoise((1, 2), tiny_mar.spec.head.channels), fts=detail,
-           callback=lambda p: spent.append(p.spent.clone()) if p.step == p.steps else None)
+    sample(
+        tiny_mar,
+        plan,
+        torch.tensor([0, 1]),
+        SeededNoise((1, 2), tiny_mar.spec.head.channels),
+        fts=detail,
+        callback=lambda p: spent.append(p.spent.clone()) if p.step == p.steps else None,
+    )
     extra = spent[0].numpy() - planned_steps(plan)
     assert set(np.unique(extra)) == {0, detail.detail_steps - GTR.diffusion[2]}
     expected = sum(detail.count(step.tokens) for step in plan.steps if step.reconstruction)

@@ -56,8 +56,7 @@ def studio(tiny_mar, extractor) -> Studio:
 @pytest.fixture(scope="module")
 def real(extractor) -> Measured:
     generator = torch.Generator().manual_seed(7)
-    batches = ((torch.rand(40, 3, 128, 128, generator=generator) * 2 - 1, torch.arange(40) % CLASSES)
-               for _ in range(2))
+    batches = ((torch.rand(40, 3, 128, 128, generator=generator) * 2 - 1, torch.arange(40) % CLASSES) for _ in range(2))
     return make_reference(Judge(extractor), batches)
 
 
@@ -107,8 +106,8 @@ def test_a_deleted_shard_is_made_again_exactly(studio, complete):
     assert len(shards) == 4
     before = {path.name: path.read_bytes() for path in shards}
     shards[1].unlink()
-    shards[2].write_bytes(shards[2].read_bytes()[:-50])     # as a disk that was full
-    shards[3].write_bytes(before[shards[0].name])           # a shard of another key
+    shards[2].write_bytes(shards[2].read_bytes()[:-50])  # as a disk that was full
+    shards[3].write_bytes(before[shards[0].name])  # a shard of another key
     made = []
     again = evaluate(studio, [RANDOM, GTR], (0, 1), IMAGES, work, batch=4, on_shard=lambda *what: made.append(what))
     assert len(made) == 3 and {path.name: path.read_bytes() for path in work.iterdir()} == before
@@ -124,10 +123,17 @@ def test_a_longer_evaluation_goes_on(studio, tmp_path, monkeypatch):
     assert made == [4] and len(found["random"][0]) == 8
 
 
-@pytest.mark.parametrize("change", [
-    lambda m: replace(m, guidance=Guidance(3.0)), lambda m: replace(m, guidance=Guidance(2.0, "constant")),
-    lambda m: replace(m, fts=FTS()), lambda m: replace(m, temperature=0.9), lambda m: replace(m, cache=LazyMAR()),
-    lambda m: replace(m, schedule=replace(m.schedule, diffusion=(5, 4, 4)))])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: replace(m, guidance=Guidance(3.0)),
+        lambda m: replace(m, guidance=Guidance(2.0, "constant")),
+        lambda m: replace(m, fts=FTS()),
+        lambda m: replace(m, temperature=0.9),
+        lambda m: replace(m, cache=LazyMAR()),
+        lambda m: replace(m, schedule=replace(m.schedule, diffusion=(5, 4, 4))),
+    ],
+)
 def test_keys_tell_settings_apart(change, studio):
     assert studio.key(tasks([RANDOM], [0], 4)[0]) != studio.key(tasks([change(RANDOM)], [0], 4)[0])
 
@@ -135,9 +141,12 @@ def test_keys_tell_settings_apart(change, studio):
 def test_keys_tell_parts_and_pieces_apart(studio, extractor):
     task = tasks([RANDOM], [0], 4)[0]
     others = [studio.key(other) for other in (replace(task, seed=1), replace(task, start=4), replace(task, count=3))]
-    for part in ({"dtype": torch.bfloat16}, {"accelerate": True},
-                 {"judge": Judge(randomised(Extractor(extractor.spec), 2))},
-                 {"model": randomised(build(studio.model.spec), 3)}):
+    for part in (
+        {"dtype": torch.bfloat16},
+        {"accelerate": True},
+        {"judge": Judge(randomised(Extractor(extractor.spec), 2))},
+        {"model": randomised(build(studio.model.spec), 3)},
+    ):
         others.append(replace(studio, **part).key(task))
     assert len({studio.key(task), *others}) == 8
     assert studio.key(task) == Studio(studio.model, studio.vae, studio.judge).key(task)
@@ -202,8 +211,16 @@ def files(tiny_mar, extractor, real, tmp_path_factory) -> list[str]:
     save_file(tiny_mar.state_dict(), folder / "mar.safetensors", spec_metadata(tiny_mar.spec, "ema"))
     save_extractor(folder / "judge.safetensors", extractor)
     save_measured(folder / "real.safetensors", real, Judge(extractor).identity)
-    return ["--model", f"{folder / 'mar.safetensors'}", "--vae", str(VAE), "--extractor",
-            f"{folder / 'judge.safetensors'}", "--reference", f"{folder / 'real.safetensors'}"]
+    return [
+        "--model",
+        f"{folder / 'mar.safetensors'}",
+        "--vae",
+        str(VAE),
+        "--extractor",
+        f"{folder / 'judge.safetensors'}",
+        "--reference",
+        f"{folder / 'real.safetensors'}",
+    ]
 
 
 QUICK = ["--presets", "step-8,gtr-extreme", "--images", "5", "--seeds", "2", "--device", "cpu", "--json"]
@@ -239,20 +256,38 @@ def test_the_verb(whole, files, tmp_path):
 def test_workers_give_the_same_figures(files, tmp_path):
     """Shards made by two processes: the rows of one."""
     command = [sys.executable, "-m", "gtr_core", "eval", *files, *QUICK, "--presets", "gtr-extreme"]
-    done = [subprocess.run([*command, "--workers", str(count), "--work", str(tmp_path / str(count))], cwd=ROOT,
-                           capture_output=True, text=True, check=True) for count in (1, 2)]
+    done = [
+        subprocess.run(
+            [*command, "--workers", str(count), "--work", str(tmp_path / str(count))],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for count in (1, 2)
+    ]
     assert json.loads(done[0].stdout)["rows"] == json.loads(done[1].stdout)["rows"]
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "12")
     assert one == two and len(one) == 2
 
 
-@pytest.mark.parametrize("change, words", [
-    (["--extractor", "nowhere"], "no file at nowhere"), (["--images", "200"], "make a larger one or lower --images"),
-    (["--seeds", "0"], "at least 4 images and 1 seed"), (["--first-seed", "-1"], "1 seed from 0"),
-    (["--batch", "0"], "a batch of 0"), (["--presets", "fast"], "unknown preset"), (["--presets", ","], "at least one"),
-    (["--presets", "step-8,step-8"], "different names"), (["--metrics", "lpips"], "expected default, fid"),
-    (["--png", "none/x.png"], "no folder none"), (["--device", "toaster"], "cannot be used"),
-    (["--model", "demo", "--presets", "step-8"], "use the model's own")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (["--extractor", "nowhere"], "no file at nowhere"),
+        (["--images", "200"], "make a larger one or lower --images"),
+        (["--seeds", "0"], "at least 4 images and 1 seed"),
+        (["--first-seed", "-1"], "1 seed from 0"),
+        (["--batch", "0"], "a batch of 0"),
+        (["--presets", "fast"], "unknown preset"),
+        (["--presets", ","], "at least one"),
+        (["--presets", "step-8,step-8"], "different names"),
+        (["--metrics", "lpips"], "expected default, fid"),
+        (["--png", "none/x.png"], "no folder none"),
+        (["--device", "toaster"], "cannot be used"),
+        (["--model", "demo", "--presets", "step-8"], "use the model's own"),
+    ],
+)
 def test_wrong_options_end_in_one_line(change, words, files, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["eval", *files, *QUICK, *change]) == 2
@@ -272,9 +307,15 @@ def statistics_file(path: Path, **changes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"mu": None}, "no reference statistics"), ({"mu": np.zeros(3)}, "found shapes"),
-    ({"mu": np.full(fidelity.DIM, np.nan)}, "finite mu"), ({"sigma": np.array([{}])}, "no reference statistics")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"mu": None}, "no reference statistics"),
+        ({"mu": np.zeros(3)}, "found shapes"),
+        ({"mu": np.full(fidelity.DIM, np.nan)}, "finite mu"),
+        ({"sigma": np.array([{}])}, "no reference statistics"),
+    ],
+)
 def test_statistics_files_are_checked(changes, words, tmp_path):
     with pytest.raises(GtRError, match=words):
         fidelity.read_statistics(statistics_file(tmp_path / "s.npz", **changes))
@@ -311,6 +352,7 @@ def inception(tmp_path, monkeypatch) -> Path:
 def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
     """With random weights the numbers mean nothing, but they are torch-fidelity's own for the same PNG files."""
     import torch_fidelity
+
     statistics, pictures = tmp_path / "s.npz", tmp_path / "png" / "step-8"
     common = ["--presets", "step-8", "--extractor", str(inception), "--reference", str(statistics)]
     arguments = [*files[:4], *QUICK, *common, "--work", str(tmp_path / "work"), "--pictures", str(pictures.parent)]
@@ -325,8 +367,18 @@ def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
     out, progress = run(*arguments, "--metrics", "fid,is")
     values = json.loads(out)["rows"][0]["values"]
     theirs = torch_fidelity.calculate_metrics(
-        input1=str(pictures / "seed-0"), input2=str(pictures / "seed-1"), isc=True, fid=True, cuda=False, isc_splits=5,
-        rng_seed=2020, samples_shuffle=True, feature_extractor_weights_path=str(inception), cache=False, verbose=False)
+        input1=str(pictures / "seed-0"),
+        input2=str(pictures / "seed-1"),
+        isc=True,
+        fid=True,
+        cuda=False,
+        isc_splits=5,
+        rng_seed=2020,
+        samples_shuffle=True,
+        feature_extractor_weights_path=str(inception),
+        cache=False,
+        verbose=False,
+    )
     assert progress == "" and values["is"] == first["is"]
     assert values["is"][0] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
     assert values["fid"][0] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)

@@ -62,7 +62,7 @@ def test_frechet_distance_of_flat_features():
 def test_kernel_distance_by_hand():
     """Scalars: k(x, y) = (x y + 1)^3."""
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [3.0]])
-    within = 1.0 + 7.0**3                  # mean of k over pairs of different rows
+    within = 1.0 + 7.0**3  # mean of k over pairs of different rows
     between = (1 + 1 + 3.0**3 + 4.0**3) / 4
     assert metrics.kernel_distance(a, b) == pytest.approx(within - 2 * between)
 
@@ -84,7 +84,7 @@ def test_accuracy_and_inception_score():
     assert metrics.inception_score(certain) == pytest.approx(4)
     assert metrics.inception_score(torch.zeros(5, 4)) == pytest.approx(1)
     assert metrics.inception_score(certain[:1].repeat(5, 1)) == pytest.approx(1)
-    half = torch.tensor([[3.0, 1.0], [1.0, 3.0]]).log()   # p = (3/4, 1/4) and back: the divergence is known
+    half = torch.tensor([[3.0, 1.0], [1.0, 3.0]]).log()  # p = (3/4, 1/4) and back: the divergence is known
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert metrics.inception_score(half) == pytest.approx(math.exp(divergence))
 
@@ -123,9 +123,20 @@ def test_spectrum_distance_is_by_class():
         metrics.spectrum_distance(spectra, labels, moved, labels * 0)
 
 
-@pytest.mark.parametrize("freedom, quantile", [
-    (1, 12.706204736), (2, 4.302652730), (3, 3.182446305), (4, 2.776445105), (5, 2.570581836), (9, 2.262157163),
-    (10, 2.228138852), (30, 2.042272456), (1000, 1.962339081)])
+@pytest.mark.parametrize(
+    "freedom, quantile",
+    [
+        (1, 12.706204736),
+        (2, 4.302652730),
+        (3, 3.182446305),
+        (4, 2.776445105),
+        (5, 2.570581836),
+        (9, 2.262157163),
+        (10, 2.228138852),
+        (30, 2.042272456),
+        (1000, 1.962339081),
+    ],
+)
 def test_student_quantiles(freedom, quantile):
     """The tables' 97.5 % points."""
     assert metrics.student_quantile(0.975, freedom) == pytest.approx(quantile, abs=2e-9)
@@ -162,7 +173,10 @@ def test_extractor_shapes(extractor):
     features = extractor.features(pictures(2))
     assert features.shape == (2, 12)
     assert {name: tuple(s.shape) for name, s in extractor(pictures(2)).items()} == {
-        "class": (2, 3), "hue": (2, 4), "phase": (2, 2)}
+        "class": (2, 3),
+        "hue": (2, 4),
+        "phase": (2, 2),
+    }
     with pytest.raises(GtRError, match="judges 32 x 32 pixels, found 16 x 8"):
         extractor.features(torch.zeros(1, 3, 8, 16))
 
@@ -176,17 +190,34 @@ def test_extractor_file(extractor, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["judge.safetensors"]
 
 
-FIELDS = {"size": 32, "widths": [8, 16], "classes": ["a", "b", "c"], "factors": [["hue", 4], ["phase", 2]],
-          "feature_dim": 12, "accuracy": {}}
+FIELDS = {
+    "size": 32,
+    "widths": [8, 16],
+    "classes": ["a", "b", "c"],
+    "factors": [["hue", 4], ["phase", 2]],
+    "feature_dim": 12,
+    "accuracy": {},
+}
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"widths": [8, 6]}, "multiples of 4"), ({"widths": []}, "multiples of 4"), ({"size": 30}, "multiple of 4"),
-    ({"size": "32"}, "cannot be read"), ({"factors": [["hue", 4], ["hue", 2]]}, "different names"),
-    ({"factors": [["class", 4]]}, "different names"), ({"classes": ["a"]}, "2 choices"), ({"extra": 1}, "unknown"),
-    ({"accuracy": {"hue": 1.5}}, "shares"), ({"accuracy": {"size": 1}}, "shares"), ({"feature_dim": 13}, "shape"),
-    ({"widths": [8, 16, 16]}, "missing"), ({"classes": ["a\n", "b"]}, "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"widths": [8, 6]}, "multiples of 4"),
+        ({"widths": []}, "multiples of 4"),
+        ({"size": 30}, "multiple of 4"),
+        ({"size": "32"}, "cannot be read"),
+        ({"factors": [["hue", 4], ["hue", 2]]}, "different names"),
+        ({"factors": [["class", 4]]}, "different names"),
+        ({"classes": ["a"]}, "2 choices"),
+        ({"extra": 1}, "unknown"),
+        ({"accuracy": {"hue": 1.5}}, "shares"),
+        ({"accuracy": {"size": 1}}, "shares"),
+        ({"feature_dim": 13}, "shape"),
+        ({"widths": [8, 16, 16]}, "missing"),
+        ({"classes": ["a\n", "b"]}, "cannot be read"),
+    ],
+)
 def test_bad_extractor_files(change, words, extractor, tmp_path):
     metadata = {EXTRACTOR_KEY: json.dumps(FIELDS | change)}
     save_file(extractor.state_dict(), tmp_path / "x.safetensors", metadata)
@@ -220,7 +251,7 @@ def test_a_judge_measures_pictures_as_they_are_stored(extractor):
 def test_reference_file(extractor, tmp_path):
     judge, path = Judge(extractor), tmp_path / "real.safetensors"
     labels = torch.arange(12) % 3
-    real = make_reference(judge, ((pictures(6, k), labels[6 * k:6 * k + 6]) for k in range(2)))
+    real = make_reference(judge, ((pictures(6, k), labels[6 * k : 6 * k + 6]) for k in range(2)))
     save_measured(path, real, judge.identity)
     again = load_reference(path, judge)
     assert torch.equal(again.labels, labels) and torch.equal(again.features, real.features.half().float())
@@ -236,11 +267,16 @@ def test_reference_file(extractor, tmp_path):
         load_reference(path, judge)
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"features": torch.zeros(11, 12)}, "one row per picture"),
-    ({"labels": torch.full((12,), 3)}, "expected 3 classes"),
-    ({"features": torch.full((12, 12), math.nan)}, "NaN"), ({"labels": torch.full((12,), -1)}, "negative labels"),
-    ({"scores": torch.zeros(12, 4)}, "expected 3 classes")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"features": torch.zeros(11, 12)}, "one row per picture"),
+        ({"labels": torch.full((12,), 3)}, "expected 3 classes"),
+        ({"features": torch.full((12, 12), math.nan)}, "NaN"),
+        ({"labels": torch.full((12,), -1)}, "negative labels"),
+        ({"scores": torch.zeros(12, 4)}, "expected 3 classes"),
+    ],
+)
 def test_damaged_references(change, words, extractor, tmp_path):
     judge, path = Judge(extractor), tmp_path / "real.safetensors"
     save_measured(path, replace(judge.measure(pictures(12), torch.arange(12) % 3), **change), judge.identity)

@@ -62,19 +62,51 @@ def test_rounds_keep_the_best(tiny_mar, tmp_path):
         means = [row["figures"]["frechet"]["mean"] for row in rows]
         assert means == sorted(means)
     assert {row["method"] for row in last} == {row["method"] for row in first[:KEPT]}
-    alone = evaluate(studio, [method for method in methods if method.name == last[0]["method"]], (0, 1), 8,
-                     tmp_path / "again", batch=4)[last[0]["method"]]
+    alone = evaluate(
+        studio,
+        [method for method in methods if method.name == last[0]["method"]],
+        (0, 1),
+        8,
+        tmp_path / "again",
+        batch=4,
+    )[last[0]["method"]]
     assert last[0]["values"]["frechet"] == pytest.approx([measure(made, 0)["frechet"] for made in alone])
 
 
 def test_workers_find_the_same(tmp_path):
     """The verb on the demo model: two processes end with the winner and the figures of one."""
-    command = [sys.executable, "-m", "gtr_core", "search", "--cost", "demo", "--target", "5", "--candidates", "2",
-               "--images", "4", "--seeds", "1", "--batch", "4", "--device", "cpu", "--json", "--work"]
+    command = [
+        sys.executable,
+        "-m",
+        "gtr_core",
+        "search",
+        "--cost",
+        "demo",
+        "--target",
+        "5",
+        "--candidates",
+        "2",
+        "--images",
+        "4",
+        "--seeds",
+        "1",
+        "--batch",
+        "4",
+        "--device",
+        "cpu",
+        "--json",
+        "--work",
+    ]
     found = []
     for engine in ([], ["--workers", "2"]):
-        done = subprocess.run([*command, str(tmp_path / str(len(engine))), *engine], cwd=ROOT, capture_output=True,
-                              text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            [*command, str(tmp_path / str(len(engine))), *engine],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         found.append(json.loads(done.stdout))
     for part in ("winner", "rounds", "rows"):

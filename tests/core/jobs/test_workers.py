@@ -23,8 +23,11 @@ VAE = ROOT / "tests" / "golden" / "vae_tiny_fp16.safetensors"
 QUICK = ["--steps", "2,1,1", "--diffusion", "2,2,2", "--fts", "off", "--device", "cpu", "--manifest", "jsonl"]
 SIX = ["--images", "6", "--shard", "2", "--batch", "2", "--classes", "3,1,2,0", "--seed", "7"]
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray: the extra 'scale'")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(
-    [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]),
+}
 # Workers are other processes, that import what they do from a file: squares, written beside and renamed. The first to
 # try task 2 is killed, task 3 kills everyone if asked to, task 4 cannot be done, the first to try task 5 hangs.
 SQUARES = """
@@ -82,8 +85,15 @@ def test_a_killed_worker_and_a_slow_one(engine: str, tmp_path: Path) -> None:
     (tmp_path / "drive.py").write_text(DRIVE)
     (tmp_path / "out").mkdir()
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])}
-    done = subprocess.run([sys.executable, "drive.py", engine], cwd=tmp_path, env=environment, capture_output=True,
-                          text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "drive.py", engine],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = (tmp_path / "lines.txt").read_text().splitlines()
     assert len(lines) == 4, lines
@@ -91,7 +101,11 @@ def test_a_killed_worker_and_a_slow_one(engine: str, tmp_path: Path) -> None:
     assert lines[1] == "four is not for squares" and "3 workers died at the same task" in lines[2]
     assert lines[3] == "[36, 49, 64, 0, 1, 25] [0, 1, 2, 3, 4, 5]" and (tmp_path / "out" / "hung").exists()
     assert {path.name for path in (tmp_path / "out").glob("*")} == {
-        *(f"{task}.txt" for task in (0, 1, 2, 3, 5, 6, 7, 8)), "cursed", "killed", "hung"}
+        *(f"{task}.txt" for task in (0, 1, 2, 3, 5, 6, 7, 8)),
+        "cursed",
+        "killed",
+        "hung",
+    }
 
 
 def test_engines_that_cannot_be(monkeypatch) -> None:
@@ -121,8 +135,14 @@ def make(capsys, *arguments) -> dict:
 
 
 def make_elsewhere(*arguments) -> None:
-    done = subprocess.run([sys.executable, "-m", "gtr_core", "generate-many", *map(str, arguments)], cwd=ROOT,
-                          env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "gtr_core", "generate-many", *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and "6 of 6 pictures" in done.stderr, done.stderr[-2000:]
 
 
@@ -134,8 +154,10 @@ def single(model, tmp_path_factory) -> dict[str, bytes]:
     return contents(folder)
 
 
-@pytest.mark.parametrize("engine, workers", [("local", 2), ("local", 4), *(
-    pytest.param("ray", count, marks=needs_ray) for count in (1, 2, 4))])
+@pytest.mark.parametrize(
+    "engine, workers",
+    [("local", 2), ("local", 4), *(pytest.param("ray", count, marks=needs_ray) for count in (1, 2, 4))],
+)
 def test_the_number_of_workers_changes_no_byte(engine, workers, model, single, tmp_path):
     make_elsewhere(*model, *QUICK, *SIX, "--engine", engine, "--workers", workers, "-o", tmp_path)
     assert contents(tmp_path) == single
@@ -170,7 +192,10 @@ def test_shards_of_safetensors(model, capsys, tmp_path):
     assert shards[0]["pictures"].dtype == torch.uint8 and shards[0]["latents"].shape[0] == 2
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert [(row["file"], row["row"]) for row in rows] == [
-        ("000000.safetensors", 0), ("000000.safetensors", 1), ("000002.safetensors", 0)]
+        ("000000.safetensors", 0),
+        ("000000.safetensors", 1),
+        ("000002.safetensors", 0),
+    ]
 
 
 def test_a_parquet_manifest(model, capsys, tmp_path):
@@ -183,24 +208,33 @@ def test_a_parquet_manifest(model, capsys, tmp_path):
 
 def test_prompts_take_turns(capsys, tmp_path):
     from gtr_pack.gtr_core.models.vae import KLVAE, VAESpec
+
     text = small_lightgen()
     save_file(text.state_dict(), tmp_path / "model.safetensors", spec_metadata(text.spec, "model"))
     vae = randomised(KLVAE(VAESpec(32, (1, 1, 1, 1), 1, 16, 16, quant=False)), 1)
     save_file(vae.state_dict(), tmp_path / "vae.safetensors")
     save_file({"prompt_embeds": torch.randn(2, 128, 64)}, tmp_path / "text.safetensors")
     files = ["--model", tmp_path / "model.safetensors", "--vae", tmp_path / "vae.safetensors", "--size", "32x64"]
-    make(capsys, *files, *QUICK, "--prompt-embeds", tmp_path / "text.safetensors", "--images", 3, "-o",
-         tmp_path / "out")
+    make(
+        capsys, *files, *QUICK, "--prompt-embeds", tmp_path / "text.safetensors", "--images", 3, "-o", tmp_path / "out"
+    )
     rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == [0, 1, 0] and {row["class"] for row in rows} == {None}
     assert main(["generate-many", *map(str, files), *QUICK, "-o", str(tmp_path / "none")]) == 2
     assert "give its encoded prompts" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change, words", [
-    (["--images", "0"], "expected at least 1 picture"), (["--batch", "0"], "a batch from 1"),
-    (["--workers", "0"], "expected 1 to"), (["--classes", "zebra"], "has no class 'zebra'"),
-    (["--prompt-embeds", "x"], "leave out --prompt-embeds"), (["--vae", ""], "no VAE")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (["--images", "0"], "expected at least 1 picture"),
+        (["--batch", "0"], "a batch from 1"),
+        (["--workers", "0"], "expected 1 to"),
+        (["--classes", "zebra"], "has no class 'zebra'"),
+        (["--prompt-embeds", "x"], "leave out --prompt-embeds"),
+        (["--vae", ""], "no VAE"),
+    ],
+)
 def test_wrong_options_end_in_one_line(change, words, model, capsys, tmp_path):
     assert main(["generate-many", *model, *QUICK, "-o", str(tmp_path / "out"), *change]) == 2
     text = capsys.readouterr().err

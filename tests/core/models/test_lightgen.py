@@ -59,7 +59,7 @@ def test_backbone(size, golden, model):
         expected = g[f"{size}_enc"]
         assert error(encoded, expected) < 1e-5
     decoded = model.decode(encoded, known, masked, grid)
-    text, order = g["text_out"][:len(tokens)], torch.cat([known, masked], 1)
+    text, order = g["text_out"][: len(tokens)], torch.cat([known, masked], 1)
     z = model.read_text(decoded, order, text, grid)
     stride = 8 if size == "512" else 1
     for ours, theirs in ((decoded, g[f"{size}_dec"]), (z, g[f"{size}_z"])):
@@ -72,8 +72,14 @@ def test_targets_and_both_halves(golden, model):
     g = golden("lightgen_tiny_backbone")
     known, masked = positions(g["256_mask"], False), positions(g["256_mask"], True)
     null = model.null_condition(g["text_out"])
-    z, z_uncond = model(g["256_tokens"], known, masked[:, 3:20], torch.cat([masked[:, :3], masked[:, 20:]], 1),
-                        [g["text_out"], null], (16, 16))
+    z, z_uncond = model(
+        g["256_tokens"],
+        known,
+        masked[:, 3:20],
+        torch.cat([masked[:, :3], masked[:, 20:]], 1),
+        [g["text_out"], null],
+        (16, 16),
+    )
     rows = masked[:, 3:20, None].expand(-1, -1, z.shape[-1])
     assert error(z, g["256_z"].gather(1, rows)) < 1e-5
     assert error(z_uncond, g["256_z_uncond"].gather(1, rows)) < 1e-5
@@ -99,8 +105,9 @@ def test_corrected_positions_differ_for_non_square_pictures_only(model, weights)
     assert torch.equal(wide.view(8, 16, -1), turned)
 
 
-@pytest.mark.parametrize("case, grid, scale", [("256", (16, 16), Guidance(4.0, "constant")),
-                                               ("128x256", (8, 16), Guidance(3.0, "linear"))])
+@pytest.mark.parametrize(
+    "case, grid, scale", [("256", (16, 16), Guidance(4.0, "constant")), ("128x256", (8, 16), Guidance(3.0, "linear"))]
+)
 def test_full_loop(case, grid, scale, golden, model):
     g, tokens = golden(f"lightgen_tiny_sample_{case}"), grid[0] * grid[1]
     schedule = Schedule("recorded", "random", (4,), diffusion=(10, 10, 10))
@@ -144,18 +151,23 @@ def test_flops_of_the_plain_implementation():
         for step in plan.steps:
             known, order = (torch.zeros(2, n, dtype=torch.int64, device="meta") for n in (step.known.shape[1], 256))
             encoded = model.encode(torch.zeros(2, 256, 64, device="meta"), known, (16, 16))
-            decoded = model.decode(encoded, known, order[:, step.known.shape[1]:], (16, 16))
+            decoded = model.decode(encoded, known, order[:, step.known.shape[1] :], (16, 16))
             z = model.read_text(decoded, order, torch.zeros(2, 128, 1024, device="meta"), (16, 16))
             for _ in range(step.diffusion_steps):
-                rows = z[:, :step.tokens].flatten(0, 1)
+                rows = z[:, : step.tokens].flatten(0, 1)
                 model.head(torch.zeros(len(rows), 64, device="meta"), torch.zeros(len(rows), device="meta"), rows)
     assert counter.get_total_flops() == pytest.approx(count_plan(plan, spec).total, rel=1e-3)
 
 
 def run(model, text, seeds, **settings):
     plan = make_plan(SMALL, (8, 8), seeds)
-    return sample(model, plan, text, SeededNoise(tuple(seeds), model.spec.head.channels),
-                  **{"guidance": Guidance(2.0), "fts": FTS(0.3, 6)} | settings)
+    return sample(
+        model,
+        plan,
+        text,
+        SeededNoise(tuple(seeds), model.spec.head.channels),
+        **{"guidance": Guidance(2.0), "fts": FTS(0.3, 6)} | settings,
+    )
 
 
 def test_batch_seed_and_cancel_invariants(model, golden):
@@ -170,8 +182,8 @@ def test_batch_seed_and_cancel_invariants(model, golden):
         run(model, text, seeds, callback=cancel)
     assert torch.equal(run(model, text, seeds), first)
     for k in range(2):
-        alone = run(model, text[k:k + 1], seeds[k:k + 1])
-        assert error(alone, first[k:k + 1]) < 1e-3
+        alone = run(model, text[k : k + 1], seeds[k : k + 1])
+        assert error(alone, first[k : k + 1]) < 1e-3
     assert not torch.equal(run(model, text, image_seeds(10, 2)), first)
     assert not torch.equal(run(model, text.flip(0), seeds), first)
 
@@ -187,8 +199,13 @@ def test_a_negative_prompt_replaces_the_learned_empty_text(model, golden):
 def test_published_checkpoints(weights, tmp_path):
     """A pickle with both sets of weights and prefixes: upstream's scripts use `model`; EMA is a choice."""
     raw = {f"module.{name}": t for name, t in weights.items()}
-    content = {"model": raw, "model_ema": {name: t + 1 for name, t in raw.items()}, "optimizer": {"state": {}},
-               "epoch": 3, "args": argparse.Namespace(model="fluid_large")}
+    content = {
+        "model": raw,
+        "model_ema": {name: t + 1 for name, t in raw.items()},
+        "optimizer": {"state": {}},
+        "epoch": 3,
+        "args": argparse.Namespace(model="fluid_large"),
+    }
     path = tmp_path / "checkpoint-last.pth"
     torch.save(content, path)
     checkpoint = read_checkpoint(path)

@@ -10,8 +10,9 @@ from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models.vae import KLVAE, VAESpec, regroup
 from safetensors.torch import save_file
 
-SPEC = VAESpec(channels=16, multipliers=(1, 2), blocks=1, latent_channels=4, embed_channels=4, groups=4,
-               encoder_attention=(1,))
+SPEC = VAESpec(
+    channels=16, multipliers=(1, 2), blocks=1, latent_channels=4, embed_channels=4, groups=4, encoder_attention=(1,)
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,15 @@ def test_groups_travel_in_the_metadata(vae, tmp_path):
     assert load_vae(read_checkpoint(path))[0] == SPEC
 
 
-@pytest.mark.parametrize("metadata, complaint", [
-    ({"gtr.spec": '{"groups": 5}'}, "multiple of 5"),
-    ({"gtr.spec": '{"groups": 0}'}, "not a positive whole number"),
-    ({"gtr.spec": '{"heads": 4}'}, "does not fit a VAE"),
-    ({}, "multiple of 32"),
-])
+@pytest.mark.parametrize(
+    "metadata, complaint",
+    [
+        ({"gtr.spec": '{"groups": 5}'}, "multiple of 5"),
+        ({"gtr.spec": '{"groups": 0}'}, "not a positive whole number"),
+        ({"gtr.spec": '{"heads": 4}'}, "does not fit a VAE"),
+        ({}, "multiple of 32"),
+    ],
+)
 def test_groups_that_do_not_fit_are_named(vae, tmp_path, metadata, complaint):
     path = tmp_path / "vae.safetensors"
     save_file(vae.state_dict(), path, metadata=metadata)

@@ -59,8 +59,10 @@ def test_all_selects_all():
     assert detail.shape == (1, 8) and rest.shape == (1, 0)
 
 
-@pytest.mark.parametrize("settings", [dict(fraction=0.0), dict(fraction=1.5), dict(fraction=float("nan")),
-                                      dict(detail_steps=0), dict(selection="best")])
+@pytest.mark.parametrize(
+    "settings",
+    [dict(fraction=0.0), dict(fraction=1.5), dict(fraction=float("nan")), dict(detail_steps=0), dict(selection="best")],
+)
 def test_wrong_settings(settings):
     with pytest.raises(GtRError, match="expected"):
         FTS(**settings)

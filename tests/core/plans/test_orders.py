@@ -20,7 +20,7 @@ def test_halton_order(side, golden):
     """Upstream stops after 10,000 points, which leave 6 cells of 64 x 64 unvisited; ours goes on."""
     recorded = golden("orders")[f"halton_{side}"].numpy()
     order = halton_order((side, side))
-    assert order[:len(recorded)].tolist() == recorded.tolist()
+    assert order[: len(recorded)].tolist() == recorded.tolist()
     assert sorted(order) == list(range(side * side))
 
 
@@ -39,12 +39,15 @@ def test_subsample_begins_with_one_colour_of_the_checkerboard():
 @pytest.mark.parametrize("order", ["raster", "subsample", "halton"])
 def test_plans_follow_the_order(order):
     plan = make_plan(Schedule("x", order, (16,)), (16, 16), (1, 2))
-    expected = {"raster": raster_order, "halton": halton_order,
-                "subsample": lambda grid: subsample_order(grid, "checkerboard")}[order]((16, 16))
+    expected = {
+        "raster": raster_order,
+        "halton": halton_order,
+        "subsample": lambda grid: subsample_order(grid, "checkerboard"),
+    }[order]((16, 16))
     done = 0
     for step in plan.steps:
         for image in range(2):
-            assert step.positions[image].tolist() == sorted(expected[done:done + step.tokens])
+            assert step.positions[image].tolist() == sorted(expected[done : done + step.tokens])
         done += step.tokens
 
 

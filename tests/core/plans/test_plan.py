@@ -15,8 +15,15 @@ GRIDS = [(16, 16), (8, 8), (32, 32), (7, 13), (24, 9), (3, 5)]
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-@pytest.mark.parametrize("grid, stages, sizes", [((16, 16), 3, [64, 64, 128]), ((32, 32), 4, [128, 128, 256, 512]),
-                                                 ((16, 16), 1, [256]), ((16, 16), 2, [128, 128])])
+@pytest.mark.parametrize(
+    "grid, stages, sizes",
+    [
+        ((16, 16), 3, [64, 64, 128]),
+        ((32, 32), 4, [128, 128, 256, 512]),
+        ((16, 16), 1, [256]),
+        ((16, 16), 2, [128, 128]),
+    ],
+)
 def test_subset_sizes(partition, grid, stages, sizes):
     stage = stage_of_tokens(grid, stages, partition)
     assert [int((stage == k).sum()) for k in range(1, stages + 1)] == sizes
@@ -30,6 +37,7 @@ def test_the_reconstruction_stage_is_the_odd_colour(partition):
 
 def test_quincunx_keeps_tokens_as_far_apart_as_possible():
     """Smallest squared distance inside S_1: 4 for rows of the checkerboard, 2 where tokens touch at corners."""
+
     def smallest(partition):
         points = np.argwhere(stage_of_tokens((16, 16), 3, partition) == 1)
         squared = ((points[:, None] - points[None]) ** 2).sum(-1)
@@ -116,30 +124,36 @@ def test_more_steps_than_tokens_leave_no_empty_step():
     assert min(step.tokens for step in plan.steps) == 1 and len(plan.steps) < 300
 
 
-@pytest.mark.parametrize("settings, words", [
-    (dict(order="gtr", steps=(24, 6, 2), rates=(1.0,)), "exactly one"),
-    (dict(order="gtr"), "exactly one"),
-    (dict(order="gtr", steps=(0, 1)), "expected 1 to 65536"),
-    (dict(order="random", steps=(10**9,)), "expected 1 to 65536"),
-    (dict(order="gtr", rates=(0.5, 2.0)), "at least 1"),
-    (dict(order="gtr", rates=(float("nan"), 2.0)), "at least 1"),
-    (dict(order="random", steps=(4, 4)), "one stage"),
-    (dict(order="sideways", steps=(4,)), "expected one of gtr, random, raster"),
-    (dict(order="gtr", steps=(4,), partition="hexagon"), "expected one of quincunx"),
-    (dict(order="gtr", steps=(4,), decoder_scope="none"), "expected one of full"),
-    (dict(order="gtr", steps=(4,), diffusion=(0, 20, 20)), "1 to 1000"),
-])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(order="gtr", steps=(24, 6, 2), rates=(1.0,)), "exactly one"),
+        (dict(order="gtr"), "exactly one"),
+        (dict(order="gtr", steps=(0, 1)), "expected 1 to 65536"),
+        (dict(order="random", steps=(10**9,)), "expected 1 to 65536"),
+        (dict(order="gtr", rates=(0.5, 2.0)), "at least 1"),
+        (dict(order="gtr", rates=(float("nan"), 2.0)), "at least 1"),
+        (dict(order="random", steps=(4, 4)), "one stage"),
+        (dict(order="sideways", steps=(4,)), "expected one of gtr, random, raster"),
+        (dict(order="gtr", steps=(4,), partition="hexagon"), "expected one of quincunx"),
+        (dict(order="gtr", steps=(4,), decoder_scope="none"), "expected one of full"),
+        (dict(order="gtr", steps=(4,), diffusion=(0, 20, 20)), "1 to 1000"),
+    ],
+)
 def test_wrong_schedules_say_what_is_wrong(settings, words):
     with pytest.raises(GtRError, match=words) as caught:
         Schedule("x", **settings)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("schedule, words", [
-    (Schedule("x", "gtr", rates=(2.0, 2.0, 200.0)), "rate 200 of stage 3 does not fit: the stage has 128 tokens"),
-    (Schedule("x", "gtr", (65, 1, 1)), "65 AR steps do not fit stage 1: it has 64 tokens"),
-    (Schedule("x", "gtr", (1,) * 12), "use at most"),
-])
+@pytest.mark.parametrize(
+    "schedule, words",
+    [
+        (Schedule("x", "gtr", rates=(2.0, 2.0, 200.0)), "rate 200 of stage 3 does not fit: the stage has 128 tokens"),
+        (Schedule("x", "gtr", (65, 1, 1)), "65 AR steps do not fit stage 1: it has 64 tokens"),
+        (Schedule("x", "gtr", (1,) * 12), "use at most"),
+    ],
+)
 def test_settings_that_do_not_fit_the_grid(schedule, words):
     with pytest.raises(GtRError, match=words):
         make_plan(schedule, (16, 16), (0,))
@@ -172,6 +186,10 @@ def test_presets_never_change_meaning():
         "gtr-lightgen-fast": ("gtr", (12, 4, 2, 2), (50, 20, 20), "stage"),
     }
     assert {name: s.partition for name, s in PRESETS.items() if s.partition != "quincunx"} == {
-        "gtr-best-4x": "diagonal", "gtr-best-6x": "diagonal"}
+        "gtr-best-4x": "diagonal",
+        "gtr-best-6x": "diagonal",
+    }
     assert {name: s.max_timestep for name, s in PRESETS.items() if s.max_timestep is not None} == {
-        "disa-24": 950, "disa-16": 950}
+        "disa-24": 950,
+        "disa-16": 950,
+    }

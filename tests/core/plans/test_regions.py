@@ -40,12 +40,15 @@ def test_a_share_is_the_last_part_of_the_order(name):
         assert (stage[masks[1]] == schedule.stages).all()
 
 
-@pytest.mark.parametrize("settings, words", [
-    ((GTR, (6, 6), "some"), "expected one of reconstruction, variations, denoise"),
-    ((GTR, (6, 6), "denoise", 1.2), "denoise 1.2: expected 0"),
-    ((GTR, (6, 6), "denoise", float("nan")), "denoise nan: expected 0"),
-    ((preset("origin"), (6, 6), "variations"), "single stage.*redraw 'denoise'"),
-])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ((GTR, (6, 6), "some"), "expected one of reconstruction, variations, denoise"),
+        ((GTR, (6, 6), "denoise", 1.2), "denoise 1.2: expected 0"),
+        ((GTR, (6, 6), "denoise", float("nan")), "denoise nan: expected 0"),
+        ((preset("origin"), (6, 6), "variations"), "single stage.*redraw 'denoise'"),
+    ],
+)
 def test_wrong_redraws(settings, words):
     with pytest.raises(GtRError, match=words) as caught:
         redrawn_tokens(*settings)
@@ -58,7 +61,7 @@ def canvases():
     for height, width in ((6, 6), (9, 6), (7, 13), (12, 18), (20, 11)):
         corner, middle, holes = (np.ones((height, width), bool) for _ in range(3))
         corner[:6, :6] = False
-        middle[(height - 6) // 2:][:6, (width - 6) // 2:][:, :6] = False
+        middle[(height - 6) // 2 :][:6, (width - 6) // 2 :][:, :6] = False
         holes &= generator.random((height, width)) < 0.2
         yield from (corner, middle, np.ones((height, width), bool), holes, np.zeros((height, width), bool))
 
@@ -91,14 +94,22 @@ def test_every_window_has_its_own_seeds():
     assert regions[0].seeds == (1, 2) and len({seed for region in regions for seed in region.seeds}) == 2 * len(regions)
     alone = window_regions(GTR, (6, 6), (2,), np.ones((6, 12), bool))
     assert [region.seeds for region in alone] == [region.seeds[1:] for region in regions]
-    assert all(np.array_equal(a.positions[0], b.positions[1])
-               for one, both in zip(alone, regions) for a, b in zip(one.plan.steps, both.plan.steps))
+    assert all(
+        np.array_equal(a.positions[0], b.positions[1])
+        for one, both in zip(alone, regions)
+        for a, b in zip(one.plan.steps, both.plan.steps)
+    )
 
 
-@pytest.mark.parametrize("grid, overlap, words", [
-    ((5, 12), 0, "windows of 6 x 6 need at least that"), ((6, 513), 0, "at most 512 tokens a side"),
-    ((6, 12), 6, "cannot overlap by 6: use 1 to 5"), ((6, 12), -1, "cannot overlap by -1"),
-])
+@pytest.mark.parametrize(
+    "grid, overlap, words",
+    [
+        ((5, 12), 0, "windows of 6 x 6 need at least that"),
+        ((6, 513), 0, "at most 512 tokens a side"),
+        ((6, 12), 6, "cannot overlap by 6: use 1 to 5"),
+        ((6, 12), -1, "cannot overlap by -1"),
+    ],
+)
 def test_wrong_windows(grid, overlap, words):
     with pytest.raises(GtRError, match=words):
         windows((6, 6), np.ones(grid, bool), overlap)
@@ -108,18 +119,23 @@ def run(model: MAR, regions: tuple[Region, ...], tokens: torch.Tensor) -> torch.
     tokens, channels = tokens.clone(), model.spec.head.channels
     for region in regions:
         tokens[:, region.positions] = sample(
-            model, region.plan, torch.tensor([0, 1]), SeededNoise(region.seeds, channels),
-            tokens=tokens[:, region.positions], guidance=Guidance(2.0))
+            model,
+            region.plan,
+            torch.tensor([0, 1]),
+            SeededNoise(region.seeds, channels),
+            tokens=tokens[:, region.positions],
+            guidance=Guidance(2.0),
+        )
     return tokens
 
 
 def test_given_tokens_come_back_bitwise_from_every_edit(tiny_mar):
     own, generator = tiny_mar.spec.grid, torch.Generator().manual_seed(3)
     wide = np.ones((own[0], own[1] + 4), bool)
-    wide[:, :own[1]] = False
+    wide[:, : own[1]] = False
     for unknown in (redrawn_tokens(GTR, own, "variations"), redrawn_tokens(GTR, own, "denoise", 0.3), wide):
         given = torch.randn(2, unknown.size, tiny_mar.spec.head.channels, generator=generator)
-        regions = (window_regions(GTR, own, (1, 2), unknown) if unknown is wide else whole_grid(GTR, (1, 2), unknown))
+        regions = window_regions(GTR, own, (1, 2), unknown) if unknown is wide else whole_grid(GTR, (1, 2), unknown)
         out = run(tiny_mar, regions, given)
         fresh = torch.from_numpy(unknown.ravel())
         assert torch.equal(out[:, ~fresh], given[:, ~fresh]) and (out[:, fresh] != given[:, fresh]).all()
@@ -128,8 +144,9 @@ def test_given_tokens_come_back_bitwise_from_every_edit(tiny_mar):
 def test_a_redrawn_picture_depends_on_the_structure_that_it_keeps(tiny_mar):
     own, generator = tiny_mar.spec.grid, torch.Generator().manual_seed(3)
     regions = whole_grid(GTR, (1, 2), redrawn_tokens(GTR, own, "variations"))
-    one, other = (torch.randn(2, tiny_mar.spec.tokens, tiny_mar.spec.head.channels, generator=generator)
-                  for _ in range(2))
+    one, other = (
+        torch.randn(2, tiny_mar.spec.tokens, tiny_mar.spec.head.channels, generator=generator) for _ in range(2)
+    )
     fresh = torch.from_numpy(regions[0].unknown.ravel())
     mixed = torch.where(fresh[:, None], other, one)
     redrawn = [run(tiny_mar, regions, tokens)[:, fresh] for tokens in (one, mixed, other)]

@@ -42,8 +42,13 @@ def wide(monkeypatch):
 
 def run(model, condition, schedule=STAGES, **settings):
     seeds = image_seeds(3, len(condition))
-    return sample(model, make_plan(schedule, (8, 8), seeds), condition, SeededNoise(seeds, 16),
-                  **{"guidance": Guidance(2.5), "fts": FTS(0.2, 11)} | settings)
+    return sample(
+        model,
+        make_plan(schedule, (8, 8), seeds),
+        condition,
+        SeededNoise(seeds, 16),
+        **{"guidance": Guidance(2.5), "fts": FTS(0.2, 11)} | settings,
+    )
 
 
 def linear_layers(module: nn.Module) -> set[type]:
@@ -72,8 +77,15 @@ def test_an_image_of_a_batch_is_the_image_alone_with_packed_weights(tiny_mar, wi
     labels = torch.tensor([3, 8, 3])
     together = run(tiny_mar, labels, accelerate=True)
     plan = make_plan(STAGES, (8, 8), image_seeds(5, 1))
-    alone = sample(tiny_mar, plan, labels[2:], SeededNoise(image_seeds(5, 1), 16), guidance=Guidance(2.5),
-                   fts=FTS(0.2, 11), accelerate=True)
+    alone = sample(
+        tiny_mar,
+        plan,
+        labels[2:],
+        SeededNoise(image_seeds(5, 1), 16),
+        guidance=Guidance(2.5),
+        fts=FTS(0.2, 11),
+        accelerate=True,
+    )
     assert error(together[2:], alone) < 1e-3
 
 
@@ -87,7 +99,8 @@ def test_a_packed_model_shares_all_but_its_linear_layers(tiny_mar):
     layers = [layer for layer in tiny_mar.modules() if isinstance(layer, nn.Linear)]
     in_head = {layer for layer in tiny_mar.head.modules() if isinstance(layer, nn.Linear)}
     assert packed_bytes(tiny_mar, torch.bfloat16) == sum(
-        layer.weight.numel() * (4 if layer in in_head else 2) for layer in layers)
+        layer.weight.numel() * (4 if layer in in_head else 2) for layer in layers
+    )
 
 
 @needs_packing
@@ -105,8 +118,10 @@ def test_packed_weights_go_with_their_run(tiny_mar, wide, monkeypatch):
     assert alive and [ref for ref in alive if ref() is not None] == []
 
 
-@pytest.mark.parametrize("wide_vectors, dtype, found", [
-    (True, torch.float32, {PackedLinear}), (False, torch.float32, {nn.Linear}), (True, torch.float16, {nn.Linear})])
+@pytest.mark.parametrize(
+    "wide_vectors, dtype, found",
+    [(True, torch.float32, {PackedLinear}), (False, torch.float32, {nn.Linear}), (True, torch.float16, {nn.Linear})],
+)
 @needs_packing
 def test_where_packing_pays(wide_vectors, dtype, found, tiny_mar, monkeypatch, caplog):
     monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: wide_vectors)
@@ -124,7 +139,8 @@ def test_layers_with_little_to_do_stay_as_they_are(tiny_mar, monkeypatch):
     some = prepare(tiny_mar, CPU, torch.float32, 4, 0).model
     assert linear_layers(some) == {nn.Linear, PackedLinear}
     assert {each.in_features * each.out_features for each in some.modules() if isinstance(each, PackedLinear)} == {
-        sizes[-1]}
+        sizes[-1]
+    }
     largest = [each for each in tiny_mar.modules() if isinstance(each, nn.Linear) and each.weight.numel() == sizes[-1]]
     assert packed_bytes(tiny_mar, torch.float32, sizes[-1]) == 4 * sizes[-1] * len(largest)
 
@@ -142,13 +158,19 @@ def other_operation(monkeypatch):
 
 
 def failing_operation(monkeypatch):
-    monkeypatch.setattr(acceleration, "packed", lambda *_: torch.empty(2 ** 60))
+    monkeypatch.setattr(acceleration, "packed", lambda *_: torch.empty(2**60))
 
 
 @needs_packing
-@pytest.mark.parametrize("fault, words", [(no_memory, "the 0.0 GiB left"), (no_operation, "_reorder_linear_weight"),
-                                          (other_operation, "they differ from torch's by"),
-                                          (failing_operation, "")])
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        (no_memory, "the 0.0 GiB left"),
+        (no_operation, "_reorder_linear_weight"),
+        (other_operation, "they differ from torch's by"),
+        (failing_operation, ""),
+    ],
+)
 def test_without_packed_weights_after_one_line(fault, words, tiny_mar, wide, monkeypatch, caplog):
     fault(monkeypatch)
     with caplog.at_level(logging.WARNING):
@@ -159,9 +181,15 @@ def test_without_packed_weights_after_one_line(fault, words, tiny_mar, wide, mon
     assert words in record.getMessage() and "\n" not in record.getMessage()
 
 
-@pytest.mark.parametrize("dtype, units, cached, found", [
-    (torch.bfloat16, True, False, torch.bfloat16), (torch.bfloat16, False, False, None),
-    (torch.bfloat16, True, True, None), (torch.float32, True, False, None)])
+@pytest.mark.parametrize(
+    "dtype, units, cached, found",
+    [
+        (torch.bfloat16, True, False, torch.bfloat16),
+        (torch.bfloat16, False, False, None),
+        (torch.bfloat16, True, True, None),
+        (torch.float32, True, False, None),
+    ],
+)
 def test_a_head_in_16_bit_where_there_are_units_for_it(dtype, units, cached, found, tiny_mar, monkeypatch):
     monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: units)
     monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: False)
@@ -175,18 +203,29 @@ def test_float32_where_nothing_faster_is_known(device, dtype):
     assert best_dtype(device) == dtype
 
 
-@pytest.mark.parametrize("capabilities, dtypes", [
-    ({"avx2": True}, (torch.float32,)), ({}, (torch.float32,)),
-    ({"avx512_bf16": True}, (torch.bfloat16, torch.float32)),
-    ({"avx512_bf16": False, "amx_tile": True}, (torch.bfloat16, torch.float32))])
+@pytest.mark.parametrize(
+    "capabilities, dtypes",
+    [
+        ({"avx2": True}, (torch.float32,)),
+        ({}, (torch.float32,)),
+        ({"avx512_bf16": True}, (torch.bfloat16, torch.float32)),
+        ({"avx512_bf16": False, "amx_tile": True}, (torch.bfloat16, torch.float32)),
+    ],
+)
 def test_bfloat16_on_processors_with_units_for_it(capabilities, dtypes, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert fast_dtypes("cpu") == dtypes
 
 
-@pytest.mark.parametrize("generation, dtypes", [
-    (9, (torch.bfloat16, torch.float16, torch.float32)), (8, (torch.bfloat16, torch.float16, torch.float32)),
-    (7, (torch.float16, torch.float32)), (6, (torch.float32,))])
+@pytest.mark.parametrize(
+    "generation, dtypes",
+    [
+        (9, (torch.bfloat16, torch.float16, torch.float32)),
+        (8, (torch.bfloat16, torch.float16, torch.float32)),
+        (7, (torch.float16, torch.float32)),
+        (6, (torch.float32,)),
+    ],
+)
 def test_16_bit_on_cuda_devices_with_units_for_it(generation, dtypes, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
     assert fast_dtypes("cuda") == dtypes

@@ -46,21 +46,31 @@ CLIPPED = Schedule("clipped", "random", (3,), diffusion=(30, 5, 5), profile="dis
 def run(model, schedule, condition, *, unknown=None, tokens=None, **settings):
     seeds = image_seeds(3, len(condition))
     plan = make_plan(schedule, (8, 8), seeds, unknown=unknown)
-    return sample(model, plan, condition, SeededNoise(seeds, model.spec.head.channels), tokens=tokens,
-                  **{"guidance": Guidance(2.5)} | settings)
+    return sample(
+        model,
+        plan,
+        condition,
+        SeededNoise(seeds, model.spec.head.channels),
+        tokens=tokens,
+        **{"guidance": Guidance(2.5)} | settings,
+    )
 
 
 @pytest.mark.parametrize("schedule", [STAGES, FULL, RANDOM, CLIPPED], ids=lambda schedule: schedule.name)
-@pytest.mark.parametrize("labels, scale", [([4], 2.5), ([1, 7, 1], 2.5), ([2, 2], 2.5), ([2, 2], 1.0), ([5, 6], 1.0),
-                                           ([-1, -1], 3.0)])
+@pytest.mark.parametrize(
+    "labels, scale", [([4], 2.5), ([1, 7, 1], 2.5), ([2, 2], 2.5), ([2, 2], 1.0), ([5, 6], 1.0), ([-1, -1], 3.0)]
+)
 def test_mar(schedule, labels, scale, tiny_mar):
     settings = dict(guidance=Guidance(scale), fts=FTS(0.2, 11))
     ours = run(tiny_mar, schedule, torch.tensor(labels), **settings)
     assert error(ours, run(tiny_mar, schedule, torch.tensor(labels), cache=Reference(), **settings)) < 1e-3
 
 
-@pytest.mark.parametrize("fts", [FTS(0.3, 12, "all"), FTS(0.5, 3), FTS(0.3, 5, "random"), FTS(1.0, 8)],
-                         ids=["all", "fewer steps", "as many steps", "no others"])
+@pytest.mark.parametrize(
+    "fts",
+    [FTS(0.3, 12, "all"), FTS(0.5, 3), FTS(0.3, 5, "random"), FTS(1.0, 8)],
+    ids=["all", "fewer steps", "as many steps", "no others"],
+)
 def test_reconstruction(fts, tiny_mar):
     labels = torch.tensor([3, 8])
     ours = run(tiny_mar, STAGES, labels, fts=fts)
@@ -83,8 +93,11 @@ def test_chains_of_different_lengths(rows, scale, tiny_mar, monkeypatch):
     monkeypatch.setattr(headloop, "CHUNK_ROWS", rows)
     generator, halves = torch.Generator().manual_seed(2), 2 if scale != 1 else 1
     z = tuple(torch.randn(9, 64, generator=generator) for _ in range(halves))
-    chains = Chains(((2, chain(50)), (4, chain(20)), (3, chain(1))), torch.randn(9, 16, generator=generator),
-                    torch.randn(50, 9, 16, generator=generator))
+    chains = Chains(
+        ((2, chain(50)), (4, chain(20)), (3, chain(1))),
+        torch.randn(9, 16, generator=generator),
+        torch.randn(50, 9, 16, generator=generator),
+    )
     seen = []
     ours = Direct(tiny_mar, None).diffuse(z, chains, scale, 0.9, lambda j, total: seen.append((j, total)))
     plain = ReferenceMAR(tiny_mar, None).diffuse(z, chains, scale, 0.9, lambda j, total: None)
@@ -112,8 +125,10 @@ def test_fewer_evaluations(tiny_mar):
     layer = head.res_blocks[0].adaLN_modulation[1]
 
     def both(module):
-        return [len(evaluations(module, lambda: run(tiny_mar, RANDOM, labels, cache=cache)))
-                for cache in (None, Reference())]
+        return [
+            len(evaluations(module, lambda: run(tiny_mar, RANDOM, labels, cache=cache)))
+            for cache in (None, Reference())
+        ]
 
     few, many = both(layer)
     assert many == 5 * 6 and few < many
@@ -185,8 +200,11 @@ def test_the_step_that_a_graph_records(scale, tiny_mar):
     """On buffers filled up to a bucket, with a counter for the step; here without recording."""
     generator, halves = torch.Generator().manual_seed(2), 2 if scale != 1 else 1
     z = tuple(torch.randn(140, 64, generator=generator) for _ in range(halves))
-    chains = Chains(((3, chain(60)), (12, chain(40)), (125, chain(7))), torch.randn(140, 16, generator=generator),
-                    torch.randn(60, 140, 16, generator=generator))
+    chains = Chains(
+        ((3, chain(60)), (12, chain(40)), (125, chain(7))),
+        torch.randn(140, 16, generator=generator),
+        torch.randn(60, 140, 16, generator=generator),
+    )
     recorded, seen = StepGraphs(tiny_mar.head, capture=False), []
     loop = HeadLoop(tiny_mar.head, z, chains, scale, 0.9)
     ours = loop.run(lambda j, total: seen.append(j), recorded)
@@ -220,15 +238,19 @@ def first_step(request, demo_model):
     model, scale, generator = demo_model, request.param, torch.Generator().manual_seed(2)
     step = make_plan(preset("step-8"), model.spec.grid, (1,)).steps[0]
     tables = [torch.from_numpy(t) for t in (step.known, step.positions, step.context)]
-    labels = [torch.tensor([3]), torch.tensor([-1])][:1 if scale == 1 else 2]
+    labels = [torch.tensor([3]), torch.tensor([-1])][: 1 if scale == 1 else 2]
     z = model(torch.zeros(1, 256, 16), *tables, [model.embed_condition(each, torch.float32) for each in labels])
     n = step.tokens
-    chains = Chains(((1, chain(50)), (n - 1, chain(20))), torch.randn(n, 16, generator=generator),
-                    torch.randn(50, n, 16, generator=generator))
+    chains = Chains(
+        ((1, chain(50)), (n - 1, chain(20))),
+        torch.randn(n, 16, generator=generator),
+        torch.randn(50, n, 16, generator=generator),
+    )
 
     def diffuse(rounded=None, graphs=None):
         return HeadLoop(model.head, tuple(half[0] for half in z), chains, scale, 1.0, rounded).run(
-            lambda j, total: None, graphs)
+            lambda j, total: None, graphs
+        )
 
     return diffuse
 
@@ -251,6 +273,7 @@ def test_the_step_that_a_graph_records_in_16_bit(first_step, demo_model):
 @pytest.mark.parametrize("change", [0.0, 0.1, float("nan")])
 def test_kernels_that_differ_are_found_out(change, tiny_mar):
     """What decides whether Triton's step is used on a device."""
+
     def other(head, x, modulations, table, noise, scale, counter, halves):
         advance_counted(head, x, modulations, table, noise + change, scale, counter, halves)
 
@@ -275,8 +298,13 @@ for each in (head, head.rounded(torch.bfloat16)):
 def test_the_step_in_triton():
     """Its kernels interpreted on the CPU, against torch's own operations."""
     pytest.importorskip("triton", reason="Triton is not installed; it comes with torch for CUDA")
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     exact, rounded = (map(float, line.split()) for line in done.stdout.splitlines())
     assert all(0 < difference < 1e-5 for difference in exact)
@@ -287,8 +315,9 @@ def test_a_failure_to_record_is_one_line_and_no_more(tiny_mar, caplog):
     """The run goes on without graphs. (On a machine with CUDA the recording of a step on the CPU fails as well.)"""
     generator = torch.Generator().manual_seed(2)
     z = (torch.randn(4, 64, generator=generator),)
-    chains = Chains(((4, chain(5)),), torch.randn(4, 16, generator=generator),
-                    torch.randn(5, 4, 16, generator=generator))
+    chains = Chains(
+        ((4, chain(5)),), torch.randn(4, 16, generator=generator), torch.randn(5, 4, 16, generator=generator)
+    )
     failing = StepGraphs(tiny_mar.head)
     for _ in range(2):
         ours = HeadLoop(tiny_mar.head, z, chains, 1.0, 1.0).run(lambda j, total: None, failing)
@@ -317,6 +346,8 @@ def test_bfloat16_in_the_transformer_stays_close(tiny_mar):
     tables = [torch.from_numpy(t) for t in (plan.steps[3].known, plan.steps[3].positions, plan.steps[3].context)]
     tokens = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(1))
     rounded = copy.deepcopy(tiny_mar).to(torch.bfloat16)
-    z, z_rounded = (model(tokens.to(dtype), *tables, [model.embed_condition(labels, dtype)])[0].float()
-                    for model, dtype in ((tiny_mar, torch.float32), (rounded, torch.bfloat16)))
+    z, z_rounded = (
+        model(tokens.to(dtype), *tables, [model.embed_condition(labels, dtype)])[0].float()
+        for model, dtype in ((tiny_mar, torch.float32), (rounded, torch.bfloat16))
+    )
     assert 0 < error(z_rounded, z) < 0.1

@@ -88,15 +88,24 @@ def test_state_belongs_to_one_run(model):
     assert torch.equal(sample(model, plan, labels, noise, guidance=GUIDANCE, cache=cache), first)
     for k in range(2):
         one = make_plan(plan.schedule, (16, 16), (1 + k,))
-        alone = sample(model, one, labels[k:k + 1], SeededNoise((1 + k,), model.spec.head.channels), guidance=GUIDANCE,
-                       cache=cache)
+        alone = sample(
+            model,
+            one,
+            labels[k : k + 1],
+            SeededNoise((1 + k,), model.spec.head.channels),
+            guidance=GUIDANCE,
+            cache=cache,
+        )
         assert error(alone[0], first[k]) < 1e-2
 
 
-@pytest.mark.parametrize("schedule, guidance, cache, words", [
-    (Schedule("x", "random", (8,)), Guidance(1.0), LazyMAR(), "needs guidance"),
-    (Schedule("x", "gtr", (2, 1), decoder_scope="stage"), GUIDANCE, LazyMAR(), "needs the full decoder scope"),
-])
+@pytest.mark.parametrize(
+    "schedule, guidance, cache, words",
+    [
+        (Schedule("x", "random", (8,)), Guidance(1.0), LazyMAR(), "needs guidance"),
+        (Schedule("x", "gtr", (2, 1), decoder_scope="stage"), GUIDANCE, LazyMAR(), "needs the full decoder scope"),
+    ],
+)
 def test_where_it_does_not_apply(schedule, guidance, cache, words, model):
     plan = make_plan(schedule, (16, 16), (1,))
     with pytest.raises(GtRError, match=words):

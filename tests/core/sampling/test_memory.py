@@ -21,12 +21,16 @@ from gtr_pack.gtr_core.sampling.memory import activation_bytes, images_that_fit
 from gtr_pack.gtr_core.sampling.sampler import sample
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SCHEDULES = [Schedule("gtr", "gtr", (2, 1, 1), diffusion=(3, 2, 2)),
-             Schedule("stage", "gtr", (2, 1, 1), diffusion=(3, 2, 2), decoder_scope="stage"),
-             Schedule("random", "random", (3,), diffusion=(3, 3, 3))]
-SPECS = {"mar-b": replace(mar_spec("mar-b"), encoder_depth=2, decoder_depth=2),
-         "mar-h": replace(mar_spec("mar-h"), encoder_depth=2, decoder_depth=2),
-         "lightgen": replace(LIGHTGEN, encoder_depth=2, decoder_depth=2, aligner_depth=1)}
+SCHEDULES = [
+    Schedule("gtr", "gtr", (2, 1, 1), diffusion=(3, 2, 2)),
+    Schedule("stage", "gtr", (2, 1, 1), diffusion=(3, 2, 2), decoder_scope="stage"),
+    Schedule("random", "random", (3,), diffusion=(3, 3, 3)),
+]
+SPECS = {
+    "mar-b": replace(mar_spec("mar-b"), encoder_depth=2, decoder_depth=2),
+    "mar-h": replace(mar_spec("mar-h"), encoder_depth=2, decoder_depth=2),
+    "lightgen": replace(LIGHTGEN, encoder_depth=2, decoder_depth=2, aligner_depth=1),
+}
 
 
 class Peak(TorchDispatchMode):
@@ -73,11 +77,15 @@ def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch, at_once, m
     spec, seeds, fts = SPECS[name], image_seeds(0, batch), FTS(0.1, 4)
     plan = make_plan(schedule, spec.grid, seeds)
     model = build(spec, device="meta").requires_grad_(False)
-    condition = torch.zeros(batch, dtype=torch.int64) if name != "lightgen" else torch.zeros(
-        batch, spec.text_length, spec.caption_dim, device="meta")
+    condition = (
+        torch.zeros(batch, dtype=torch.int64)
+        if name != "lightgen"
+        else torch.zeros(batch, spec.text_length, spec.caption_dim, device="meta")
+    )
     with Peak(model) as peak:
-        sample(model, plan, condition, MetaNoise(seeds, spec.head.channels), guidance=Guidance(3.0), fts=fts,
-               device="meta")
+        sample(
+            model, plan, condition, MetaNoise(seeds, spec.head.channels), guidance=Guidance(3.0), fts=fts, device="meta"
+        )
     estimate = activation_bytes(plan, spec, guided=True, itemsize=4, device="meta", fts=fts)
     print(f"{name} {schedule.name} {batch}: {peak.most / 2**20:.1f} MiB, estimate {estimate / 2**20:.1f} MiB")
     assert peak.most <= estimate <= 5 * peak.most

@@ -33,8 +33,19 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def small_spec() -> MARSpec:
-    return MARSpec(name="small", grid=(6, 6), dim=32, heads=2, encoder_depth=2, decoder_depth=2, classes=5, buffer=4,
-                   head=HeadSpec(4, 32, 32, 2), latent=LatentSpec(channels=4), diffusion=DiffusionSpec(beta_cap=0.2))
+    return MARSpec(
+        name="small",
+        grid=(6, 6),
+        dim=32,
+        heads=2,
+        encoder_depth=2,
+        decoder_depth=2,
+        classes=5,
+        buffer=4,
+        head=HeadSpec(4, 32, 32, 2),
+        latent=LatentSpec(channels=4),
+        diffusion=DiffusionSpec(beta_cap=0.2),
+    )
 
 
 def seeded_model(dtype=None) -> MAR:
@@ -83,11 +94,28 @@ def test_teacher_forced_steps_of_an_image_do_not_depend_on_its_batch(model, sche
     noise = SeededNoise(seeds, 4)
     for index, step in enumerate(plan.steps):
         for k, seed in enumerate(seeds):
-            alone = replace(plan, batch=1, steps=(replace(
-                step, known=step.known[k:k + 1], positions=step.positions[k:k + 1], context=step.context[k:k + 1]),))
-            out = sample(model, alone, torch.tensor([k]), Shifted(SeededNoise((seed,), 4), index),
-                         tokens=states[index][k:k + 1], guidance=Guidance(2.0), fts=DETAIL)
-            torch.testing.assert_close(out, states[index + 1][k:k + 1], rtol=1e-4, atol=1e-5)
+            alone = replace(
+                plan,
+                batch=1,
+                steps=(
+                    replace(
+                        step,
+                        known=step.known[k : k + 1],
+                        positions=step.positions[k : k + 1],
+                        context=step.context[k : k + 1],
+                    ),
+                ),
+            )
+            out = sample(
+                model,
+                alone,
+                torch.tensor([k]),
+                Shifted(SeededNoise((seed,), 4), index),
+                tokens=states[index][k : k + 1],
+                guidance=Guidance(2.0),
+                fts=DETAIL,
+            )
+            torch.testing.assert_close(out, states[index + 1][k : k + 1], rtol=1e-4, atol=1e-5)
     assert noise.draw(0, 2, 3)[0].shape == (3, 2, 4)
 
 
@@ -125,13 +153,15 @@ def test_runs_repeat_bitwise_also_after_a_cancel_and_an_error(model):
 
 def test_a_fresh_process_gives_the_same_bits(model, tmp_path):
     """Invariant 3, against a process in which nothing ran before."""
-    script = (f"import importlib.util, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-              f"spec = importlib.util.spec_from_file_location('gtr_pack', {str(ROOT / '__init__.py')!r}, "
-              f"submodule_search_locations=[{str(ROOT)!r}])\n"
-              "module = importlib.util.module_from_spec(spec); sys.modules['gtr_pack'] = module\n"
-              "import torch, test_sampler as t\n"
-              f"torch.set_num_threads({torch.get_num_threads()})\n"
-              f"torch.save(t.run(t.seeded_model()), {str(tmp_path / 'out.pt')!r})\n")
+    script = (
+        f"import importlib.util, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"spec = importlib.util.spec_from_file_location('gtr_pack', {str(ROOT / '__init__.py')!r}, "
+        f"submodule_search_locations=[{str(ROOT)!r}])\n"
+        "module = importlib.util.module_from_spec(spec); sys.modules['gtr_pack'] = module\n"
+        "import torch, test_sampler as t\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+        f"torch.save(t.run(t.seeded_model()), {str(tmp_path / 'out.pt')!r})\n"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
     run(model, RANDOM)
     assert torch.equal(run(model), torch.load(tmp_path / "out.pt", weights_only=True))
@@ -197,8 +227,15 @@ def test_no_host_sync_in_the_loop(selection):
     """On the meta device there are no values: item(), nonzero() or a branch on a tensor would raise."""
     model = MAR(small_spec(), device="meta")
     plan = make_plan(GTR, (6, 6), (1, 2))
-    out = sample(model, plan, torch.zeros(2, dtype=torch.int64), DeviceNoise((1, 2), 4), device="meta",
-                 guidance=Guidance(3.0), fts=FTS(0.25, 8, selection))
+    out = sample(
+        model,
+        plan,
+        torch.zeros(2, dtype=torch.int64),
+        DeviceNoise((1, 2), 4),
+        device="meta",
+        guidance=Guidance(3.0),
+        fts=FTS(0.25, 8, selection),
+    )
     assert out.shape == (2, 36, 4) and out.device.type == "meta"
 
 
@@ -225,8 +262,7 @@ def test_the_chain_recovers_a_point_mass():
         return eps.float(), torch.full_like(x, -1.0)
 
     generator = torch.Generator().manual_seed(0)
-    out = denoise(exact, table, torch.randn(6, 2, generator=generator),
-                  torch.randn(40, 6, 2, generator=generator))
+    out = denoise(exact, table, torch.randn(6, 2, generator=generator), torch.randn(40, 6, 2, generator=generator))
     torch.testing.assert_close(out, point.expand(6, 2), rtol=0, atol=2e-3)
 
 
@@ -237,8 +273,9 @@ def test_temperature_zero_ignores_the_step_noise(model):
             return init, steps * 7
 
     plan = make_plan(GTR, (6, 6), (1,))
-    quiet, loud = (sample(model, plan, torch.tensor([1]), source((1,), 4), temperature=0.0)
-                   for source in (SeededNoise, Louder))
+    quiet, loud = (
+        sample(model, plan, torch.tensor([1]), source((1,), 4), temperature=0.0) for source in (SeededNoise, Louder)
+    )
     assert torch.equal(quiet, loud)
 
 
@@ -273,8 +310,14 @@ def test_guidance_from_a_part_on(model, cache):
     def tokens_and_rows(**guidance):
         rows.clear()
         seen = []
-        run(model, RANDOM, fts=None, guidance=Guidance(**guidance), cache=cache,
-            callback=lambda p: None if p.diffusion_step else seen.append(p.tokens.clone()))
+        run(
+            model,
+            RANDOM,
+            fts=None,
+            guidance=Guidance(**guidance),
+            cache=cache,
+            callback=lambda p: None if p.diffusion_step else seen.append(p.tokens.clone()),
+        )
         return seen, sum(rows)
 
     plain, fewest = tokens_and_rows(scale=1.0)
@@ -317,8 +360,9 @@ def test_what_does_not_fit_is_refused(model, change, words):
         sample(model, plan, labels, SeededNoise((1, 2), 4), **change)
 
 
-@pytest.mark.parametrize("guidance", [dict(schedule="wavy"), dict(scale=float("nan")), dict(start=1.5),
-                                      dict(start=float("nan"))])
+@pytest.mark.parametrize(
+    "guidance", [dict(schedule="wavy"), dict(scale=float("nan")), dict(start=1.5), dict(start=float("nan"))]
+)
 def test_wrong_guidance(guidance):
     with pytest.raises(GtRError, match="expected"):
         Guidance(**guidance)
