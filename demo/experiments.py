@@ -24,14 +24,14 @@ from gtr_core.drawing.canvas import enlarge
 from gtr_core.drawing.heatmap import Spent, draw_heat, planned_steps
 from gtr_core.drawing.png import write_png
 from gtr_core.evaluation import tables as quality
-from gtr_core.evaluation.classifier import load_extractor
-from gtr_core.evaluation.evaluate import Studio, Task, evaluate, make_shard
-from gtr_core.evaluation.features import Judge, Measured, joined, load_reference
+from gtr_core.evaluation.classifier import load_classifier
+from gtr_core.evaluation.evaluate import Evaluation, Task, evaluate, make_shard
+from gtr_core.evaluation.features import ClassifierFeatures, ImageFeatures, joined, load_reference
 from gtr_core.evaluation.metrics import frechet, interval
 from gtr_core.jobs.workers import Engine, Worker
 from gtr_core.models.mar import MARSpec, mar_spec
 from gtr_core.noise import image_seeds
-from gtr_core.pipeline import decode_pictures, generate_latents
+from gtr_core.pipeline import decode_images, generate_latents
 from gtr_core.plans.fts import FTS
 from gtr_core.plans.method import Guidance, Method
 from gtr_core.plans.partition import PARTITIONS
@@ -168,8 +168,8 @@ EXPERIMENTS = {
 }
 
 
-def demo_studio() -> Studio:
-    return Studio(build_model(DEMO_MAR), build_vae(DEMO_VAE), Judge(load_extractor(DEMO_JUDGE)))
+def demo_studio() -> Evaluation:
+    return Evaluation(build_model(DEMO_MAR), build_vae(DEMO_VAE), ClassifierFeatures(load_classifier(DEMO_JUDGE)))
 
 
 def _make_worker(batch: int, device: str) -> Worker:
@@ -213,7 +213,7 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
     }
 
 
-def together(made: Sequence[Measured], reference: Measured) -> dict:
+def together(made: Sequence[ImageFeatures], reference: ImageFeatures) -> dict:
     """Frechet distances of all seeds' pictures at once, and of as many real ones: both fall with the number."""
     everything = joined(list(made))
     ((real, others),) = quality.floor_sets(reference, len(everything), [0])
@@ -310,7 +310,7 @@ def heat(count: int) -> np.ndarray:
     return np.concatenate(
         [
             np.concatenate([enlarge(picture, 3), draw_heat(picture, marks, "fts", k)[12:396, 12:396]])
-            for k, picture in enumerate(decode_pictures(studio.vae, latents))
+            for k, picture in enumerate(decode_images(studio.vae, latents))
         ],
         axis=1,
     )

@@ -1,14 +1,28 @@
-"""What the hardware is good at."""
+"""Devices: what the hardware is good at, where a run computes, and the budget of main memory."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .errors import GtRError
+
+# Dtypes that a transformer can have, by name.
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def dtype_named(dtype: torch.dtype | str) -> torch.dtype:
+    """torch's dtype of a name. Raises GtRError."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise GtRError(f"dtype '{dtype}': expected one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def upload(t: Tensor, device: torch.device | str) -> Tensor:
@@ -44,6 +58,54 @@ def cpu_has_bfloat16() -> bool:
 def cpu_has_wide_vectors() -> bool:
     """Whether torch computes with AVX-512 here."""
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the hardware is good at, as a value: :meth:`detect` asks the device, a test states it.
+
+    ``fast_dtypes`` are those that matrix products are fast in, ``wide_vectors`` says whether torch computes with
+    AVX-512, ``available_bytes`` is free main memory (None = unknown). ``smallest_packed`` and ``part_bytes`` are
+    measured limits of processors (docs/performance.md): the weights of a layer times images below which packing does
+    not pay, and the size of the MLP's hidden layer above which the time per image rises.
+    """
+
+    fast_dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    wide_vectors: bool = False
+    available_bytes: int | None = None
+    smallest_packed: int = 2**18
+    part_bytes: int = 16 * 2**20
+
+    @classmethod
+    def detect(cls, device: torch.device | str) -> Machine:
+        """This machine, as seen from a device."""
+        return cls(fast_dtypes(device), cpu_has_wide_vectors(), available_bytes())
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes.
+
+    ``dtype`` is the transformer's compute dtype; the diffusion chain is float32 always. ``accelerate``, for weights
+    that stay where they are, prepares what pays on the ``device``: packed weights on a processor with AVX-512, CUDA
+    graphs of the head, and with a 16-bit ``dtype`` a head in 16 bit, except where a step would amplify the rounding
+    (docs/performance.md). ``machine`` is detected unless it is given.
+    """
+
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    accelerate: bool = False
+    machine: Machine | None = None
+
+    @cached_property
+    def hardware(self) -> Machine:
+        """The machine, asked once."""
+        return self.machine or Machine.detect(self.device)
+
+    @property
+    def type(self) -> str:
+        """The device's kind, such as 'cpu' or 'cuda'."""
+        return torch.device(self.device).type
 
 
 def available_bytes() -> int | None:

@@ -7,7 +7,6 @@ import numpy as np
 # Okabe and Ito's colours, one per stage.
 STAGE_COLOURS = np.array([(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233)])
 
-
 # Viridis at even distances: its lightness rises evenly, so that it can be read without seeing its hues.
 VIRIDIS = np.array(
     [
@@ -21,13 +20,8 @@ VIRIDIS = np.array(
         (253, 231, 37),
     ]
 )
-
-
 INK, PAPER, KNOWN, FAINT = (40, 40, 40), (255, 255, 255), (225, 225, 225), (190, 190, 190)
-
-
 SCALE, ADVANCE, LINE = 2, 12, 22
-
 
 # Letters of 5 x 8 dots, the last row for descenders: every character is a row of five bits, a digit in base 32.
 FONT = dict(

@@ -10,8 +10,6 @@ from ..plans.plan import Plan
 from .canvas import LINE, blank, draw_colour_bar, draw_text, enlarge, text_width, viridis
 
 HEATS = ("fts", "all")
-
-
 HEAT_SIDE, MARGIN = 384, 12
 
 
@@ -28,7 +26,7 @@ def planned_steps(plan: Plan) -> np.ndarray:
     """The schedule's own diffusion steps per token, (B, L); 0 where the plan leaves a token alone."""
     result = np.zeros((plan.batch, plan.tokens), np.int64)
     for step in plan.steps:
-        np.put_along_axis(result, step.positions, step.diffusion_steps, 1)
+        np.put_along_axis(result, step.targets, step.diffusion_steps, 1)
     return result
 
 

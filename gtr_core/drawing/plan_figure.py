@@ -55,7 +55,7 @@ def token_values(plan: Plan, values: list[int], image: int = 0) -> np.ndarray:
     """A value per AR step as a map of the tokens, (h, w) int64; 0 where the plan leaves a token alone."""
     result = np.zeros(plan.tokens, np.int64)
     for step, value in zip(plan.steps, values):
-        result[step.positions[image]] = value
+        result[step.targets[image]] = value
     return result.reshape(plan.grid)
 
 

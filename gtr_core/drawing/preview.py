@@ -11,8 +11,6 @@ from .canvas import FAINT, PAPER, enlarge
 from .plan_figure import stage_colour, token_values
 
 DIM = 0.5
-
-
 NOW = -1
 
 
