@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from .. import pipeline
 from ..checkpoints import build_model, build_vae, prompt_states
@@ -53,21 +53,22 @@ def generate(options: argparse.Namespace) -> None:
     pipeline.check_pair(model, vae)
     condition, grid = _condition(options, model.spec)
     schedule, guidance, marks = schedule_of(options), guidance_of(options), []
-    latents = pipeline.generate_latents(
-        model,
-        schedule,
-        condition,
-        options.seed,
-        guidance=guidance,
-        accelerate=options.acceleration == AUTO,
-        cache=cache_of(options),
-        grid=grid,
-        temperature=options.temperature,
-        fts=fts_of(options),
-        device=options.device,
-        dtype=dtype_of(options),
-        callback=_watch(marks, silent=options.json),
-    )
+    with _progress_bar(silent=options.json) as bar:
+        latents = pipeline.generate_latents(
+            model,
+            schedule,
+            condition,
+            options.seed,
+            guidance=guidance,
+            accelerate=options.acceleration == AUTO,
+            cache=cache_of(options),
+            grid=grid,
+            temperature=options.temperature,
+            fts=fts_of(options),
+            device=options.device,
+            dtype=dtype_of(options),
+            callback=_watch(marks, bar),
+        )
     plan = make_plan(schedule, grid, image_seeds(options.seed, len(condition)))
     text = run_report(
         plan,
@@ -109,26 +110,22 @@ def _labels(options: argparse.Namespace, spec: MARSpec) -> tuple[int, ...]:
     return tuple(labels[k % len(labels)] for k in range(batch))
 
 
-def _watch(marks: list[float], *, silent: bool) -> Callback:
-    """Notes when every AR step begins and the last one ends, and shows a progress bar unless ``silent``."""
+def _watch(marks: list[float], bar: tqdm) -> Callback:
+    """Notes when every AR step begins and the last one ends, and moves the progress bar."""
 
     def callback(progress: Progress) -> None:
         if progress.diffusion_step == 0:
             marks.append(time.perf_counter())
-        if not silent:
-            _progress_bar(progress)
+        bar.total = progress.steps
+        bar.set_description_str(
+            f"stage {progress.stage}/{progress.stages}, step {progress.step}/{progress.steps}", refresh=False
+        )
+        bar.update(progress.step + progress.diffusion_step / max(progress.diffusion_steps, 1) - bar.n)
 
     return callback
 
 
-def _progress_bar(progress: Progress) -> None:
-    share = (progress.step + progress.diffusion_step / max(progress.diffusion_steps, 1)) / max(progress.steps, 1)
-    bar = "#" * int(30 * min(share, 1.0))
-    print(
-        f"\r[{bar:30}] stage {progress.stage}/{progress.stages} step {progress.step}/{progress.steps}",
-        end="",
-        file=sys.stderr,
-        flush=True,
-    )
-    if progress.step == progress.steps:
-        print(file=sys.stderr)
+def _progress_bar(*, silent: bool) -> tqdm:
+    """On standard error, where that is a terminal; a log file gets nothing."""
+    layout = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
+    return tqdm(total=1, bar_format=layout, disable=True if silent else None)
