@@ -20,6 +20,7 @@ import torch
 from gtr_core.checkpoints import build_model, build_vae
 from gtr_core.costs.flops import method_report
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
+from gtr_core.drawing.bars import write_chart
 from gtr_core.drawing.canvas import enlarge
 from gtr_core.drawing.heatmap import Spent, draw_heat, planned_steps
 from gtr_core.drawing.png import write_png
@@ -237,13 +238,13 @@ def plot(result: dict) -> None:
         group: [point(rows[name], name if result["groups"] else "") for name in names]
         for group, names in groups.items()
     }
-    sheet = pictures.error_bars(
+    figure = pictures.error_bars(
         points,
         x_label="FLOPs of the origin / FLOPs",
         y_label="Frechet distance, mean and 95 % interval",
-        marks={"paper: 3.72x": PAPER_CLAIM},
+        marks={"paper: 3.72×": PAPER_CLAIM},
     )
-    runs.replace_file(OUTPUT / f"{result['experiment']}.png", lambda part: sheet.save(part, "PNG", optimize=True))
+    write_chart(OUTPUT / f"{result['experiment']}.png", figure)
 
 
 def point(row: dict, label: str) -> pictures.Point:

@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "name@dtype has a --dtype of its own",
     )
     sub.add_argument("--rounds", type=int, default=3)
-    sub.add_argument("--png", metavar="FILE", help="draw the seconds")
+    sub.add_argument("--png", metavar="FILE", help="draw the seconds, as .png, .svg or .pdf")
     sub.add_argument("--batch", type=int, default=1)
     sub.add_argument("--size", help="LightGen: width x height in pixels")
     sub.add_argument("--cfg", type=float, default=3.0)

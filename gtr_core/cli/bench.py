@@ -8,8 +8,7 @@ import sys
 from ..checkpoints import build_model
 from ..checkpoints.checkpoint import DTYPES
 from ..costs import bench
-from ..drawing.bars import draw_bars
-from ..drawing.png import write_png
+from ..drawing.bars import bar_chart, check_chart, write_chart
 from ..errors import GtRError
 from ..models import ModelSpec
 from ..models.lightgen import LIGHTGEN
@@ -33,6 +32,8 @@ from .options import (
 def run_bench(options: argparse.Namespace) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     check_device(options.device)
+    if options.png:
+        check_chart(options.png)
     spec = model_spec(options.model)
     contenders = [_contender(name, options, spec) for name in _names(options.presets)]
     if not contenders or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
@@ -56,14 +57,14 @@ def run_bench(options: argparse.Namespace) -> None:
         on_run=lambda name, index: print(f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr),
     )
     if options.png:
-        write_png(
+        write_chart(
             options.png,
-            draw_bars(
+            bar_chart(
                 [
-                    (row["preset"], row["seconds"], f"{row['seconds']:.2f} s {row['ratio']:.2f}x")
+                    (row["preset"], row["seconds"], f"{row['seconds']:.2f} s, {row['ratio']:.2f}×")
                     for row in result["rows"]
                 ],
-                f"{result['model']} seconds per batch (median)",
+                f"{result['model']}: seconds per batch (median)",
             ),
         )
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())

@@ -17,8 +17,7 @@ from ..checkpoints.checkpoint import DTYPES
 from ..costs.bench import describe_machine
 from ..costs.flops import method_report
 from ..demo import DEMO_JUDGE, DEMO_REFERENCE, DEMO_VAE
-from ..drawing.bars import draw_bars
-from ..drawing.png import write_png
+from ..drawing.bars import bar_chart, check_chart, write_chart
 from ..errors import GtRError
 from ..evaluation import fid as fidelity
 from ..evaluation import tables as quality
@@ -71,7 +70,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--temperature", type=float, default=1.0)
     sub.add_argument("--metrics", default=DEFAULT, help="default, or fid,is for real checkpoints (torch-fidelity)")
     sub.add_argument("--pictures", metavar="DIR", help="keep every picture as PNG")
-    sub.add_argument("--png", metavar="FILE", help="draw the first figure of every method")
+    sub.add_argument("--png", metavar="FILE", help="draw the first metric of every method, as .png, .svg or .pdf")
 
 
 def add_judge_options(sub: argparse.ArgumentParser) -> None:
@@ -95,8 +94,10 @@ def add_judge_options(sub: argparse.ArgumentParser) -> None:
 def evaluate_methods(options: argparse.Namespace) -> None:
     """Make and measure pictures by every preset, and report figures and differences with their intervals."""
     check_device(options.device)
-    if options.png and not Path(options.png).parent.is_dir():
-        raise GtRError(f"no folder {Path(options.png).parent}: make it, or choose another")
+    if options.png:
+        if not Path(options.png).parent.is_dir():
+            raise GtRError(f"no folder {Path(options.png).parent}: make it, or choose another")
+        check_chart(options.png)
     judge_of, judged = (own_judge, default_judge) if options.metrics == DEFAULT else (_fidelity_judge, _fidelity)
     engine, studio, measure, floor = prepare(options, judged)
     methods = [
@@ -133,7 +134,7 @@ def evaluate_methods(options: argparse.Namespace) -> None:
         "rows": rows,
     } | floor(seeds)
     if options.png:
-        write_png(options.png, _draw(result))
+        write_chart(options.png, _draw(result))
     note = f"\n\nno row of real pictures: {result['floor_missing']}" if "floor_missing" in result else ""
     print_report(
         options,
@@ -249,8 +250,8 @@ def _draw(result: dict):
     rows = [*result["rows"], *([result["floor"]] if "floor" in result else [])]
     key = next(iter(rows[0]["figures"]))
     found = [Interval(**row["figures"][key]) for row in rows]
-    return draw_bars(
+    return bar_chart(
         [(row["method"], interval.mean, str(interval)) for row, interval in zip(rows, found)],
-        f"{result['model']}: {quality.FIGURES[key][0]}, {len(result['seeds'])} x {result['images']} pictures",
+        f"{result['model']}: {quality.FIGURES[key][0]}, {len(result['seeds'])} × {result['images']} images",
         [interval.half or 0.0 for interval in found],
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-# Okabe and Ito's colours, one per stage.
-STAGE_COLOURS = np.array([(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233)])
+# Okabe and Ito's colours, which colour-blind people can tell apart, without the yellow, which is faint on white.
+OKABE_ITO = np.array(
+    [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (0, 0, 0)]
+)
+STAGE_COLOURS = OKABE_ITO[:6]
 
 
 # Viridis at even distances: its lightness rises evenly, so that it can be read without seeing its hues.

@@ -7,7 +7,6 @@ import pytest
 import torch
 from gtr_pack.gtr_core.costs.report import progress_text
 from gtr_pack.gtr_core.drawing import canvas
-from gtr_pack.gtr_core.drawing.bars import draw_bars
 from gtr_pack.gtr_core.drawing.canvas import FONT, KNOWN, STAGE_COLOURS, VIRIDIS, draw_text, viridis
 from gtr_pack.gtr_core.drawing.heatmap import Spent, draw_heat, planned_steps
 from gtr_pack.gtr_core.drawing.plan_figure import GAP, LINE, MAP, draw_plan
@@ -93,7 +92,6 @@ def test_every_plan_can_be_drawn(name):
         unknown[:share] = True
         picture = draw_plan(make_plan(preset(name), (20, 12), (1,), unknown=unknown), FTS())
         assert picture.dtype == np.uint8 and picture.shape[1] == 3 * MAP + 4 * GAP
-    assert draw_bars([("origin", 2.0, "2 s"), ("gtr", 1.0, "1 s")], "seconds").ndim == 3
 
 
 def test_progress_counts_both_stages():
