@@ -22,7 +22,7 @@ from gtr_core.costs.flops import method_report
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_core.drawing.bars import write_chart
 from gtr_core.drawing.canvas import enlarge
-from gtr_core.drawing.heatmap import Spent, draw_heat, planned_steps
+from gtr_core.drawing.heatmap import overlay, planned_steps
 from gtr_core.drawing.png import write_png
 from gtr_core.evaluation import tables as quality
 from gtr_core.evaluation.classifier import load_extractor
@@ -307,11 +307,11 @@ def heat(count: int) -> np.ndarray:
         callback=lambda progress: spent.append(progress.spent.clone()),
     )
     steps, planned = spent[-1].numpy(), planned_steps(plan)
-    marks = Spent(*(values.reshape(count, *plan.grid) for values in (steps, np.maximum(steps - planned, 0))))
+    extra = np.maximum(steps - planned, 0).reshape(count, *plan.grid)
     return np.concatenate(
         [
-            np.concatenate([enlarge(picture, 3), draw_heat(picture, marks, "fts", k)[12:396, 12:396]])
-            for k, picture in enumerate(decode_pictures(studio.vae, latents))
+            np.concatenate([enlarge(image, 3), overlay(image, values, values.max())])
+            for image, values in zip(decode_pictures(studio.vae, latents), extra)
         ],
         axis=1,
     )

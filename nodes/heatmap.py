@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gtr_core.drawing.heatmap import HEATS, draw_heat
+from ..gtr_core.drawing.heatmap import HEATS, heatmap
 from ..gtr_core.errors import GtRError
 from . import host
 from ._api import GtrSteps, io, ui
@@ -41,8 +41,8 @@ class HeatMap(io.ComfyNode):
                 f"{len(pictures)} pictures for the steps of {len(steps.steps)}: connect the picture and the "
                 "steps of the same sampler"
             )
-        most = int((steps.extra if show == "fts" else steps.steps).max())
+        most = int(steps.of(show).max())
         drawn = host.picture_to_image(
-            *(draw_heat(picture, steps, show, index, most) for index, picture in enumerate(pictures))
+            *(heatmap(picture, steps, show, index, most) for index, picture in enumerate(pictures))
         )
         return io.NodeOutput(drawn, ui=ui.PreviewImage(drawn, cls=cls))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..gtr_core.checkpoints.checkpoint import load_model, load_vae, read_checkpoint
 from ..gtr_core.costs.report import progress_text
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
-from ..gtr_core.drawing.preview import draw_state, state_of
+from ..gtr_core.drawing.preview import preview_figure, state_of
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import Model, ModelSpec, build
 from ..gtr_core.models.latents import preview_colours
@@ -256,7 +256,7 @@ class RunMonitor:
         tokens[self.regions[self.current].positions] = progress.tokens[0].cpu()
         colours = preview_colours(tokens[None], self.grid, self.latent, self.rgb)[0]
         state = state_of(self.regions, self.current, progress.step, self.grid)
-        return Image.fromarray(draw_state((colours * 255).round().byte().numpy(), state, PREVIEW_PIXELS))
+        return Image.fromarray(preview_figure((colours * 255).round().byte().numpy(), state, PREVIEW_PIXELS))
 
 
 def show_text(text: str) -> None:

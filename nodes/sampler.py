@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..gtr_core.costs.report import run_report
-from ..gtr_core.drawing.heatmap import Spent, planned_steps
+from ..gtr_core.drawing.heatmap import StepCounts, planned_steps
 from ..gtr_core.models import ModelSpec
 from ..gtr_core.models.latents import latent_to_tokens, tokens_to_latent
 from ..gtr_core.models.lightgen import LightGenSpec
@@ -205,7 +205,7 @@ class Sampler(io.ComfyNode):
                     )
         report = "\n".join(reports)
         host.show_text(f"done: {monitor.done} AR steps")
-        spent = Spent(*(values.reshape(batch, *grid) for values in (steps, np.maximum(steps - planned, 0))))
+        spent = StepCounts(*(values.reshape(batch, *grid) for values in (steps, np.maximum(steps - planned, 0))))
         result = tokens_to_latent(tokens, grid, spec.latent)
         return io.NodeOutput(
             finished_latent(latent_image, samples, result, unknown), report, spent, ui=ui.PreviewText(report)

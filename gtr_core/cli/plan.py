@@ -6,7 +6,7 @@ import argparse
 
 from ..costs import flops
 from ..costs import paper_table as paper
-from ..drawing.plan_figure import draw_plan
+from ..drawing.plan_figure import plan_figure
 from ..drawing.png import write_png
 from ..errors import GtRError
 from ..noise import image_seeds
@@ -15,10 +15,10 @@ from .options import cache_of, fts_of, model_spec, numbers, print_report, schedu
 
 
 def schedule(options: argparse.Namespace) -> None:
-    """The plan of a schedule on a grid, as text, JSON or picture."""
+    """The plan of a schedule on a grid, as text, JSON or figure."""
     plan = make_plan(schedule_of(options), _grid(options.grid), image_seeds(options.seed, 1))
     if options.png:
-        write_png(options.png, draw_plan(plan, fts_of(options)))
+        write_png(options.png, plan_figure(plan, fts_of(options)))
     lines = [
         f"{index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
         for index, step in enumerate(plan.steps)
