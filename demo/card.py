@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gtr_core.checkpoints import build_model, build_vae
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
+from gtr_core.drawing.bars import write_chart
 from gtr_core.evaluation.classifier import Classifier, load_classifier
 from gtr_core.models.mar import MAR
 from gtr_core.models.vae import KLVAE
@@ -54,7 +55,7 @@ def loss_curve(folder: Path, target: Path) -> None:
         name: [(row["images"] / 1000, max(row[key], 1e-6)) for row in rows]
         for name, key in (("eps error", "eps"), ("variational", "vb"))
     }
-    runs.replace_file(target, lambda part: pictures.curve(series, x_label="1000 images").save(part, "PNG"))
+    write_chart(target, pictures.curve(series, x_label="1000 images"))
 
 
 def sample_grid(model: MAR, vae: KLVAE, target: Path) -> None:

@@ -20,8 +20,9 @@ import torch
 from gtr_core.checkpoints import build_model, build_vae
 from gtr_core.costs.flops import method_report
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
+from gtr_core.drawing.bars import write_chart
 from gtr_core.drawing.canvas import enlarge
-from gtr_core.drawing.heatmap import Spent, draw_heat, planned_steps
+from gtr_core.drawing.heatmap import overlay
 from gtr_core.drawing.png import write_png
 from gtr_core.evaluation import tables as quality
 from gtr_core.evaluation.classifier import load_classifier
@@ -237,13 +238,13 @@ def plot(result: dict) -> None:
         group: [point(rows[name], name if result["groups"] else "") for name in names]
         for group, names in groups.items()
     }
-    sheet = pictures.error_bars(
+    figure = pictures.error_bars(
         points,
         x_label="FLOPs of the origin / FLOPs",
         y_label="Frechet distance, mean and 95 % interval",
-        marks={"paper: 3.72x": PAPER_CLAIM},
+        marks={"paper: 3.72×": PAPER_CLAIM},
     )
-    runs.replace_file(OUTPUT / f"{result['experiment']}.png", lambda part: sheet.save(part, "PNG", optimize=True))
+    write_chart(OUTPUT / f"{result['experiment']}.png", figure)
 
 
 def point(row: dict, label: str) -> pictures.Point:
@@ -305,12 +306,12 @@ def heat(count: int) -> np.ndarray:
         fts=own.fts,
         callback=lambda progress: spent.append(progress.spent.clone()),
     )
-    steps, planned = spent[-1].numpy(), planned_steps(plan)
-    marks = Spent(*(values.reshape(count, *plan.grid) for values in (steps, np.maximum(steps - planned, 0))))
+    steps, planned = spent[-1].numpy(), plan.scheduled_steps()
+    extra = np.maximum(steps - planned, 0).reshape(count, *plan.grid)
     return np.concatenate(
         [
-            np.concatenate([enlarge(picture, 3), draw_heat(picture, marks, "fts", k)[12:396, 12:396]])
-            for k, picture in enumerate(decode_images(studio.vae, latents))
+            np.concatenate([enlarge(image, 3), overlay(image, values, values.max())])
+            for image, values in zip(decode_images(studio.vae, latents), extra)
         ],
         axis=1,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gtr_core.drawing.heatmap import HEATS, draw_heat
+from ..gtr_core.drawing.heatmap import HEATS, heatmap
 from ..gtr_core.errors import GtRError
 from ._api import GtrSteps, io, ui
 from ._images import from_host_image, to_host_image
@@ -41,6 +41,6 @@ class HeatMap(io.ComfyNode):
                 f"{len(images)} pictures for the steps of {len(steps.steps)}: connect the picture and the "
                 "steps of the same sampler"
             )
-        most = int((steps.extra if show == "fts" else steps.steps).max())
-        drawn = to_host_image(*(draw_heat(image, steps, show, index, most) for index, image in enumerate(images)))
+        most = int(steps.of(show).max())
+        drawn = to_host_image(*(heatmap(image, steps, show, index, most) for index, image in enumerate(images)))
         return io.NodeOutput(drawn, ui=ui.PreviewImage(drawn, cls=cls))

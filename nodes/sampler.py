@@ -9,7 +9,7 @@ import numpy as np
 
 from ..gtr_core.costs.report import decoding_report
 from ..gtr_core.device import Runtime
-from ..gtr_core.drawing.heatmap import Spent
+from ..gtr_core.drawing.heatmap import StepCounts
 from ..gtr_core.pipeline import Decoded, decode
 from ..gtr_core.plans.fts import FTS
 from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Guidance, Method
@@ -137,7 +137,7 @@ class Sampler(io.ComfyNode):
         )
 
 
-def spent_steps(decoded: Decoded, grid: tuple[int, int]) -> Spent:
+def spent_steps(decoded: Decoded, grid: tuple[int, int]) -> StepCounts:
     """Diffusion steps per token for the heat map, (B, h, w): all, and those that FTS added."""
     extra = np.maximum(decoded.steps - decoded.scheduled, 0)
-    return Spent(decoded.steps.reshape(-1, *grid), extra.reshape(-1, *grid))
+    return StepCounts(decoded.steps.reshape(-1, *grid), extra.reshape(-1, *grid))

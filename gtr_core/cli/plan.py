@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..costs import flops, paper_table
-from ..drawing.plan_figure import draw_plan
+from ..drawing.plan_figure import plan_figure
 from ..drawing.png import write_png
 from ..errors import GtRError
 from ..models import published_specs
@@ -35,7 +35,7 @@ def schedule(options: Options) -> None:
     plan = make_plan(method_of(options, Guidance()), _grid(options.grid), image_seeds(options.seed, 1))
     if options.png:
         check_folder_of(options.png)
-        write_png(options.png, draw_plan(plan))
+        write_png(options.png, plan_figure(plan))
     lines = [
         f"{step.index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
         for step in plan.steps
