@@ -28,7 +28,7 @@ class LightGenSpec(ModelSpec):
 
     ``text_length`` text positions of ``caption_dim`` values come from the text encoder; position tables have
     ``table`` x ``table`` entries and are resized. Upstream swaps the axes of resized tables; that is reproduced
-    unless ``corrected_positions`` is set, which matters for non-square pictures only.
+    unless ``corrected_positions`` is set, which matters for non-square images only.
     """
 
     family: ClassVar[str] = "LightGen"
@@ -117,7 +117,7 @@ LIGHTGEN = LightGenSpec(
 
 
 class CrossAttention(nn.Module):
-    """Queries from the picture, keys and values from the text; ``kv`` is laid out [k | v], each head-major."""
+    """Queries from the image, keys and values from the text; ``kv`` is laid out [k | v], each head-major."""
 
     def __init__(self, dim: int, heads: int, *, operations, attention: Attention, **factory):
         super().__init__()
