@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.jobs.workers import Engine, run_tasks
+from gtr_tests.extras import child_environment, needs
 from gtr_tests.stand_ins import randomised, small_lightgen
 from safetensors.torch import load_file, save_file
 
@@ -22,12 +22,8 @@ ROOT = Path(__file__).resolve().parents[3]
 VAE = ROOT / "tests" / "golden" / "vae_tiny_fp16.safetensors"
 QUICK = ["--steps", "2,1,1", "--diffusion", "2,2,2", "--fts", "off", "--device", "cpu", "--manifest", "jsonl"]
 SIX = ["--images", "6", "--shard", "2", "--batch", "2", "--classes", "3,1,2,0", "--seed", "7"]
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray: the extra 'scale'")
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]),
-}
+needs_ray = needs("ray", "scale")
+ENVIRONMENT = {**child_environment(ROOT), "OMP_NUM_THREADS": "1"}
 # Workers are other processes, that import what they do from a file: squares, written beside and renamed. The first to
 # try task 2 is killed, task 3 kills everyone if asked to, task 4 cannot be done, the first to try task 5 hangs.
 SQUARES = """
@@ -84,11 +80,10 @@ def test_a_killed_worker_and_a_slow_one(engine: str, tmp_path: Path) -> None:
     (tmp_path / "squares.py").write_text(SQUARES)
     (tmp_path / "drive.py").write_text(DRIVE)
     (tmp_path / "out").mkdir()
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])}
     done = subprocess.run(
         [sys.executable, "drive.py", engine],
         cwd=tmp_path,
-        env=environment,
+        env={**child_environment(tmp_path, ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -198,8 +193,10 @@ def test_shards_of_safetensors(model, capsys, tmp_path):
     ]
 
 
+@needs("pyarrow", "scale")
 def test_a_parquet_manifest(model, capsys, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow: the extra 'scale'")
+    from pyarrow import parquet
+
     make(capsys, *model, *QUICK, "--images", 2, "--batch", 2, "-o", tmp_path)
     make(capsys, *model, *QUICK, "--images", 2, "--batch", 2, "-o", tmp_path, "--manifest", "parquet")
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
