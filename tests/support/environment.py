@@ -79,9 +79,7 @@ def add_extra(host: Host, into: Path | None, name: str) -> None:
             f"importing {' and '.join(EXTRAS[name])} failed",
         )
 
-    _once(
-        _stamp(host, name), _key(requirements.read_text(), host.python), f"installing the extra '{name}'", install
-    )
+    _once(_stamp(host, name), _key(requirements.read_text(), host.python), f"installing the extra '{name}'", install)
 
 
 def add_browser_driver(host: Host, into: Path | None) -> None:

@@ -10,16 +10,14 @@ from pathlib import Path
 import pytest
 
 
-def why_missing(package: str, extra: str) -> str:
-    """Why a package of an extra is not installed; empty if it is."""
+def why_missing(package: str, extra: str = "") -> str:
+    """Why a test tool, or a package of an extra, is not installed; empty if it is."""
     if importlib.util.find_spec(package) is not None:
         return ""
-    return os.environ.get(
-        f"GTR_NO_{extra.upper()}", f"{package} is not installed: python3 dev.py test installs the extra '{extra}'"
-    )
+    return os.environ.get(f"GTR_NO_{extra.upper()}", f"{package} is not installed: python3 dev.py test installs it")
 
 
-def needs(package: str, extra: str) -> pytest.MarkDecorator:
+def needs(package: str, extra: str = "") -> pytest.MarkDecorator:
     """The mark of a test that cannot run without this package."""
     reason = why_missing(package, extra)
     return pytest.mark.skipif(bool(reason), reason=reason)

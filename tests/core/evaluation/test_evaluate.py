@@ -377,6 +377,7 @@ def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
         samples_shuffle=True,
         feature_extractor_weights_path=str(inception),
         cache=False,
+        save_cpu_ram=True,  # no processes to load files
         verbose=False,
     )
     assert progress == "" and values["is"] == first["is"]

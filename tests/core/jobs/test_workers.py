@@ -23,7 +23,8 @@ VAE = ROOT / "tests" / "golden" / "vae_tiny_fp16.safetensors"
 QUICK = ["--steps", "2,1,1", "--diffusion", "2,2,2", "--fts", "off", "--device", "cpu", "--manifest", "jsonl"]
 SIX = ["--images", "6", "--shard", "2", "--batch", "2", "--classes", "3,1,2,0", "--seed", "7"]
 needs_ray = needs("ray", "scale")
-ENVIRONMENT = {**child_environment(ROOT), "OMP_NUM_THREADS": "1"}
+# The workers have to find the library as the program that starts them did: not by its folder, nor by PYTHONPATH.
+GENERATE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gtr_core.cli import main; sys.exit(main())"
 # Workers are other processes, that import what they do from a file: squares, written beside and renamed. The first to
 # try task 2 is killed, task 3 kills everyone if asked to, task 4 cannot be done, the first to try task 5 hangs.
 SQUARES = """
@@ -129,11 +130,12 @@ def make(capsys, *arguments) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def make_elsewhere(*arguments) -> None:
+def make_elsewhere(folder: Path, *arguments) -> None:
+    """The verb in a process of its own, started in an empty folder; its files go to the folder's ``out``."""
     done = subprocess.run(
-        [sys.executable, "-m", "gtr_core", "generate-many", *map(str, arguments)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
+        [sys.executable, "-c", GENERATE, "generate-many", *map(str, arguments), "-o", "out"],
+        cwd=folder,
+        env={**child_environment(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -145,8 +147,8 @@ def make_elsewhere(*arguments) -> None:
 def single(model, tmp_path_factory) -> dict[str, bytes]:
     """Every file that one worker leaves."""
     folder = tmp_path_factory.mktemp("single")
-    make_elsewhere(*model, *QUICK, *SIX, "--workers", 1, "-o", folder)
-    return contents(folder)
+    make_elsewhere(folder, *model, *QUICK, *SIX, "--workers", 1)
+    return contents(folder / "out")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +156,8 @@ def single(model, tmp_path_factory) -> dict[str, bytes]:
     [("local", 2), ("local", 4), *(pytest.param("ray", count, marks=needs_ray) for count in (1, 2, 4))],
 )
 def test_the_number_of_workers_changes_no_byte(engine, workers, model, single, tmp_path):
-    make_elsewhere(*model, *QUICK, *SIX, "--engine", engine, "--workers", workers, "-o", tmp_path)
-    assert contents(tmp_path) == single
+    make_elsewhere(tmp_path, *model, *QUICK, *SIX, "--engine", engine, "--workers", workers)
+    assert contents(tmp_path / "out") == single
 
 
 def test_the_manifest(single):
