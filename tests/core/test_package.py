@@ -64,6 +64,7 @@ def test_the_library_and_nothing_else_is_installed(installed: Path) -> None:
     assert [re.sub(r"\d", "N", name) for name in others] == ["gtr_mar-N.N.N.dist-info"]
 
 
+@pytest.mark.slow
 def test_the_library_works_outside_the_repository(installed: Path, tmp_path: Path) -> None:
     code = f"import sys, gtr_core.__main__ as g; sys.argv[1:] = {GENERATE}; print(g.__file__); sys.exit(g.main())"
     done = python(installed, tmp_path, "-c", code)
@@ -72,6 +73,7 @@ def test_the_library_works_outside_the_repository(installed: Path, tmp_path: Pat
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_command_counts_flops(installed: Path, tmp_path: Path) -> None:
     name = "gtr.exe" if os.name == "nt" else "gtr"
     done = subprocess.run(

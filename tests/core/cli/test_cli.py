@@ -136,6 +136,7 @@ def test_lazymar_on_the_command_line(capsys, tmp_path):
     assert facts["speedup"] > run(capsys, "flops", "--model", "mar-b", "--preset", "gtr-full")["speedup"]
 
 
+@pytest.mark.slow
 def test_bench(capsys, tmp_path):
     facts = run(
         capsys,

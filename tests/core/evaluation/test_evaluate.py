@@ -254,6 +254,7 @@ def test_the_verb(whole, files, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_figures(files, tmp_path):
     """Shards made by two processes: the rows of one."""
     command = [sys.executable, "-m", "gtr_core", "eval", *files, *QUICK, "--presets", "gtr-extreme"]
@@ -348,6 +349,7 @@ def inception(tmp_path, monkeypatch) -> Path:
     return tmp_path / "inception.pth"
 
 
+@pytest.mark.slow
 @needs_fidelity
 def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
     """With random weights the numbers mean nothing, but they are torch-fidelity's own for the same PNG files."""

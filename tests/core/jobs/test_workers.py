@@ -74,6 +74,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a Unix signal")
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=needs_ray)])
 def test_a_killed_worker_and_a_slow_one(engine: str, tmp_path: Path) -> None:
@@ -151,6 +152,7 @@ def single(model, tmp_path_factory) -> dict[str, bytes]:
     return contents(folder / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine, workers",
     [("local", 2), ("local", 4), *(pytest.param("ray", count, marks=needs_ray) for count in (1, 2, 4))],
@@ -160,6 +162,7 @@ def test_the_number_of_workers_changes_no_byte(engine, workers, model, single, t
     assert contents(tmp_path / "out") == single
 
 
+@pytest.mark.slow
 def test_the_manifest(single):
     rows = [json.loads(line) for line in single["manifest.jsonl"].splitlines()]
     assert [row["index"] for row in rows] == list(range(6)) and [row["seed"] for row in rows] == list(range(7, 13))
