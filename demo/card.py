@@ -10,10 +10,11 @@ from torch import Tensor
 
 from gtr_core.checkpoints import build_model, build_vae
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
-from gtr_core.evaluation.classifier import Extractor, load_extractor
+from gtr_core.drawing.bars import write_chart
+from gtr_core.evaluation.classifier import Classifier, load_classifier
 from gtr_core.models.mar import MAR
 from gtr_core.models.vae import KLVAE
-from gtr_core.pipeline import decode_pictures, generate_latents
+from gtr_core.pipeline import decode_images, generate_latents
 from gtr_core.plans.method import Guidance
 from gtr_core.plans.presets import preset
 
@@ -45,7 +46,7 @@ def measure_vae(vae: KLVAE, count: int = 100) -> VAEFigures:
 def draw_samples(model: MAR, vae: KLVAE, name: str, labels: Tensor, seed: int) -> Tensor:
     """Pictures (n, 3, H, W) in [-1, 1] by preset ``name``; picture k has the seed ``seed + k``."""
     latents = generate_latents(model, preset(name), labels.tolist(), seed, guidance=GUIDANCE)
-    return torch.from_numpy(decode_pictures(vae, latents)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(decode_images(vae, latents)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def loss_curve(folder: Path, target: Path) -> None:
@@ -54,7 +55,7 @@ def loss_curve(folder: Path, target: Path) -> None:
         name: [(row["images"] / 1000, max(row[key], 1e-6)) for row in rows]
         for name, key in (("eps error", "eps"), ("variational", "vb"))
     }
-    runs.replace_file(target, lambda part: pictures.curve(series, x_label="1000 images").save(part, "PNG"))
+    write_chart(target, pictures.curve(series, x_label="1000 images"))
 
 
 def sample_grid(model: MAR, vae: KLVAE, target: Path) -> None:
@@ -70,11 +71,11 @@ def write_card(docs: Path, folder: Path) -> None:
     model, vae = build_model(DEMO_MAR), build_vae(DEMO_VAE)
     loss_curve(folder, docs / "loss.png")
     sample_grid(model, vae, docs / "samples.png")
-    text = card_text(model, load_extractor(DEMO_JUDGE), folder, measure_vae(vae))
+    text = card_text(model, load_classifier(DEMO_JUDGE), folder, measure_vae(vae))
     runs.replace_file(docs / "MODEL_CARD.md", lambda part: part.write_text(text))
 
 
-def card_text(model: MAR, judge: Extractor, folder: Path, figures: VAEFigures) -> str:
+def card_text(model: MAR, judge: Classifier, folder: Path, figures: VAEFigures) -> str:
     plan, spec = MARPlan(), model.spec
     accuracy = ", ".join(f"{name} {share:.1%}" for name, share in judge.spec.accuracy.items())
     return f"""# The demo model

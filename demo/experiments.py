@@ -20,18 +20,19 @@ import torch
 from gtr_core.checkpoints import build_model, build_vae
 from gtr_core.costs.flops import method_report
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
+from gtr_core.drawing.bars import write_chart
 from gtr_core.drawing.canvas import enlarge
-from gtr_core.drawing.heatmap import Spent, draw_heat, planned_steps
+from gtr_core.drawing.heatmap import overlay
 from gtr_core.drawing.png import write_png
 from gtr_core.evaluation import tables as quality
-from gtr_core.evaluation.classifier import load_extractor
-from gtr_core.evaluation.evaluate import Studio, Task, evaluate, make_shard
-from gtr_core.evaluation.features import Judge, Measured, joined, load_reference
+from gtr_core.evaluation.classifier import load_classifier
+from gtr_core.evaluation.evaluate import Evaluation, Task, evaluate, make_shard
+from gtr_core.evaluation.features import ClassifierFeatures, ImageFeatures, joined, load_reference
 from gtr_core.evaluation.metrics import frechet, interval
 from gtr_core.jobs.workers import Engine, Worker
 from gtr_core.models.mar import MARSpec, mar_spec
 from gtr_core.noise import image_seeds
-from gtr_core.pipeline import decode_pictures, generate_latents
+from gtr_core.pipeline import decode_images, generate_latents
 from gtr_core.plans.fts import FTS
 from gtr_core.plans.method import Guidance, Method
 from gtr_core.plans.partition import PARTITIONS
@@ -168,8 +169,8 @@ EXPERIMENTS = {
 }
 
 
-def demo_studio() -> Studio:
-    return Studio(build_model(DEMO_MAR), build_vae(DEMO_VAE), Judge(load_extractor(DEMO_JUDGE)))
+def demo_studio() -> Evaluation:
+    return Evaluation(build_model(DEMO_MAR), build_vae(DEMO_VAE), ClassifierFeatures(load_classifier(DEMO_JUDGE)))
 
 
 def _make_worker(batch: int, device: str) -> Worker:
@@ -213,7 +214,7 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
     }
 
 
-def together(made: Sequence[Measured], reference: Measured) -> dict:
+def together(made: Sequence[ImageFeatures], reference: ImageFeatures) -> dict:
     """Frechet distances of all seeds' pictures at once, and of as many real ones: both fall with the number."""
     everything = joined(list(made))
     ((real, others),) = quality.floor_sets(reference, len(everything), [0])
@@ -237,13 +238,13 @@ def plot(result: dict) -> None:
         group: [point(rows[name], name if result["groups"] else "") for name in names]
         for group, names in groups.items()
     }
-    sheet = pictures.error_bars(
+    figure = pictures.error_bars(
         points,
         x_label="FLOPs of the origin / FLOPs",
         y_label="Frechet distance, mean and 95 % interval",
-        marks={"paper: 3.72x": PAPER_CLAIM},
+        marks={"paper: 3.72×": PAPER_CLAIM},
     )
-    runs.replace_file(OUTPUT / f"{result['experiment']}.png", lambda part: sheet.save(part, "PNG", optimize=True))
+    write_chart(OUTPUT / f"{result['experiment']}.png", figure)
 
 
 def point(row: dict, label: str) -> pictures.Point:
@@ -305,12 +306,12 @@ def heat(count: int) -> np.ndarray:
         fts=own.fts,
         callback=lambda progress: spent.append(progress.spent.clone()),
     )
-    steps, planned = spent[-1].numpy(), planned_steps(plan)
-    marks = Spent(*(values.reshape(count, *plan.grid) for values in (steps, np.maximum(steps - planned, 0))))
+    steps, planned = spent[-1].numpy(), plan.scheduled_steps()
+    extra = np.maximum(steps - planned, 0).reshape(count, *plan.grid)
     return np.concatenate(
         [
-            np.concatenate([enlarge(picture, 3), draw_heat(picture, marks, "fts", k)[12:396, 12:396]])
-            for k, picture in enumerate(decode_pictures(studio.vae, latents))
+            np.concatenate([enlarge(image, 3), overlay(image, values, values.max())])
+            for image, values in zip(decode_images(studio.vae, latents), extra)
         ],
         axis=1,
     )

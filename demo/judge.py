@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gtr_core.evaluation.classifier import CLASS, Extractor, ExtractorSpec, load_extractor, save_extractor
-from gtr_core.evaluation.features import Judge, make_reference, rounded, save_measured
+from gtr_core.evaluation.classifier import CLASS, Classifier, ClassifierSpec, load_classifier, save_classifier
+from gtr_core.evaluation.features import ClassifierFeatures, make_reference, quantized, save_features
 
 from . import data, runs
 
@@ -31,7 +31,7 @@ class JudgePlan:
 
 SEAMS = "seams"  # do threads break off at the border of a token, or not
 TOKEN_MAP = 2  # the convolution whose positions are tokens: each sees the borders to the left and above
-SPEC = ExtractorSpec(
+SPEC = ClassifierSpec(
     size=data.SIZE,
     widths=(16, 32, 48, 64, 64),
     classes=data.CLASS_NAMES,
@@ -49,14 +49,14 @@ def disturbed(images: Tensor, plan: JudgePlan, generator: torch.Generator) -> Te
     return images.lerp(blurred, 0.5 * share) + noise * torch.randn(images.shape, generator=generator)
 
 
-def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan()) -> Extractor:
+def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan()) -> Classifier:
     """The extractor of ``folder``, trained first if it is missing."""
     path = folder / "judge.safetensors"
     if path.exists():
-        return load_extractor(path, device=device)
+        return load_classifier(path, device=device)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
-    extractor = Extractor(SPEC).to(device)
+    extractor = Classifier(SPEC).to(device)
     seam_map = nn.Conv2d(SPEC.widths[TOKEN_MAP], 1, 1).to(device)  # for the training alone
     parameters = [*extractor.parameters(), *seam_map.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=0.01)
@@ -75,18 +75,18 @@ def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan(
         schedule.step()
     extractor.eval().requires_grad_(False)
     extractor.spec = replace(SPEC, accuracy=held_out_accuracy(extractor, plan))
-    save_extractor(path, extractor)
+    save_classifier(path, extractor)
     return extractor
 
 
 @torch.no_grad()
-def held_out_accuracy(extractor: Extractor, plan: JudgePlan) -> dict[str, float]:
+def held_out_accuracy(extractor: Classifier, plan: JudgePlan) -> dict[str, float]:
     """Share of fresh pictures that each head gets right."""
     device = next(extractor.parameters()).device
     hits = {name: 0 for name in extractor.spec.heads}
     for index, labels in enumerate(balanced(plan.held_out)):
         images, targets, _ = half_torn(labels, plan, runs.step_generator(9, index))
-        for name, scores in extractor(rounded(images).to(device)).items():
+        for name, scores in extractor(quantized(images).to(device)).items():
             hits[name] += int((scores.argmax(1).cpu() == targets[name]).sum())
     return {name: count / plan.held_out for name, count in hits.items()}
 
@@ -112,7 +112,7 @@ def fresh(count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield data.pictures(labels, runs.step_generator(seed, index))[0], labels
 
 
-def write_reference(path: Path, extractor: Extractor, plan: JudgePlan = JudgePlan()) -> None:
+def write_reference(path: Path, extractor: Classifier, plan: JudgePlan = JudgePlan()) -> None:
     """What the extractor sees in fresh pictures: the real ones that generated ones are compared with."""
-    judge = Judge(extractor)
-    save_measured(path, make_reference(judge, fresh(plan.reference, 8)), judge.identity)
+    judge = ClassifierFeatures(extractor)
+    save_features(path, make_reference(judge, fresh(plan.reference, 8)), judge.identity)

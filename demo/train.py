@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
-from gtr_core.evaluation.classifier import save_extractor
+from gtr_core.evaluation.classifier import save_classifier
 from gtr_core.models.latents import LatentSpec
 from gtr_core.models.vae import KLVAE
 
@@ -74,7 +74,7 @@ def run_export(folder: Path) -> None:
     save_vae(DEMO_VAE, vae)
     spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, pool))
     save_mar(DEMO_MAR, runs.load(folder / "mar.pt")["ema"], spec)
-    save_extractor(DEMO_JUDGE, judge)
+    save_classifier(DEMO_JUDGE, judge)
     write_reference(DEMO_REFERENCE, judge)
     write_card(FOLDER, folder)
 

@@ -1,14 +1,30 @@
-"""What the hardware is good at."""
+"""Devices: what the hardware is good at, where a run computes, and the budget of main memory."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from .errors import GtRError
+
+# Dtypes that a transformer can have, by name.
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def dtype_named(dtype: torch.dtype | str) -> torch.dtype:
+    """torch's dtype of a name. Raises GtRError."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise GtRError(f"dtype '{dtype}': expected one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def upload(t: Tensor, device: torch.device | str) -> Tensor:
@@ -46,21 +62,65 @@ def cpu_has_wide_vectors() -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-def available_bytes() -> int | None:
-    """Main memory that a process can still have, swap included; all there is where the system tells no more.
+@dataclass(frozen=True)
+class Machine:
+    """What the hardware is good at, as a value: :meth:`detect` asks the device, a test states it.
 
-    None where it does not tell (Windows): the allocation itself must fail then.
+    ``fast_dtypes`` are those that matrix products are fast in, ``wide_vectors`` says whether torch computes with
+    AVX-512, ``available_bytes`` is free main memory (None = unknown). ``smallest_packed`` and ``part_bytes`` are
+    measured limits of processors (docs/performance.md): the weights of a layer times images below which packing does
+    not pay, and the size of the MLP's hidden layer above which the time per image rises.
+    """
+
+    fast_dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    wide_vectors: bool = False
+    available_bytes: int | None = None
+    smallest_packed: int = 2**18
+    part_bytes: int = 16 * 2**20
+
+    @classmethod
+    def detect(cls, device: torch.device | str) -> Machine:
+        """This machine, as seen from a device."""
+        return cls(fast_dtypes(device), cpu_has_wide_vectors(), available_bytes())
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes.
+
+    ``dtype`` is the transformer's compute dtype; the diffusion chain is float32 always. ``accelerate``, for weights
+    that stay where they are, prepares what pays on the ``device``: packed weights on a processor with AVX-512, CUDA
+    graphs of the head, and with a 16-bit ``dtype`` a head in 16 bit, except where a step would amplify the rounding
+    (docs/performance.md). ``machine`` is detected unless it is given.
+    """
+
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    accelerate: bool = False
+    machine: Machine | None = None
+
+    @cached_property
+    def hardware(self) -> Machine:
+        """The machine, asked once."""
+        return self.machine or Machine.detect(self.device)
+
+    @property
+    def type(self) -> str:
+        """The device's kind, such as 'cpu' or 'cuda'."""
+        return torch.device(self.device).type
+
+
+def available_bytes(root: Path = Path("/"), system: Any = psutil) -> int | None:
+    """Main memory that this process can still have, swap included and within the limit of its container.
+
+    None where the system does not tell: the allocation itself must fail then. ``system`` tells as psutil does;
+    /proc and /sys are read below ``root``.
     """
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {name: int(size.split()[0]) * 1024 for name, _, size in (line.partition(":") for line in lines)}
-        return sizes["MemAvailable"] + sizes["SwapFree"]
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
+        free, swap = system.virtual_memory().available, system.swap_memory().free
+    except (psutil.Error, OSError, RuntimeError, LookupError, ValueError):
         return None
+    return min([free + swap, *_container_limits(root, swap)])
 
 
 def check_budget(needed: int, what: str, available: int | None = None) -> None:
@@ -79,3 +139,67 @@ def check_budget(needed: int, what: str, available: int | None = None) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on any device."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _container_limits(root: Path, swap: int) -> Iterator[int]:
+    """Bytes that every control group of this process still allows, with at most ``swap`` of them swapped out.
+
+    A group is limited by those above it too. In a container the path that a process is told may be the one outside;
+    the container's own group is the topmost then.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    groups = root / "sys/fs/cgroup"
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if "memory" in controllers.split(","):
+            top, allowed = groups / "memory", _allowed_v1
+        elif not controllers:
+            top, allowed = groups, _allowed_v2
+        else:
+            continue
+        inside = Path(path.lstrip("/"))
+        for folder in (inside, *inside.parents):
+            found = allowed(top / folder, swap)
+            if found is not None:
+                yield max(found, 0)
+
+
+def _allowed_v2(group: Path, swap: int) -> int | None:
+    """What a group of cgroup v2 still allows; None without a limit."""
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if limit is None or used is None:
+        return None
+    swap_limit, swapped = _number(group / "memory.swap.max"), _number(group / "memory.swap.current")
+    if swap_limit is not None and swapped is not None:
+        swap = min(swap, max(swap_limit - swapped, 0))
+    return limit - used + _cached(group, ("active_file", "inactive_file")) + swap
+
+
+def _allowed_v1(group: Path, swap: int) -> int | None:
+    """What a group of cgroup v1 still allows; None where it cannot be read. ``memsw`` is memory and swap together."""
+    cached = _cached(group, ("total_active_file", "total_inactive_file"))
+    limit, used = _number(group / "memory.limit_in_bytes"), _number(group / "memory.usage_in_bytes")
+    if limit is None or used is None:
+        return None
+    both, used_of_both = _number(group / "memory.memsw.limit_in_bytes"), _number(group / "memory.memsw.usage_in_bytes")
+    allowed = limit - used + cached + swap
+    return allowed if both is None or used_of_both is None else min(allowed, both - used_of_both + cached)
+
+
+def _cached(group: Path, names: tuple[str, ...]) -> int:
+    """Bytes of files that are counted as the group's, and given up when memory is needed."""
+    try:
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        return sum(int(size) for name, _, size in (line.partition(" ") for line in lines) if name in names)
+    except (OSError, ValueError):
+        return 0
+
+
+def _number(path: Path) -> int | None:
+    """The number that a file holds; None where there is no file, or 'max'."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

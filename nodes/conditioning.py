@@ -55,7 +55,7 @@ class ClassCondition(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, class_name: str, class_list: str = "") -> io.NodeOutput:
-        if not isinstance(model.spec, MARSpec):
+        if model.spec.condition != "label":
             raise GtRError(f"{model.spec.name} has no classes: use 'LightGen Text Encode' for it")
         labels = parse_labels(class_list, model.spec) if class_list.strip() else (chosen_label(class_name, model.spec),)
         return io.NodeOutput(

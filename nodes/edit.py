@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..gtr_core.errors import GtRError
-from ..gtr_core.models.lightgen import LightGenSpec
 from ..gtr_core.plans.regions import REDRAWS, redrawn_tokens, windows
 from ._api import GtrSchedule, MarModel, io
 from .latent import WINDOWS, latent_samples, masked_latent, token_grid, unknown_tokens
@@ -117,7 +116,7 @@ class Outpaint(io.ComfyNode):
         unknown = F.pad(torch.zeros(1, *token_grid(samples, spec)), room, value=1.0) > 0
         larger = F.pad(samples, [tokens * spec.latent.patch for tokens in room])
         kept = {key: value for key, value in latent.items() if key not in ("noise_mask", WINDOWS)}
-        if not isinstance(spec, LightGenSpec):
+        if not spec.can_draw(unknown.shape[1:]):
             kept[WINDOWS] = overlap // pixels
             windows(spec.grid, unknown[0].numpy(), kept[WINDOWS])
         return io.NodeOutput(masked_latent(kept, larger, unknown, spec))

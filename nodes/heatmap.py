@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..gtr_core.drawing.heatmap import HEATS, draw_heat
+from ..gtr_core.drawing.heatmap import HEATS, heatmap
 from ..gtr_core.errors import GtRError
-from . import host
 from ._api import GtrSteps, io, ui
+from ._images import from_host_image, to_host_image
 
 
 class HeatMap(io.ComfyNode):
@@ -35,14 +35,12 @@ class HeatMap(io.ComfyNode):
 
     @classmethod
     def execute(cls, steps, image, show: str) -> io.NodeOutput:
-        pictures = host.image_to_pictures(image)
-        if len(pictures) != len(steps.steps):
+        images = from_host_image(image)
+        if len(images) != len(steps.steps):
             raise GtRError(
-                f"{len(pictures)} pictures for the steps of {len(steps.steps)}: connect the picture and the "
+                f"{len(images)} pictures for the steps of {len(steps.steps)}: connect the picture and the "
                 "steps of the same sampler"
             )
-        most = int((steps.extra if show == "fts" else steps.steps).max())
-        drawn = host.picture_to_image(
-            *(draw_heat(picture, steps, show, index, most) for index, picture in enumerate(pictures))
-        )
+        most = int(steps.of(show).max())
+        drawn = to_host_image(*(heatmap(image, steps, show, index, most) for index, image in enumerate(images)))
         return io.NodeOutput(drawn, ui=ui.PreviewImage(drawn, cls=cls))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import comfy.sample
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..gtr_core.device import check_budget
+from ..gtr_core.device import Runtime, check_budget
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import ModelSpec
-from . import host
+from ..gtr_core.models.latents import latent_to_tokens, tokens_to_latent
+from ..gtr_core.noise import image_seeds
+from ..gtr_core.pipeline import Decoding, plan_decoding
+from ..gtr_core.plans.method import Method
 from ._api import MarModel, io
+from ._device import to_wire
+from ._images import fitted_samples
+from ._models import ModelHandle
 
 # Marks a latent that 'Outpaint' made: draw it by windows, which overlap by this many tokens (0 = half a window).
 WINDOWS = "gtr_windows"
@@ -53,13 +61,13 @@ class EmptyLatent(io.ComfyNode):
             batch_size * spec.latent.channels * cells[0] * cells[1] * 4,
             f"{batch_size} latents of {size[1]} x {size[0]} pixels need",
         )
-        samples = host.to_wire(torch.zeros(batch_size, spec.latent.channels, *cells))
+        samples = to_wire(torch.zeros(batch_size, spec.latent.channels, *cells))
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": spec.latent.stride})
 
 
 def latent_samples(latent: dict, patcher, spec: ModelSpec) -> Tensor:
     """The samples (B, C, H, W) of a LATENT, checked; stock empty latents are fitted to the model. Raises GtRError."""
-    samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], latent.get("downscale_ratio_spacial"))
+    samples = fitted_samples(latent, patcher)
     if samples.ndim != 4:
         raise GtRError(f"a latent of shape {tuple(samples.shape)}: expected pictures (batch, channels, height, width)")
     if samples.shape[0] < 1:
@@ -112,3 +120,41 @@ def masked_latent(latent: dict, samples: Tensor, unknown: Tensor, spec: ModelSpe
     pixels = spec.latent.patch * spec.latent.stride
     mask = unknown.float().repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
     return latent | {"samples": samples, "noise_mask": mask[:, None]}
+
+
+@dataclass(frozen=True, eq=False)
+class LatentBatch:
+    """A LATENT as the sampler decodes it: ``samples`` (B, C, H, W) on a ``grid`` of tokens, ``images`` are the indices
+    of its images in their original batch, ``unknown`` (B, h, w) bool the tokens to decode."""
+
+    latent: dict
+    spec: ModelSpec
+    samples: Tensor
+    grid: tuple[int, int]
+    images: Sequence[int]
+    unknown: Tensor
+
+    @classmethod
+    def read(cls, latent: dict, model: ModelHandle) -> LatentBatch:
+        """Raises GtRError for a latent that does not fit the model."""
+        samples = latent_samples(latent, model.patcher, model.spec)
+        grid, batch = token_grid(samples, model.spec), len(samples)
+        unknown = unknown_tokens(latent, batch, grid)
+        return cls(latent, model.spec, samples, grid, batch_images(latent, batch), unknown)
+
+    def plan(self, method: Method, seed: int, runtime: Runtime, budget: int) -> Decoding:
+        """The runs of the sampler; image k of the original batch has the seed ``seed + k``."""
+        seeds, overlap = image_seeds(seed, self.images), self.latent.get(WINDOWS)
+        return plan_decoding(self.spec, method, seeds, self.unknown.numpy(), runtime, overlap=overlap, budget=budget)
+
+    def tokens(self) -> Tensor:
+        """Model-scale tokens (B, L, C) on the CPU."""
+        return latent_to_tokens(self.samples, self.spec.latent).cpu()
+
+    def finished(self, tokens: Tensor) -> dict:
+        """The LATENT to pass on: known tokens exactly as they came, bookkeeping of empty latents dropped."""
+        after = tokens_to_latent(tokens, self.grid, self.spec.latent)
+        patch = self.spec.latent.patch
+        cells = self.unknown[:, None].repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+        kept = {key: value for key, value in self.latent.items() if not key.startswith("downscale_ratio_")}
+        return kept | {"samples": to_wire(torch.where(cells, after, self.samples.to(after)))}

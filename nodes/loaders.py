@@ -1,8 +1,6 @@
 """Loader nodes."""
 
-from ..gtr_core.models.lightgen import LightGenSpec
-from ..gtr_core.models.mar import MARSpec
-from . import host
+from . import _models as files
 from ._api import MarModel, io
 
 
@@ -21,13 +19,13 @@ class LoadMAR(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=host.model_names("diffusion_models"),
-                    default=host.DEMO,
+                    options=files.model_names("diffusion_models"),
+                    default=files.DEMO,
                     tooltip="A .safetensors (or original .pth) file in models/diffusion_models.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=["default", *host.DTYPES],
+                    options=["default", *files.DTYPES],
                     default="default",
                     advanced=True,
                     tooltip="Of the transformer. The diffusion head is loaded in float32.",
@@ -38,11 +36,11 @@ class LoadMAR(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name, **_) -> tuple[int, int]:
-        return host.file_fingerprint("diffusion_models", model_name)
+        return files.file_fingerprint("diffusion_models", model_name)
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
-        return io.NodeOutput(host.load_handle(MARSpec, model_name, weight_dtype))
+        return io.NodeOutput(files.load_handle("MAR", model_name, weight_dtype))
 
 
 class LoadLightGen(io.ComfyNode):
@@ -60,12 +58,12 @@ class LoadLightGen(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=host.file_names("diffusion_models"),
+                    options=files.file_names("diffusion_models"),
                     tooltip="A .safetensors (or original .pth) file in models/diffusion_models.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=["default", *host.DTYPES],
+                    options=["default", *files.DTYPES],
                     default="default",
                     advanced=True,
                     tooltip="Of the transformer. The diffusion head is loaded in float32.",
@@ -91,15 +89,15 @@ class LoadLightGen(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name, **_) -> tuple[int, int]:
-        return host.file_fingerprint("diffusion_models", model_name)
+        return files.file_fingerprint("diffusion_models", model_name)
 
     @classmethod
     def execute(
         cls, model_name: str, weight_dtype: str = "default", weights: str = "model", corrected_positions: bool = False
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            host.load_handle(
-                LightGenSpec, model_name, weight_dtype, weights=weights, corrected_positions=corrected_positions
+            files.load_handle(
+                "LightGen", model_name, weight_dtype, weights=weights, corrected_positions=corrected_positions
             )
         )
 
@@ -119,8 +117,8 @@ class LoadMARVAE(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=host.model_names("vae"),
-                    default=host.DEMO,
+                    options=files.model_names("vae"),
+                    default=files.DEMO,
                     tooltip="kl16.safetensors or kl16.ckpt in models/vae.",
                 )
             ],
@@ -129,8 +127,8 @@ class LoadMARVAE(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, vae_name, **_) -> tuple[int, int]:
-        return host.file_fingerprint("vae", vae_name)
+        return files.file_fingerprint("vae", vae_name)
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
-        return io.NodeOutput(host.load_mar_vae(vae_name))
+        return io.NodeOutput(files.load_mar_vae(vae_name))

@@ -1,4 +1,4 @@
-"""From files to pictures: what the command line's ``generate`` does."""
+"""From files to models: what is read is checked, and nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -8,32 +8,37 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..device import dtype_named
 from ..errors import GtRError
 from ..models import Model, build
-from ..models.lightgen import LightGenSpec
+from ..models.spec import ModelSpec
 from ..models.vae import KLVAE
-from .checkpoint import load_model, load_vae, read_checkpoint
+from .checkpoint import checked_model, checked_vae, read_checkpoint
 
 
-def build_model(
-    path: str | os.PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+def load_model(
+    path: str | os.PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> Model:
-    """A model in evaluation mode from a checkpoint; ``dtype`` is the transformer's, the head is float32."""
-    spec, tensors = load_model(read_checkpoint(path))
-    model = build(spec, device=device, dtype=dtype)
+    """A model in evaluation mode from a checkpoint (.safetensors, .pth, .pt, .ckpt).
+
+    ``dtype`` is the transformer's, by name or as torch's; the diffusion head is float32. Raises GtRError for a file
+    that is missing, damaged or not a model.
+    """
+    spec, tensors = checked_model(read_checkpoint(path))
+    model = build(spec, device=device, dtype=dtype_named(dtype))
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
 
-def build_vae(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> KLVAE:
-    """A KL VAE in evaluation mode, float32."""
-    spec, tensors = load_vae(read_checkpoint(path))
+def load_vae(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> KLVAE:
+    """A KL VAE in evaluation mode, float32. Raises GtRError for a file that is missing, damaged or not a VAE."""
+    spec, tensors = checked_vae(read_checkpoint(path))
     vae = KLVAE(spec)
     vae.load_state_dict(tensors)
     return vae.to(device).eval().requires_grad_(False)
 
 
-def prompt_states(path: Path | str, spec: LightGenSpec) -> Tensor:
+def prompt_states(path: Path | str, spec: ModelSpec) -> Tensor:
     """Encoded prompts (n, text_length, caption_dim) of a file, in its dtype. Raises GtRError."""
     states = read_checkpoint(path).tensors.get("prompt_embeds")
     wanted = (spec.text_length, spec.caption_dim)

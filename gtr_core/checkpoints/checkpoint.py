@@ -1,7 +1,7 @@
-"""Reading model files safely, and converting published ones to safetensors.
+"""Reading model files safely.
 
-A safetensors file is data. Anything else goes through :mod:`gtr_core.pickles`, which never calls what a file asks for.
-Every size that a file states is compared with the file and with the memory at hand before anything is allocated.
+A safetensors file is data. Anything else goes through ``pickles``, which never calls what a file asks for. Every size
+that a file states is compared with the file and with the memory at hand before anything is allocated.
 """
 
 from __future__ import annotations
@@ -18,29 +18,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..device import check_budget
+from ..device import DTYPES, check_budget
 from ..errors import GtRError, first_line
-from ..models import ModelSpec, build
-from ..models.lightgen import LightGenSpec, is_lightgen
-from ..models.mar import MARSpec, is_mar
+from ..models import ModelSpec, build, recognise
 from ..models.vae import KLVAE, VAESpec
 from .metadata import WEIGHTS_KEY, read_spec, read_vae_spec
 from .pickles import read_pickle
 
 # Sizes in bytes of published files known to hold the raw, not the averaged weights (docs/upstream.md 1.12).
 KNOWN_NOT_EMA = {831_736_456: "mar-base.safetensors"}
-
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
 DISTRIBUTED = "module."
-
-
 LONGEST_HEADER, MOST_TENSORS = 16 << 20, 16_384  # bytes of a safetensors header; published models have about 1000
-
-
-Spec = TypeVar("Spec", MARSpec | LightGenSpec, VAESpec)
+Spec = TypeVar("Spec", ModelSpec, VAESpec)
 
 
 @dataclass(frozen=True)
@@ -64,11 +53,12 @@ class Checkpoint:
     @property
     def warning(self) -> str | None:
         """One line when the file holds, or may hold, weights that are not the EMA."""
-        if self.weights == "ema" or not is_mar(self.tensors):
+        family = recognise(self.shapes)
+        if self.weights == "ema" or family is None or family.weights != "ema":
             return None
         certainty = "holds" if self.weights == "model" else "may hold"
         return (
-            f"{self.path.name} {certainty} non-EMA weights, which give worse pictures (FID 5.6 instead of 2.3 for "
+            f"{self.path.name} {certainty} non-EMA weights, which give worse images (FID 5.6 instead of 2.3 for "
             "MAR-B): convert the original checkpoint-last.pth, which has both"
         )
 
@@ -98,14 +88,14 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None) -> C
     return checkpoint
 
 
-def load_model(checkpoint: Checkpoint, *, heads: int | None = None) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """The spec and the checked tensors of a MAR or LightGen checkpoint. Raises GtRError."""
+def checked_model(checkpoint: Checkpoint, *, heads: int | None = None) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """The spec and the checked tensors of a model checkpoint. Raises GtRError."""
     spec = _in_file(checkpoint, lambda: read_spec(checkpoint.shapes, checkpoint.metadata, heads=heads))
     check_tensors(checkpoint, build(spec, device="meta").state_dict(), spec.name)
     return spec, checkpoint.tensors
 
 
-def load_vae(checkpoint: Checkpoint) -> tuple[VAESpec, dict[str, Tensor]]:
+def checked_vae(checkpoint: Checkpoint) -> tuple[VAESpec, dict[str, Tensor]]:
     """The spec and the checked tensors of a KL VAE checkpoint. Raises GtRError."""
     spec = _in_file(checkpoint, lambda: read_vae_spec(checkpoint.shapes, checkpoint.metadata))
     with torch.device("meta"):
@@ -209,7 +199,8 @@ def _unwrap(content, path: Path, weights: str | None) -> tuple[dict[str, Tensor]
 
 def _choose(states: dict[str, dict[str, Tensor]], path: Path, wanted: str | None) -> tuple[dict[str, Tensor], str]:
     """The wanted weights; unasked, those that upstream uses, or the only ones there are."""
-    usual = "model" if is_lightgen(next(iter(states.values()))) else "ema"
+    family = recognise({name: tuple(t.shape) for name, t in next(iter(states.values())).items()})
+    usual = "ema" if family is None else family.weights
     kind = wanted or (usual if usual in states else next(iter(states)))
     if kind not in states:
         raise GtRError(f"{path.name} has no {kind} weights, only {', '.join(states)}: ask for those")

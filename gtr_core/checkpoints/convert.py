@@ -1,8 +1,4 @@
-"""Reading model files safely, and converting published ones to safetensors.
-
-A safetensors file is data. Anything else goes through :mod:`gtr_core.pickles`, which never calls what a file asks for.
-Every size that a file states is compared with the file and with the memory at hand before anything is allocated.
-"""
+"""Converting published checkpoints to safetensors with metadata."""
 
 from __future__ import annotations
 
@@ -15,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..device import DTYPES
 from ..errors import GtRError
 from ..files import replace_file
 from ..models.vae import is_vae
-from .checkpoint import DTYPES, Checkpoint, check_tensors, load_model, load_vae, read_checkpoint
+from .checkpoint import Checkpoint, check_tensors, checked_model, checked_vae, read_checkpoint
 from .metadata import spec_metadata, vae_metadata
 
 HEAD_PREFIX = "diffloss."
@@ -44,9 +41,9 @@ def convert(
     if os.path.exists(target) and (not overwrite or target.samefile(source)):
         raise GtRError(f"{target} exists: choose another name" + ("" if overwrite else " or give --overwrite"))
     if is_vae(checkpoint.tensors):
-        metadata = vae_metadata(load_vae(checkpoint)[0])
+        metadata = vae_metadata(checked_vae(checkpoint)[0])
     else:
-        spec, _ = load_model(checkpoint, heads=heads)
+        spec, _ = checked_model(checkpoint, heads=heads)
         metadata = spec_metadata(spec, checkpoint.weights)
     wanted = DTYPES[dtype] if dtype else None
     tensors = {name: _cast(name, tensor, wanted).contiguous().clone() for name, tensor in checkpoint.tensors.items()}

@@ -9,24 +9,15 @@ from dataclasses import asdict
 
 from ..diffusion.chain import DiffusionSpec
 from ..errors import GtRError
-from ..models import ModelSpec
+from ..models import ModelSpec, infer_spec, recognise
 from ..models.latents import LatentSpec
-from ..models.lightgen import infer_lightgen_spec, is_lightgen
-from ..models.mar import infer_mar_spec
 from ..models.shapes import Shapes
-from ..models.vae import VAESpec, infer_vae_spec, is_vae
-from ..plans.partition import LONGEST_SIDE
+from ..models.vae import VAESpec, infer_vae_spec
 
 SPEC_KEY = "gtr.spec"
-
-
 WEIGHTS_KEY = "gtr.weights"
-
-
-LARGEST, LARGEST_PATCH, LONGEST_TEXT = 2**24, 64, 65_536
-
-
-_CARRIED = ("name", "grid", "heads", "latent", "diffusion", "norm_eps", "class_names", "text_length")
+LARGEST, LARGEST_PATCH, LONGEST_TEXT, LONGEST_GRID = 2**24, 64, 65_536, 256
+REMEDY = "convert the original file again"
 
 
 def spec_metadata(spec: ModelSpec, weights: str) -> dict[str, str]:
@@ -35,27 +26,18 @@ def spec_metadata(spec: ModelSpec, weights: str) -> dict[str, str]:
     ``weights`` is ``ema``, ``model`` (not averaged) or ``unknown``.
     """
     fields = asdict(spec)
-    return {
-        "format": "pt",
-        WEIGHTS_KEY: weights,
-        SPEC_KEY: json.dumps({key: fields[key] for key in _CARRIED if key in fields} | {"depths": spec.depths}),
-    }
+    stored = {key: fields[key] for key in spec.stored} | {"depths": spec.depths}
+    return {"format": "pt", WEIGHTS_KEY: weights, SPEC_KEY: json.dumps(stored)}
 
 
 def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, heads: int | None = None) -> ModelSpec:
-    """The spec of a MAR or LightGen state dict: inferred from shapes, completed by metadata where there is some.
+    """The spec of a model's state dict: inferred from shapes, completed by metadata where there is some.
 
     Raises GtRError when the metadata is not what :func:`spec_metadata` writes or does not fit the shapes.
     """
-    overrides = _overrides(metadata)
-    stored_heads = overrides.pop("heads", None)
-    infer = infer_lightgen_spec if is_lightgen(shapes) else infer_mar_spec
-    try:
-        return infer(shapes, heads=heads or stored_heads, **overrides)
-    except TypeError as error:
-        raise GtRError(
-            f"metadata '{SPEC_KEY}' does not fit the model ({error}): convert the original file again"
-        ) from error
+    family = recognise(shapes)
+    stored = {} if family is None else _stored(metadata, _PARSERS | dict(family.parsers))
+    return infer_spec(shapes, stored, heads=heads)
 
 
 def vae_metadata(spec: VAESpec) -> dict[str, str]:
@@ -65,15 +47,12 @@ def vae_metadata(spec: VAESpec) -> dict[str, str]:
 
 def read_vae_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> VAESpec:
     """The spec of a KL VAE state dict: inferred from shapes, with the groups of its metadata. Raises GtRError."""
-    overrides = _overrides(metadata) if is_vae(shapes) else {}
-    if set(overrides) - {"groups"}:
-        raise GtRError(f"metadata '{SPEC_KEY}' does not fit a VAE: convert the original file again")
-    return infer_vae_spec(shapes, **overrides)
+    return infer_vae_spec(shapes, **_stored(metadata, {"groups": parse_count}))
 
 
-def _overrides(metadata: Mapping[str, str] | None) -> dict:
+def _stored(metadata: Mapping[str, str] | None, parsers: Mapping[str, Callable]) -> dict:
     text = (metadata or {}).get(SPEC_KEY)
-    return {} if text is None else read_fields(text, SPEC_KEY, _PARSERS, "convert the original file again")
+    return {} if text is None else read_fields(text, SPEC_KEY, parsers, REMEDY)
 
 
 def read_fields(text: str, key: str, parsers: Mapping[str, Callable], remedy: str) -> dict:
@@ -153,7 +132,7 @@ def parse_names(values: Iterable) -> tuple[str, ...]:
 
 def _grid(value) -> tuple[int, int]:
     rows, columns = value
-    return parse_count(rows, LONGEST_SIDE), parse_count(columns, LONGEST_SIDE)
+    return parse_count(rows, LONGEST_GRID), parse_count(columns, LONGEST_GRID)
 
 
 _PARSERS = {
@@ -165,6 +144,5 @@ _PARSERS = {
     "norm_eps": _positive,
     "class_names": parse_names,
     "text_length": lambda length: parse_count(length, LONGEST_TEXT),
-    "groups": parse_count,
     "depths": lambda depths: tuple(map(parse_count, depths)),
 }

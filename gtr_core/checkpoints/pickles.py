@@ -23,8 +23,6 @@ from ..errors import GtRError, first_line
 
 # The training code saves its arguments beside the weights.
 ALLOWED_GLOBALS = [argparse.Namespace]
-
-
 NAMES = {
     "collections OrderedDict",
     "argparse Namespace",
@@ -55,7 +53,6 @@ NAMES = {
     *(f"torch {dtype}" for dtype in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")),
 }
 
-
 # What torch.save writes: protocol 2.
 OPCODES = frozenset(
     (
@@ -64,14 +61,8 @@ OPCODES = frozenset(
         "SHORT_BINSTRING BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT LONG1 STOP "
     ).split()
 )
-
-
 LONGEST_PICKLE = 16 << 20  # bytes; the largest training checkpoints have less than 1 MiB beside their tensors
-
-
 LARGEST_TUPLE = 10_000  # objects in a tuple and in those inside it
-
-
 LEGACY_PICKLES = 5  # magic number, version, machine, content, storage keys
 
 

@@ -1,78 +1,96 @@
-"""What each verb of the command line does: options in, a report out."""
+"""``bench``: measured latency and memory of presets, all in one run."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from ..checkpoints import build_model
-from ..checkpoints.checkpoint import DTYPES
+from ..checkpoints import load_model
 from ..costs import bench
-from ..drawing.bars import draw_bars
-from ..drawing.png import write_png
+from ..device import DTYPES
+from ..drawing.bars import bar_chart, check_chart, write_chart
 from ..errors import GtRError
-from ..models import ModelSpec
-from ..models.lightgen import LIGHTGEN
-from ..models.mar import VARIANTS
-from ..plans.method import Guidance
+from ..models import ModelSpec, published_specs
+from ..plans.method import Guidance, Method
+from ..plans.presets import preset
 from .options import (
     AUTO,
     LARGEST_BATCH,
-    _names,
+    Options,
+    Parser,
+    Verb,
+    add_fts_options,
+    add_runtime_options,
     check_device,
+    check_folder_of,
     dtype_of,
     fts_of,
     grid_of,
     model_file,
     model_spec,
-    named_method,
+    named,
+    names,
     print_report,
 )
 
 
-def run_bench(options: argparse.Namespace) -> None:
+def add_options(sub: Parser) -> None:
+    sub.add_argument("--model", default="mar-b", help=f"{', '.join(published_specs())}, demo or a file")
+    sub.add_argument(
+        "--presets",
+        default="origin,gtr-paper,gtr-full",
+        help="the others are compared with the first; also lazymar, and reference: the origin as the original code "
+        "runs it; name@dtype has a --dtype of its own",
+    )
+    sub.add_argument("--rounds", type=int, default=3)
+    sub.add_argument("--png", metavar="FILE", help="draw the seconds, as .png, .svg or .pdf")
+    sub.add_argument("--batch", type=int, default=1)
+    sub.add_argument("--size", help="LightGen: width x height in pixels")
+    sub.add_argument("--cfg", type=float, default=3.0, help="guidance scale; 1 = off")
+    add_runtime_options(sub)
+    add_fts_options(sub)
+
+
+def run(options: Options) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     check_device(options.device)
+    if options.png:
+        check_folder_of(options.png)
+        check_chart(options.png)
     spec = model_spec(options.model)
-    contenders = [_contender(name, options, spec) for name in _names(options.presets)]
-    if not contenders or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
+    cases = [_case(name, options, spec) for name in names(options.presets)]
+    if not cases or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
         raise GtRError(f"nothing to measure: expected at least 1 preset, 1 round and a batch of 1 to {LARGEST_BATCH}")
-    grid = grid_of(options.size, spec) if options.size else None
-    setting = bench.Setting(
-        options.batch, grid, options.device, Guidance(options.cfg), fts_of(options), options.acceleration == AUTO
-    )
-    known = {*VARIANTS.values(), LIGHTGEN.name}
+    grid = grid_of(options.size, spec)
+    setting = bench.Setting(options.batch, grid, options.device, options.acceleration == AUTO)
     models = {
         dtype: bench.random_model(spec, options.device, dtype)
-        if options.model in known
-        else build_model(model_file(options.model), device=options.device, dtype=dtype)
-        for dtype in {contender.dtype for contender in contenders}
+        if options.model in published_specs()
+        else load_model(model_file(options.model), device=options.device, dtype=dtype)
+        for dtype in {case.dtype for case in cases}
     }
     result = bench.bench(
         models,
-        contenders,
+        cases,
         setting,
         rounds=options.rounds,
         on_run=lambda name, index: print(f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr),
     )
     if options.png:
-        write_png(
-            options.png,
-            draw_bars(
-                [
-                    (row["preset"], row["seconds"], f"{row['seconds']:.2f} s {row['ratio']:.2f}x")
-                    for row in result["rows"]
-                ],
-                f"{result['model']} seconds per batch (median)",
-            ),
-        )
+        bars = [
+            (row["preset"], row["seconds"], f"{row['seconds']:.2f} s, {row['ratio']:.2f}×") for row in result["rows"]
+        ]
+        write_chart(options.png, bar_chart(bars, f"{result['model']}: seconds per batch (median)"))
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    print_report(options, result, f"{result['model']}, batch {result['batch']}; {machine}\n\n" + bench.markdown(result))
+    print_report(options, result, f"{result['model']}, batch {result['batch']}; {machine}\n\n{bench.markdown(result)}")
 
 
-def _contender(name: str, options: argparse.Namespace, spec: ModelSpec) -> bench.Contender:
+def _case(name: str, options: Options, spec: ModelSpec) -> bench.BenchCase:
     """A preset, in a dtype of its own where one follows an @."""
     preset_name, _, dtype = name.partition("@")
     if dtype and dtype not in DTYPES:
         raise GtRError(f"'{name}': expected one of {', '.join(DTYPES)} after the @")
-    return bench.Contender(name, *named_method(preset_name, spec), DTYPES[dtype] if dtype else dtype_of(options))
+    base = Method(preset(spec.origin), Guidance(options.cfg), fts_of(options))
+    return bench.BenchCase(name, named(preset_name, base, spec), DTYPES[dtype] if dtype else dtype_of(options))
+
+
+BENCH = Verb("bench", "measured latency and memory of presets, all in one run", add_options, run)

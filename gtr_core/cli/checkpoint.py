@@ -1,19 +1,24 @@
-"""What each verb of the command line does: options in, a report out."""
+"""``info`` and ``convert``: what a model file holds, and original checkpoints as safetensors."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 
-from ..checkpoints.checkpoint import Checkpoint, load_model, load_vae, read_checkpoint
+from ..checkpoints.checkpoint import Checkpoint, checked_model, checked_vae, read_checkpoint
 from ..checkpoints.convert import convert
-from ..models.lightgen import LightGenSpec
-from ..models.mar import MARSpec
+from ..device import DTYPES
 from ..models.vae import is_vae
-from .options import print_report
+from .options import Options, Parser, Verb, print_report
+
+WEIGHTS_HELP = "default: ema of MAR, model of LightGen"
 
 
-def info(options: argparse.Namespace) -> None:
+def add_info_options(sub: Parser) -> None:
+    sub.add_argument("file")
+    sub.add_argument("--weights", choices=("ema", "model"), help=WEIGHTS_HELP)
+
+
+def info(options: Options) -> None:
     """What a file holds, and what is wrong with it."""
     facts = describe(read_checkpoint(options.file, weights=options.weights))
     print_report(options, facts, "\n".join(f"{key:12} {value}" for key, value in facts.items() if key != "spec"))
@@ -21,27 +26,41 @@ def info(options: argparse.Namespace) -> None:
 
 def describe(checkpoint: Checkpoint) -> dict:
     """Family, variant, sizes, dtypes and weights of a checkpoint. Raises GtRError when it is not usable."""
-    load = load_vae if is_vae(checkpoint.tensors) else load_model
-    spec, tensors = load(checkpoint)
-    family = {MARSpec: "MAR", LightGenSpec: "LightGen"}.get(type(spec), "KL VAE")
+    if is_vae(checkpoint.tensors):
+        spec, tensors = checked_vae(checkpoint)
+        identity, rest = {"family": "KL VAE", "variant": f"f{spec.stride}"}, {}
+    else:
+        spec, tensors = checked_model(checkpoint)
+        identity = {"family": spec.family, "variant": spec.name}
+        rest = {
+            "image": list(spec.latent.size(spec.grid)),
+            "grid": list(spec.grid),
+            "weights": checkpoint.weights,
+            **({"classes": spec.classes} if spec.condition == "label" else {}),
+        }
     facts = {
         "file": str(checkpoint.path),
-        "family": family,
-        "variant": f"f{spec.stride}" if load is load_vae else spec.name,
+        **identity,
         "parameters": sum(t.numel() for t in tensors.values()),
         "tensors": len(tensors),
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
+        **rest,
     }
-    if load is load_model:
-        facts |= {"image": list(spec.latent.size(spec.grid)), "grid": list(spec.grid), "weights": checkpoint.weights}
-    if isinstance(spec, MARSpec):
-        facts["classes"] = spec.classes
     if checkpoint.warning:
         facts["warning"] = checkpoint.warning
     return facts | {"spec": asdict(spec)}
 
 
-def convert_file(options: argparse.Namespace) -> None:
+def add_convert_options(sub: Parser) -> None:
+    sub.add_argument("source", metavar="IN")
+    sub.add_argument("target", metavar="OUT")
+    sub.add_argument("--weights", choices=("ema", "model"), help=WEIGHTS_HELP)
+    sub.add_argument("--dtype", choices=tuple(DTYPES), help="of the transformer; the diffusion head stays float32")
+    sub.add_argument("--heads", type=int, help="attention heads, for widths other than MAR-B, L and H")
+    sub.add_argument("--overwrite", action="store_true")
+
+
+def convert_file(options: Options) -> None:
     """Original checkpoint -> safetensors with metadata."""
     result = convert(
         options.source,
@@ -58,3 +77,9 @@ def convert_file(options: argparse.Namespace) -> None:
         f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
         f"weights: {facts.get('weights', 'VAE')}",
     )
+
+
+INFO = Verb("info", "what a model file holds", add_info_options, info)
+CONVERT = Verb(
+    "convert", "original .pth or .ckpt -> .safetensors; nothing in it is executed", add_convert_options, convert_file
+)

@@ -1,134 +1,190 @@
-"""What each verb of the command line does: options in, a report out."""
+"""``generate``: images from classes or encoded prompts, or a given image of which a part is resampled."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
 
-from .. import pipeline
-from ..checkpoints import build_model, build_vae, prompt_states
-from ..costs.report import run_report
-from ..demo import DEMO_VAE
+from ..checkpoints import load_model, load_vae, prompt_states
+from ..costs.report import decoding_report
 from ..drawing.png import write_png
 from ..errors import GtRError
-from ..models import ModelSpec
-from ..models.labels import parse_labels
-from ..models.mar import MARSpec
+from ..models.latents import latent_to_tokens
+from ..models.model import Model
+from ..models.spec import ModelSpec
+from ..models.vae import KLVAE
 from ..noise import image_seeds
-from ..plans.plan import make_plan
-from ..sampling.sampler import Callback, Progress
+from ..pipeline import Canvas, Place, check_pair, decode, decode_images, encode_images, masked_tokens, plan_decoding
+from ..plans.method import Method
+from ..plans.regions import REDRAWS, redrawn_tokens
+from ..sampling.sampler import Progress
 from .options import (
-    AUTO,
     LARGEST_BATCH,
-    cache_of,
-    check_device,
-    dtype_of,
-    fts_of,
+    Options,
+    Parser,
+    Verb,
+    add_guidance_options,
+    add_method_options,
+    add_model_options,
+    add_runtime_options,
+    check_folder_of,
+    conditions_of,
     grid_of,
-    guidance_of,
+    method_of,
     model_file,
+    numbers,
     print_report,
-    schedule_of,
+    runtime_of,
+    vae_file,
 )
 
 
-def generate(options: argparse.Namespace) -> None:
-    """Pictures from a model file or the demo model."""
-    demo = options.model == "demo"
-    if not demo and not options.vae:
-        raise GtRError("no VAE: give the model's VAE file with --vae (kl16 for the published MAR models)")
+def add_options(sub: Parser) -> None:
+    add_method_options(sub)
+    add_model_options(sub, "MAR or LightGen")
+    sub.add_argument("--class", dest="classes", default="0", help="indices or names, separated by commas")
+    sub.add_argument(
+        "--prompt-embeds", metavar="FILE", help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096)"
+    )
+    sub.add_argument("--size", help="LightGen: width x height in pixels, such as 512x512")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--batch", type=int, help="images (default: one per class or prompt)")
+    sub.add_argument("--image", metavar="FILE", help="start from this image: give a mask, a redraw or an outpaint too")
+    sub.add_argument("--mask", metavar="FILE", help="inpaint: tokens with a white pixel are resampled, others stay")
+    sub.add_argument("--redraw", choices=REDRAWS, help="resample the schedule's last stages, or a share of the tokens")
+    sub.add_argument("--denoise", type=float, default=0.5, help="with --redraw denoise: the share, 0 to 1")
+    sub.add_argument("--outpaint", metavar="L,T,R,B", help="pixels to add at the left, top, right and bottom")
+    add_guidance_options(sub)
+    add_runtime_options(sub)
+    sub.add_argument("-o", "--output", default="gtr.png", help="one image; several get _000, _001, ... in their names")
+
+
+def run(options: Options) -> None:
+    """Images from a model file or the demo model."""
     output = Path(options.output)
     if output.suffix.lower() != ".png":
         raise GtRError(f"output '{output.name}': expected a name that ends in .png")
-    if not os.path.isdir(output.parent):
-        raise GtRError(f"no folder {output.parent}: make it, or choose another")
-    check_device(options.device)
-    model = build_model(model_file(options.model), device=options.device, dtype=dtype_of(options))
-    vae = build_vae(options.vae or DEMO_VAE, device=options.device)
-    pipeline.check_pair(model, vae)
-    condition, grid = _condition(options, model.spec)
-    schedule, guidance, marks = schedule_of(options), guidance_of(options), []
-    latents = pipeline.generate_latents(
-        model,
-        schedule,
-        condition,
-        options.seed,
-        guidance=guidance,
-        accelerate=options.acceleration == AUTO,
-        cache=cache_of(options),
-        grid=grid,
-        temperature=options.temperature,
-        fts=fts_of(options),
-        device=options.device,
-        dtype=dtype_of(options),
-        callback=_watch(marks, silent=options.json),
-    )
-    plan = make_plan(schedule, grid, image_seeds(options.seed, len(condition)))
-    text = run_report(
-        plan,
-        model.spec,
-        guided=guidance.enabled,
-        unguided=guidance.start,
-        fts=fts_of(options),
-        cache=cache_of(options),
-        seconds=[after - before for before, after in zip(marks, marks[1:])],
-    )
-    count = len(condition)
-    paths = [output if count == 1 else output.with_stem(f"{output.stem}_{k:03}") for k in range(count)]
-    for path, picture in zip(paths, pipeline.decode_pictures(vae, latents)):
-        write_png(path, picture)
-    facts = {"files": [str(path) for path in paths], "seconds": marks[-1] - marks[0], "report": text}
-    if not isinstance(condition, torch.Tensor):
-        facts["classes"] = list(condition)
-    print_report(options, facts, "\n".join([text, *facts["files"]]))
+    check_folder_of(output)
+    runtime = runtime_of(options)
+    vae_path = vae_file(options)
+    model = load_model(model_file(options.model), device=runtime.device, dtype=runtime.dtype)
+    vae = load_vae(vae_path, device=runtime.device)
+    check_pair(model, vae)
+    spec, method = model.spec, method_of(options)
+    condition = condition_of(options, spec)
+    canvas = canvas_of(options, method, model, vae, len(condition))
+    seeds = image_seeds(options.seed, len(condition))
+    decoding = plan_decoding(spec, method, seeds, canvas.unknown.numpy(), runtime, overlap=canvas.overlap)
+    decoding.needed_bytes(spec, runtime)  # refuses what memory cannot hold
+    tokens = latent_to_tokens(canvas.latents, spec.latent)
+    with progress_bar(decoding.ar_steps, silent=options.json) as bar:
+        decoded = decode(model, decoding, tokens, condition, runtime=runtime, observer=_watch(bar))
+    paths = [output]
+    if len(condition) > 1:
+        paths = [output.with_stem(f"{output.stem}_{k:03}") for k in range(len(condition))]
+    latents = canvas.finished(decoded.tokens, spec).to(runtime.device)
+    for path, image in zip(paths, decode_images(vae, latents)):
+        write_png(path, image)
+    report = decoding_report(decoding, decoded, spec)
+    facts = {"files": [str(path) for path in paths], "seconds": sum(map(sum, decoded.seconds)), "report": report}
+    if spec.condition == "label":
+        facts["classes"] = condition.tolist()
+    print_report(options, facts, "\n".join([report, *facts["files"]]))
 
 
-def _condition(options: argparse.Namespace, spec: ModelSpec) -> tuple[torch.Tensor | tuple[int, ...], tuple[int, int]]:
-    """Labels, or text states from a file, and the token grid."""
-    grid = grid_of(options.size, spec) if options.size else spec.grid
-    if isinstance(spec, MARSpec):
-        return _labels(options, spec), grid
-    if not options.prompt_embeds:
-        raise GtRError(f"{spec.name} draws from text: give its encoded prompts with --prompt-embeds FILE")
-    return prompt_states(options.prompt_embeds, spec).float(), grid
-
-
-def _labels(options: argparse.Namespace, spec: MARSpec) -> tuple[int, ...]:
-    """One label per image: the given classes, repeated in order up to the batch size."""
-    labels = parse_labels(options.classes, spec)
-    batch = len(labels) if options.batch is None else options.batch
+def condition_of(options: Options, spec: ModelSpec) -> Tensor:
+    """One label or text per image: those given, repeated in order up to the batch size."""
+    given = conditions_of(options, spec, options.classes)
+    batch = given.count if options.batch is None else options.batch
     if not 1 <= batch <= LARGEST_BATCH:
         raise GtRError(f"a batch of {batch}: expected at least 1 and at most {LARGEST_BATCH}")
-    if batch < len(labels):
-        raise GtRError(f"{len(labels)} classes for a batch of {batch}: give --batch {len(labels)} or fewer classes")
-    return tuple(labels[k % len(labels)] for k in range(batch))
+    if batch < given.count:
+        kind = "classes" if given.labels else "prompts"
+        raise GtRError(f"{given.count} {kind} for a batch of {batch}: give --batch {given.count} or fewer {kind}")
+    rows = [k % given.count for k in range(batch)]
+    if given.labels:
+        return torch.tensor(given.labels)[rows]
+    return prompt_states(given.prompts, spec)[rows].float()
 
 
-def _watch(marks: list[float], *, silent: bool) -> Callback:
-    """Notes when every AR step begins and the last one ends, and shows a progress bar unless ``silent``."""
+def canvas_of(options: Options, method: Method, model: Model, vae: KLVAE, batch: int) -> Canvas:
+    """An empty canvas, or the given image with what is to be resampled of it. Raises GtRError."""
+    spec = model.spec
+    wanted = [name for name in ("mask", "redraw", "outpaint") if getattr(options, name)]
+    if not options.image:
+        if wanted:
+            raise GtRError(f"--{wanted[0]} changes a given image: give it with --image")
+        return Canvas.empty(spec, batch, grid_of(options.size, spec) or spec.grid)
+    if not wanted:
+        raise GtRError("nothing of the image is to be changed: give --mask, --redraw or --outpaint")
+    if options.size:
+        raise GtRError("the image has a size of its own: leave out --size")
+    image = read_image(options.image, "RGB")
+    grid = spec.latent.grid(image.shape[:2])
+    latents = encode_images(vae, image[None]).cpu().expand(batch, -1, -1, -1)
+    canvas = Canvas(latents, torch.ones(batch, *grid, dtype=torch.bool))
+    if options.outpaint:
+        if options.mask or options.redraw:
+            raise GtRError("--outpaint keeps the whole image: leave out --mask and --redraw")
+        return canvas.extended(spec, _room(options.outpaint, spec))
+    spec.check_grid(grid)
+    if options.redraw:
+        canvas = canvas.only(torch.from_numpy(redrawn_tokens(method.schedule, grid, options.redraw, options.denoise)))
+    if options.mask:
+        mask = read_image(options.mask, "L")
+        if mask.shape != image.shape[:2]:
+            raise GtRError(
+                f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the image {image.shape[1]} x {image.shape[0]}: "
+                "make them the same size"
+            )
+        canvas = canvas.only(masked_tokens(torch.from_numpy(mask)[None] / 255, grid))
+    return canvas
 
-    def callback(progress: Progress) -> None:
-        if progress.diffusion_step == 0:
-            marks.append(time.perf_counter())
-        if not silent:
-            _progress_bar(progress)
 
-    return callback
+def read_image(path: str, mode: str) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 (``RGB``) or (H, W) uint8 (``L``). Raises GtRError."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert(mode))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise GtRError(f"{path} is not a readable image ({type(error).__name__}): give a PNG or JPEG file") from error
 
 
-def _progress_bar(progress: Progress) -> None:
-    share = (progress.step + progress.diffusion_step / max(progress.diffusion_steps, 1)) / max(progress.steps, 1)
-    bar = "#" * int(30 * min(share, 1.0))
-    print(
-        f"\r[{bar:30}] stage {progress.stage}/{progress.stages} step {progress.step}/{progress.steps}",
-        end="",
-        file=sys.stderr,
-        flush=True,
-    )
-    if progress.step == progress.steps:
-        print(file=sys.stderr)
+def _room(text: str, spec: ModelSpec) -> tuple[int, int, int, int]:
+    """left,top,right,bottom in pixels -> tokens left, right, top, bottom."""
+    sides, token = numbers(text, int), spec.latent.stride * spec.latent.patch
+    if len(sides) != 4 or any(side < 0 or side % token for side in sides) or not any(sides):
+        raise GtRError(f"--outpaint {text}: expected left,top,right,bottom in multiples of {token} pixels")
+    left, top, right, bottom = (side // token for side in sides)
+    return left, right, top, bottom
+
+
+def progress_bar(steps: int, *, silent: bool) -> tqdm:
+    """On standard error, where that is a terminal; a log file gets nothing."""
+    layout = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
+    return tqdm(total=steps, bar_format=layout, disable=True if silent else None)
+
+
+def _watch(bar: tqdm) -> Callable[[Progress, Place], None]:
+    """Moves the progress bar."""
+    done = 0.0
+
+    def observe(progress: Progress, place: Place) -> None:
+        nonlocal done
+        stage = f"stage {progress.stage}/{progress.stages}, step {progress.step}/{progress.steps}"
+        bar.set_description_str(stage, refresh=False)
+        share = progress.diffusion_step / max(progress.diffusion_steps, 1)
+        bar.update(done + progress.step + min(share, 1.0) - bar.n)
+        if progress.step == progress.steps:
+            done += progress.steps
+
+    return observe
+
+
+GENERATE = Verb("generate", "make images", add_options, run)

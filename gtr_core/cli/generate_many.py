@@ -1,45 +1,38 @@
-"""The ``generate-many`` verb: thousands of pictures by one method, on many workers, resumable."""
+"""``generate-many``: thousands of images by one method, on many workers, resumable."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from ..checkpoints import prompt_states
-from ..demo import DEMO_VAE
-from ..errors import GtRError
-from ..jobs.generate_many import FORMATS, MANIFESTS, Order, check_manifest, make_many, write_manifest
+from ..jobs.generate_many import FORMATS, MANIFESTS, GenerationJob, check_manifest, generate_many, write_manifest
 from ..jobs.resume import CHUNK
-from ..models import ModelSpec
-from ..models.labels import parse_labels
-from ..models.mar import MARSpec
-from ..plans.method import Method
 from .options import (
-    AUTO,
-    add_engine_options,
+    Options,
+    Parser,
+    Verb,
     add_guidance_options,
-    cache_of,
-    check_device,
-    dtype_of,
-    engine_of,
-    fts_of,
+    add_method_options,
+    add_model_options,
+    add_runtime_options,
+    add_worker_options,
+    conditions_of,
     grid_of,
-    guidance_of,
+    method_of,
     model_file,
     model_spec,
+    pool_of,
     print_report,
-    schedule_of,
+    runtime_of,
+    vae_file,
 )
 
 
-def add_options(sub: argparse.ArgumentParser) -> None:
-    """The verb's own options; those of schedule and device are common to several verbs."""
-    sub.add_argument("--model", default="demo", help="a MAR or LightGen file, or demo")
-    sub.add_argument("--vae", help="the model's VAE file (not needed for demo)")
+def add_options(sub: Parser) -> None:
+    add_model_options(sub, "MAR or LightGen")
     sub.add_argument("--classes", default="all", help="indices or names, separated by commas, or all; they take turns")
     sub.add_argument(
         "--prompt-embeds",
@@ -48,92 +41,76 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--size", help="LightGen: width x height in pixels, such as 512x512")
     count = sub.add_mutually_exclusive_group()
-    count.add_argument("--images", type=int, help="pictures in all")
-    count.add_argument("--per-class", type=int, default=1, help="pictures of every class or prompt")
-    sub.add_argument("--seed", type=int, default=0, help="picture k has the seed + k")
-    sub.add_argument("--batch", type=int, default=16, help="pictures at a time, per worker")
-    sub.add_argument("--shard", type=int, default=CHUNK, help="pictures of one task, and of one safetensors file")
-    sub.add_argument("--format", choices=FORMATS, default="png", help="safetensors: pictures and latents")
+    count.add_argument("--images", type=int, help="images in all")
+    count.add_argument("--per-class", type=int, default=1, help="images of every class or prompt")
+    sub.add_argument("--seed", type=int, default=0, help="image k has the seed + k")
+    sub.add_argument("--batch", type=int, default=16, help="images at a time, per worker")
+    sub.add_argument("--shard", type=int, default=CHUNK, help="images of one task, and of one safetensors file")
+    sub.add_argument("--format", choices=FORMATS, default="png", help="safetensors: images and latents")
     sub.add_argument("--manifest", choices=MANIFESTS, default="parquet", help="parquet needs pyarrow, jsonl nothing")
-    sub.add_argument("--temperature", type=float, default=1.0)
     sub.add_argument("-o", "--output", default="gtr_many", help="a folder; a rerun goes on there")
     add_guidance_options(sub)
-    add_engine_options(sub)
+    add_worker_options(sub)
+    add_method_options(sub)
+    add_runtime_options(sub)
 
 
-def generate_many(options: argparse.Namespace) -> None:
-    """Make what is missing of the pictures, then write the manifest of all."""
+def run(options: Options) -> None:
+    """Make what is missing of the images, then write the manifest of all."""
     check_manifest(options.manifest)
-    check_device(options.device)
-    order, engine, started = order_of(options), engine_of(options), time.perf_counter()
-    rows, made, keys = make_many(order, engine, _progress())
-    manifest = write_manifest(order, keys, rows, options.manifest)
-    seconds = time.perf_counter() - started
+    job, pool, started = job_of(options), pool_of(options), time.perf_counter()
+    result = generate_many(job, pool, _progress())
+    manifest = write_manifest(job, result.keys, result.rows, options.manifest)
+    seconds, count = time.perf_counter() - started, len(result.rows)
     facts = {
         "command": options.command,
-        "output": str(order.output),
+        "output": str(job.output),
         "manifest": str(manifest),
-        "pictures": len(rows),
-        "made": made,
+        "pictures": count,
+        "made": result.made,
         "seconds": seconds,
-        "settings": order.method.settings(),
+        "settings": job.method.settings(),
     }
     print_report(
         options,
         facts,
-        f"{manifest}: {len(rows)} pictures, {made} made now in {seconds:.1f} s, {len(rows) - made} were there",
+        f"{manifest}: {count} images, {result.made} made now in {seconds:.1f} s, {count - result.made} were there",
     )
 
 
-def order_of(options: argparse.Namespace) -> Order:
+def job_of(options: Options) -> GenerationJob:
     """Raises GtRError."""
-    if options.model != "demo" and not options.vae:
-        raise GtRError("no VAE: give the model's VAE file with --vae (kl16 for the published MAR models)")
+    vae, runtime = vae_file(options), runtime_of(options)
     spec = model_spec(str(model_file(options.model)))
-    labels, conditions = _conditions(options, spec)
-    prompts = Path(options.prompt_embeds).resolve() if options.prompt_embeds else None
-    method = Method(schedule_of(options), guidance_of(options), fts_of(options), cache_of(options), options.temperature)
-    return Order(
-        Path(model_file(options.model)).resolve(),
-        Path(options.vae or DEMO_VAE).resolve(),
-        method,
-        options.per_class * conditions if options.images is None else options.images,
-        options.seed,
-        Path(options.output).resolve(),
-        labels,
-        prompts,
-        grid_of(options.size, spec) if options.size else None,
-        options.format,
-        max(options.shard, options.batch),
-        options.batch,
-        dtype_of(options),
-        options.acceleration == AUTO,
+    conditions = conditions_of(options, spec, options.classes)
+    return GenerationJob(
+        model=model_file(options.model).resolve(),
+        vae=vae.resolve(),
+        method=method_of(options),
+        images=options.per_class * conditions.count if options.images is None else options.images,
+        seed=options.seed,
+        output=Path(options.output).resolve(),
+        labels=conditions.labels,
+        prompts=conditions.prompts and conditions.prompts.resolve(),
+        grid=grid_of(options.size, spec),
+        format=options.format,
+        shard=max(options.shard, options.batch),
+        batch=options.batch,
+        dtype=runtime.dtype,
+        accelerate=runtime.accelerate,
     )
-
-
-def _conditions(options: argparse.Namespace, spec: ModelSpec) -> tuple[tuple[int, ...], int]:
-    """The labels, and the number of labels or prompts."""
-    if not isinstance(spec, MARSpec):
-        if not options.prompt_embeds:
-            raise GtRError(f"{spec.name} draws from text: give its encoded prompts with --prompt-embeds FILE")
-        return (), len(prompt_states(options.prompt_embeds, spec))
-    if options.prompt_embeds:
-        raise GtRError(f"{spec.name} draws from classes, not text: leave out --prompt-embeds")
-    everything = options.classes.strip().lower() == "all"
-    labels = tuple(range(spec.classes)) if everything else parse_labels(options.classes, spec)
-    return labels, len(labels)
 
 
 def _progress() -> Callable[[int, int], None]:
-    """Pictures made, their rate and the time to go, on a line of stderr per piece."""
+    """Images made, their rate and the time to go, on a line of stderr per piece."""
     started = time.perf_counter()
 
     def show(made: int, left: int) -> None:
         rate = made / (time.perf_counter() - started)
-        print(
-            f"{made} of {made + left} pictures, {rate:.3g} per second, {timedelta(seconds=round(left / rate))} to go",
-            file=sys.stderr,
-            flush=True,
-        )
+        to_go = timedelta(seconds=round(left / rate))
+        print(f"{made} of {made + left} images, {rate:.3g} per second, {to_go} to go", file=sys.stderr, flush=True)
 
     return show
+
+
+GENERATE_MANY = Verb("generate-many", "thousands of images on many workers, resumable", add_options, run)

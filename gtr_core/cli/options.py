@@ -1,37 +1,248 @@
-"""What each verb of the command line does: options in, a report out."""
+"""What several verbs share: groups of options, and the typed values behind them. A verb passes on values, never its
+options."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ..checkpoints.checkpoint import DTYPES, load_model, read_checkpoint
-from ..costs import bench, flops
-from ..demo import DEMO_MAR
-from ..device import best_dtype
+from ..checkpoints import prompt_states
+from ..checkpoints.checkpoint import checked_model, read_checkpoint
+from ..demo import DEMO_MAR, DEMO_VAE
+from ..device import DTYPES, Runtime, best_dtype
 from ..errors import GtRError
-from ..jobs.workers import ENGINES, Engine
-from ..models import ModelSpec
-from ..models.lightgen import LIGHTGEN
-from ..models.mar import VARIANTS, mar_spec
-from ..plans.fts import FTS
-from ..plans.method import GUIDANCE_SCHEDULES, Guidance
-from ..plans.presets import preset
-from ..plans.schedule import Schedule
+from ..jobs.workers import ENGINES, WorkerPool
+from ..models import ModelSpec, published_specs
+from ..models.labels import parse_labels
+from ..plans.fts import FTS, SELECTIONS
+from ..plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
+from ..plans.orders import ORDERS
+from ..plans.partition import PARTITIONS
+from ..plans.presets import PRESETS, preset
+from ..plans.schedule import SCOPES, Schedule
 from ..sampling.lazymar import LazyMAR
 from ..sampling.reference import Reference
 
-LAZYMAR, REFERENCE, AUTO = "lazymar", "reference", "auto"
-
-
+DEMO, LAZYMAR, REFERENCE, AUTO = "demo", "lazymar", "reference", "auto"
 LARGEST_BATCH = 4096
-
-
 DEVICES = ("cpu", "cuda", "mps", "xpu")
+Parser = argparse.ArgumentParser
+Options = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line."""
+
+    name: str
+    summary: str
+    add_options: Callable[[Parser], None]
+    run: Callable[[Options], None]
+
+
+# Models and VAEs
+
+
+def add_model_options(sub: Parser, families: str) -> None:
+    sub.add_argument("--model", default=DEMO, help=f"a {families} file, or demo")
+    sub.add_argument("--vae", help="the model's VAE file (not needed for demo)")
+
+
+def model_file(model: str) -> Path:
+    """The file behind --model."""
+    return DEMO_MAR if model == DEMO else Path(model)
+
+
+def vae_file(options: Options) -> Path:
+    """The file behind --vae, the demo's own by default. Raises GtRError for another model without one."""
+    if options.vae:
+        return Path(options.vae)
+    if options.model != DEMO:
+        raise GtRError("no VAE: give the model's VAE file with --vae (kl16 for the published MAR models)")
+    return DEMO_VAE
+
+
+def model_spec(model: str) -> ModelSpec:
+    """The spec of a published model by name, or of a file."""
+    known = published_specs()
+    return known[model] if model in known else checked_model(read_checkpoint(model_file(model)))[0]
+
+
+# Conditions and sizes
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is asked for: ``labels``, or the file of encoded prompts and how many they are."""
+
+    labels: tuple[int, ...] = ()
+    prompts: Path | None = None
+    count: int = 0
+
+
+def conditions_of(options: Options, spec: ModelSpec, classes: str) -> Conditions:
+    """The classes (``all`` for every one) or the prompts, whichever the model takes. Raises GtRError."""
+    if spec.condition == "text":
+        if not options.prompt_embeds:
+            raise GtRError(f"{spec.name} draws from text: give its encoded prompts with --prompt-embeds FILE")
+        return Conditions((), Path(options.prompt_embeds), len(prompt_states(options.prompt_embeds, spec)))
+    if options.prompt_embeds:
+        raise GtRError(f"{spec.name} draws from classes, not text: leave out --prompt-embeds")
+    everything = classes.strip().lower() == "all"
+    labels = tuple(range(spec.classes)) if everything else parse_labels(classes, spec)
+    return Conditions(labels, None, len(labels))
+
+
+def grid_of(size: str | None, spec: ModelSpec) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT in pixels -> the token grid; None for the model's own size. Raises GtRError."""
+    if not size:
+        return None
+    values, token = numbers(size.lower().replace("x", ","), int), spec.latent.stride * spec.latent.patch
+    if len(values) != 2 or any(value < 1 or value % token for value in values):
+        raise GtRError(f"size '{size}': expected width x height in multiples of {token}, such as 512x512")
+    return spec.latent.grid((values[1], values[0]))
+
+
+# Methods
+
+
+def add_method_options(sub: Parser) -> None:
+    """A preset with changes, or a custom schedule; FTS."""
+    sub.add_argument("--preset", choices=(*PRESETS, LAZYMAR), default="gtr-paper")
+    sub.add_argument(
+        "--cache", choices=(LAZYMAR,), help="LazyMAR's caches; the preset of that name is the origin with them"
+    )
+    sub.add_argument(
+        "--order", choices=tuple(ORDERS), default="gtr", help="other than gtr: that order in --steps AR steps"
+    )
+    sub.add_argument("--steps", help="custom GtR schedule: AR steps per stage, such as 24,6,2")
+    sub.add_argument("--rates", help="or tokens per AR step of every stage, such as 2.67,10.67,64")
+    sub.add_argument("--diffusion", help="diffusion steps: start, end, reconstruction, such as 50,20,20")
+    sub.add_argument("--partition", choices=PARTITIONS)
+    sub.add_argument("--scope", choices=SCOPES, help="mask tokens that the decoder sees (custom schedules: stage)")
+    add_fts_options(sub)
+
+
+def add_fts_options(sub: Parser) -> None:
+    sub.add_argument(
+        "--fts",
+        choices=(*SELECTIONS, "off"),
+        default="high",
+        help="which tokens of a reconstruction step get the detail steps",
+    )
+    sub.add_argument("--fts-fraction", type=float, default=0.1)
+    sub.add_argument("--fts-steps", type=int, default=50)
+
+
+def add_guidance_options(sub: Parser) -> None:
+    sub.add_argument("--cfg", type=float, default=3.0, help="guidance scale; 1 = off")
+    sub.add_argument("--cfg-schedule", choices=GUIDANCE_SCHEDULES, default="linear")
+    sub.add_argument("--cfg-start", type=float, default=0.0, help="share of the tokens that is drawn without guidance")
+    sub.add_argument("--temperature", type=float, default=1.0)
+
+
+def method_of(options: Options, guidance: Guidance | None = None) -> Method:
+    """The method that the options describe, with their guidance unless another is given."""
+    schedule, cache = schedule_of(options), cache_of(options)
+    if guidance is not None:
+        return Method(schedule, guidance, fts_of(options), cache)
+    return Method(schedule, guidance_of(options), fts_of(options), cache, options.temperature)
+
+
+def schedule_of(options: Options) -> Schedule:
+    """The preset with the given changes, or a custom schedule when --steps, --rates or another --order is given."""
+    changes = {
+        "diffusion": numbers(options.diffusion, int),
+        "partition": options.partition,
+        "decoder_scope": options.scope,
+    }
+    changes = {key: value for key, value in changes.items() if value}
+    if options.order != "gtr":
+        steps = numbers(options.steps, int) or preset("origin").steps
+        settings = {"diffusion": (100, 100, 100)} | changes
+        return Schedule(f"{options.order}-{steps[0]}", options.order, steps, **settings)
+    if options.steps or options.rates:
+        steps, rates = numbers(options.steps, int), numbers(options.rates, float)
+        return Schedule("custom", "gtr", steps, rates, **{"decoder_scope": "stage"} | changes)
+    chosen = named(options.preset, Method(preset("origin"))).schedule
+    return replace(chosen, name=f"{chosen.name} (changed)", **changes) if changes else chosen
+
+
+def cache_of(options: Options) -> Cache | None:
+    return LazyMAR() if LAZYMAR in (options.cache, options.preset) else None
+
+
+def fts_of(options: Options) -> FTS | None:
+    return None if options.fts == "off" else FTS(options.fts_fraction, options.fts_steps, options.fts)
+
+
+def guidance_of(options: Options) -> Guidance:
+    return Guidance(options.cfg, options.cfg_schedule, options.cfg_start)
+
+
+def named(name: str, base: Method, spec: ModelSpec | None = None) -> Method:
+    """``base`` with the schedule of a preset, and with what else the name says.
+
+    ``lazymar`` is the origin with LazyMAR's caches; where there is a ``spec``, ``reference`` is the model's origin as
+    the original code runs it. Raises GtRError for an unknown name.
+    """
+    if name == REFERENCE and spec is not None:
+        return replace(base, schedule=preset(spec.origin), cache=Reference()).renamed(REFERENCE)
+    if name == LAZYMAR:
+        return replace(base, schedule=preset("origin"), cache=LazyMAR()).renamed(LAZYMAR)
+    return replace(base, schedule=preset(name, (LAZYMAR,) if spec is None else (LAZYMAR, REFERENCE)))
+
+
+def names(text: str) -> list[str]:
+    """A list such as gtr-paper,lazymar."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text: str | None, kind: type) -> tuple:
+    """A list such as 24,6,2; empty for none."""
+    try:
+        return tuple(kind(part) for part in (text or "").split(",") if part.strip())
+    except ValueError as error:
+        raise GtRError(f"'{text}' is not a list of numbers such as 24,6,2") from error
+
+
+# Where and how to compute
+
+
+def add_runtime_options(sub: Parser, *, automatic: bool = True) -> None:
+    """``automatic``: --dtype auto can be asked for and acceleration is on unless it is switched off. Without, results
+    do not depend on the machine unless it is asked for."""
+    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    sub.add_argument(
+        "--dtype",
+        choices=(*DTYPES, *([AUTO] if automatic else [])),
+        default="float32",
+        help="of the transformer" + ("; auto: the fastest that the device has units for" if automatic else ""),
+    )
+    sub.add_argument(
+        "--acceleration",
+        choices=(AUTO, "off"),
+        default=AUTO if automatic else "off",
+        help="auto: what pays on the device: CUDA graphs of the diffusion head, packed weights, and with a 16-bit "
+        "--dtype most of the head's steps in 16 bit"
+        + ("" if automatic else "; it depends on the machine, and rounding with it"),
+    )
+
+
+def runtime_of(options: Options) -> Runtime:
+    """Raises GtRError for a device that is not here."""
+    check_device(options.device)
+    return Runtime(options.device, dtype_of(options), options.acceleration == AUTO)
+
+
+def dtype_of(options: Options) -> torch.dtype:
+    """The transformer's."""
+    return best_dtype(options.device) if options.dtype == AUTO else DTYPES[options.dtype]
 
 
 def check_device(device: str) -> None:
@@ -43,111 +254,25 @@ def check_device(device: str) -> None:
         raise GtRError(f"device '{device}' cannot be used here: expected cpu or an available accelerator")
 
 
-def dtype_of(options: argparse.Namespace) -> torch.dtype:
-    """The transformer's."""
-    return best_dtype(options.device) if options.dtype == AUTO else DTYPES[options.dtype]
-
-
-def grid_of(text: str, spec: ModelSpec) -> tuple[int, int]:
-    """WIDTHxHEIGHT in pixels -> the token grid."""
-    values, pixels = numbers(text.lower().replace("x", ","), int), spec.latent.stride * spec.latent.patch
-    if len(values) != 2 or any(value < 1 or value % pixels for value in values):
-        raise GtRError(f"size '{text}': expected width x height in multiples of {pixels}, such as 512x512")
-    return values[1] // pixels, values[0] // pixels
-
-
-def schedule_of(options: argparse.Namespace) -> Schedule:
-    """The preset with the given changes, or a custom GtR schedule when --steps or --rates are given."""
-    changes = {
-        "diffusion": numbers(options.diffusion, int),
-        "partition": options.partition,
-        "decoder_scope": options.scope,
-    }
-    changes = {key: value for key, value in changes.items() if value}
-    if options.order != "gtr":
-        steps = numbers(options.steps, int) or preset("origin").steps
-        return Schedule(f"{options.order}-{steps[0]}", options.order, steps, **{"diffusion": (100, 100, 100)} | changes)
-    if options.steps or options.rates:
-        return Schedule(
-            "custom",
-            "gtr",
-            steps=numbers(options.steps, int),
-            rates=numbers(options.rates, float),
-            **{"decoder_scope": "stage"} | changes,
-        )
-    chosen, _ = named_method(options.preset)
-    return replace(chosen, name=f"{chosen.name} (changed)", **changes) if changes else chosen
-
-
-def numbers(text: str | None, kind: type) -> tuple:
-    """A list such as 24,6,2; empty for none."""
-    try:
-        return tuple(kind(part) for part in (text or "").split(",") if part.strip())
-    except ValueError as error:
-        raise GtRError(f"'{text}' is not a list of numbers such as 24,6,2") from error
-
-
-def model_file(model: str) -> str | Path:
-    """The file behind --model."""
-    return DEMO_MAR if model == "demo" else model
-
-
-def model_spec(model: str) -> ModelSpec:
-    if model in VARIANTS.values():
-        return mar_spec(model)
-    if model == LIGHTGEN.name:
-        return LIGHTGEN
-    return load_model(read_checkpoint(model_file(model)))[0]
-
-
-def add_guidance_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--cfg", type=float, default=3.0)
-    sub.add_argument("--cfg-schedule", choices=GUIDANCE_SCHEDULES, default="linear")
-    sub.add_argument("--cfg-start", type=float, default=0.0, help="part of the tokens that is drawn without guidance")
-
-
-def add_engine_options(sub: argparse.ArgumentParser) -> None:
+def add_worker_options(sub: Parser) -> None:
     sub.add_argument("--engine", choices=ENGINES, default="local", help="ray: RAY_ADDRESS, or a cluster started here")
     sub.add_argument("--workers", type=int, help="default: this process alone; ray: as many as there is room for")
     sub.add_argument("--threads", type=int, default=1, help="of every worker, whatever their number")
 
 
-def engine_of(options: argparse.Namespace) -> Engine:
-    return Engine(options.engine, options.workers, options.threads, options.device)
+def pool_of(options: Options) -> WorkerPool:
+    return WorkerPool(options.engine, options.workers, options.threads, options.device)
 
 
-def guidance_of(options: argparse.Namespace) -> Guidance:
-    return Guidance(options.cfg, options.cfg_schedule, options.cfg_start)
+# Reports
 
 
-def fts_of(options: argparse.Namespace) -> FTS | None:
-    if options.fts == "off":
-        return None
-    return FTS(options.fts_fraction, options.fts_steps, options.fts)
+def check_folder_of(path: str | Path) -> None:
+    """Raises GtRError when the folder that a file is to be written to is not there."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise GtRError(f"no folder {folder}: make it, or choose another")
 
 
-def named_method(name: str, spec: ModelSpec | None = None) -> bench.Method:
-    """A preset by name; ``lazymar`` is the origin with LazyMAR's caches, ``reference`` the model's origin as upstream
-    runs it."""
-    if name == REFERENCE and spec is not None:
-        return replace(flops.origin_of(spec), name=REFERENCE), Reference()
-    if name == LAZYMAR:
-        return replace(preset("origin"), name=LAZYMAR), LazyMAR()
-    return preset(name, (LAZYMAR,) if spec is None else (LAZYMAR, REFERENCE)), None
-
-
-def named_methods(names: str, spec: ModelSpec) -> list[bench.Method]:
-    """A list of them, such as gtr-paper,lazymar."""
-    return [named_method(name, spec) for name in _names(names)]
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def cache_of(options: argparse.Namespace) -> LazyMAR | None:
-    return LazyMAR() if options.cache == LAZYMAR else named_method(options.preset)[1]
-
-
-def print_report(options: argparse.Namespace, facts: dict, text: str) -> None:
+def print_report(options: Options, facts: dict, text: str) -> None:
     print(json.dumps(facts) if options.json else text)

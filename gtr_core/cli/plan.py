@@ -1,43 +1,69 @@
-"""What each verb of the command line does: options in, a report out."""
+"""``schedule`` and ``flops``: the plan of a method, and what it costs."""
 
 from __future__ import annotations
 
-import argparse
-
-from ..costs import flops
-from ..costs import paper_table as paper
-from ..drawing.plan_figure import draw_plan
+from ..costs import flops, paper_table
+from ..drawing.plan_figure import plan_figure
 from ..drawing.png import write_png
 from ..errors import GtRError
+from ..models import published_specs
 from ..noise import image_seeds
+from ..plans.method import Guidance
 from ..plans.plan import make_plan
-from .options import cache_of, fts_of, model_spec, numbers, print_report, schedule_of
+from .options import (
+    Options,
+    Parser,
+    Verb,
+    add_method_options,
+    check_folder_of,
+    method_of,
+    model_spec,
+    numbers,
+    print_report,
+)
 
 
-def schedule(options: argparse.Namespace) -> None:
-    """The plan of a schedule on a grid, as text, JSON or picture."""
-    plan = make_plan(schedule_of(options), _grid(options.grid), image_seeds(options.seed, 1))
+def add_schedule_options(sub: Parser) -> None:
+    add_method_options(sub)
+    sub.add_argument("--grid", default="16x16", help="rows x columns of tokens")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--png", metavar="FILE", help="draw the plan")
+
+
+def schedule(options: Options) -> None:
+    """The plan of a method on a grid, as text, JSON or figure."""
+    plan = make_plan(method_of(options, Guidance()), _grid(options.grid), image_seeds(options.seed, 1))
     if options.png:
-        write_png(options.png, draw_plan(plan, fts_of(options)))
+        check_folder_of(options.png)
+        write_png(options.png, plan_figure(plan))
     lines = [
-        f"{index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
-        for index, step in enumerate(plan.steps)
+        f"{step.index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
+        for step in plan.steps
     ]
     print_report(options, plan.to_dict(), "\n".join(lines + ([options.png] if options.png else [])))
 
 
-def count_flops(options: argparse.Namespace) -> None:
-    """TFLOPs per image of a schedule and the ratio to the origin."""
+def _grid(text: str) -> tuple[int, int]:
+    values = numbers(text.lower().replace("x", ","), int)
+    if len(values) != 2:
+        raise GtRError(f"grid '{text}': expected rows x columns, such as 16x16")
+    return values
+
+
+def add_flops_options(sub: Parser) -> None:
+    add_method_options(sub)
+    sub.add_argument("--model", default="mar-h", help=f"{', '.join(published_specs())}, demo or a file")
+    sub.add_argument("--no-cfg", action="store_true", help="without guidance")
+    sub.add_argument("--all", action="store_true", help="every method beside the paper's printed numbers")
+
+
+def count_flops(options: Options) -> None:
+    """TFLOPs per image of a method and the ratio to the origin."""
     if options.all:
-        table = paper.compare()
-        return print_report(options, table, paper.markdown(table))
-    facts = flops.report(
-        schedule_of(options),
-        model_spec(options.model),
-        guided=not options.no_cfg,
-        fts=fts_of(options),
-        cache=cache_of(options),
-    )
+        table = paper_table.compare()
+        return print_report(options, table, paper_table.markdown(table))
+    guidance = Guidance(1.0 if options.no_cfg else 3.0)
+    facts = flops.report(method_of(options, guidance), model_spec(options.model))
     parts = "  ".join(f"{part} {value:.3f}" for part, value in facts["tflops"].items())
     print_report(
         options,
@@ -48,8 +74,5 @@ def count_flops(options: argparse.Namespace) -> None:
     )
 
 
-def _grid(text: str) -> tuple[int, int]:
-    values = numbers(text.lower().replace("x", ","), int)
-    if len(values) != 2:
-        raise GtRError(f"grid '{text}': expected rows x columns, such as 16x16")
-    return values
+SCHEDULE = Verb("schedule", "the plan of a schedule", add_schedule_options, schedule)
+FLOPS = Verb("flops", "TFLOPs per image, counted from the plan", add_flops_options, count_flops)

@@ -1,23 +1,20 @@
-"""The ``search`` verb: the best schedule at a cost, chosen on some seeds and verified on others."""
+"""``search``: the best schedule at a cost, chosen on some seeds and verified on others."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 
-from ..evaluation import tables as quality
+from ..evaluation import tables
 from ..evaluation.evaluate import evaluate
-from ..evaluation.search import Budget, Space, candidates, search
+from ..evaluation.search import CostTarget, Space, candidates, search
 from ..plans.method import GUIDANCE_SCHEDULES, Guidance, Method
-from .evaluate import add_judge_options, default_judge, own_judge, prepare, progress, studio_worker
-from .options import add_engine_options, check_device, model_spec, named_methods, numbers, print_report
+from ..plans.presets import preset
+from .evaluate import add_evaluation_options, effort_of, files_of, measures_of, open_evaluation
+from .options import Options, Parser, Verb, check_device, model_spec, named, names, numbers, print_report
 
 
-def add_options(sub: argparse.ArgumentParser) -> None:
-    add_judge_options(sub)
-    add_engine_options(sub)
+def add_options(sub: Parser) -> None:
+    add_evaluation_options(sub)
     sub.add_argument("--target", type=float, default=4.0, help="how many times fewer FLOPs than the origin")
     sub.add_argument("--cost", default="mar-h", help="the model whose FLOPs count: mar-b, mar-l, mar-h, demo or a file")
     sub.add_argument("--against", default="gtr-paper", help="presets that the winner is compared with")
@@ -29,11 +26,13 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--space-seed", type=int, default=0, help="of the candidates")
 
 
-def search_schedule(options: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Search on the first seeds, then compare the winner with ``--against`` on as many others."""
     check_device(options.device)
-    engine, studio, measure, _ = prepare(options, default_judge)
-    scales, starts = (numbers(text, float) for text in (options.guidance, options.guidance_starts))
+    files = files_of(options)
+    evaluation = open_evaluation(options, files)
+    measures, effort = measures_of(options, evaluation), effort_of(options, files)
+    scales, starts = numbers(options.guidance, float), numbers(options.guidance_starts, float)
     guidance = {
         Guidance(scale, schedule, start) if scale != 1 else Guidance()
         for scale in scales
@@ -41,22 +40,16 @@ def search_schedule(options: argparse.Namespace) -> None:
         for start in starts
     }
     space = Space(guidance=sorted(guidance, key=str))
-    rivals = named_methods(options.against, studio.model.spec)
-    budget = Budget(model_spec(options.cost), options.target)
-    work, seeds = Path(options.work).resolve(), range(options.seeds)
-    how = {
-        "batch": options.batch,
-        "on_shard": progress(),
-        "engine": engine,
-        "make_worker": None if engine.alone else partial(studio_worker, own_judge, options, work, None),
-    }
-    pool = candidates(space, budget, options.candidates, options.space_seed)
-    rounds = list(search(studio, pool, seeds, options.images, work, measure, **how))
+    target, seeds = CostTarget(model_spec(options.cost), options.target), range(options.seeds)
+    pool = candidates(space, target, options.candidates, options.space_seed)
+    rounds = list(search(evaluation, pool, seeds, options.images, measures, effort))
     winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
-    compared = [winner, *(Method(schedule, winner.guidance, cache=cache) for schedule, cache in rivals)]
+    rival = Method(preset("origin"), winner.guidance)
+    compared = [winner, *(named(name, rival, evaluation.model.spec) for name in names(options.against))]
     others = range(options.seeds, 2 * options.seeds)
-    measured = evaluate(studio, compared, others, rounds[-1][0]["images"], work, **how)
-    rows = quality.rows(measured, others, measure, {m.name: {"speedup": budget.speedup(m)} for m in compared})
+    features = evaluate(evaluation, compared, others, rounds[-1][0]["images"], effort)
+    costs = {method.name: {"speedup": target.reached(method)} for method in compared}
+    rows = tables.rows(features, others, measures, costs)
     result = {
         "command": options.command,
         "target": options.target,
@@ -71,5 +64,8 @@ def search_schedule(options: argparse.Namespace) -> None:
     print_report(
         options,
         result,
-        f"winner of {len(pool)}: {winner.name}\n\non seeds that the search has not seen:\n\n{quality.markdown(result)}",
+        f"winner of {len(pool)}: {winner.name}\n\non seeds that the search has not seen:\n\n{tables.markdown(result)}",
     )
+
+
+SEARCH = Verb("search", "the best schedule at a cost, by quality", add_options, run)

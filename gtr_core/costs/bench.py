@@ -1,4 +1,4 @@
-"""Measured latency and memory of schedules: all of them in one run, interleaved, so that ratios mean something."""
+"""ImageFeatures latency and memory of schedules: all of them in one run, interleaved, so that ratios mean something."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor
 
+from ..device import Runtime
 from ..models import Model, ModelSpec, build
-from ..models.lightgen import LightGenSpec
 from ..noise import SeededNoise, image_seeds
-from ..plans.fts import FTS
-from ..plans.method import Guidance
+from ..plans.method import Method
 from ..plans.plan import Plan, make_plan
-from ..plans.schedule import Schedule, respaced
-from ..sampling.lazymar import LazyMAR
 from ..sampling.memory import activation_bytes
-from ..sampling.reference import Reference
 from ..sampling.sampler import sample
 from .flops import count_evaluations, count_plan
 
-Method = tuple[Schedule, LazyMAR | Reference | None]
+
+@dataclass(frozen=True)
+class Seconds:
+    """Time of one run: by the clock, and of the processor with all threads together."""
+
+    elapsed: float
+    processor: float
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A method with the transformer in ``dtype``."""
+class BenchCase:
+    """A method with the transformer in ``dtype``, and what the table calls it."""
 
     name: str
-    schedule: Schedule
-    cache: LazyMAR | Reference | None = None
+    method: Method
     dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: ``batch`` images of ``grid`` tokens, guided or not, on ``device``, with what
-    :func:`gtr_core.sampler.sample` calls ``accelerate`` or without."""
+    """What is measured: ``batch`` images of ``grid`` tokens on ``device``, with what a runtime calls ``accelerate`` or
+    without."""
 
     batch: int = 1
     grid: tuple[int, int] | None = None
     device: str = "cpu"
-    guidance: Guidance = Guidance(3.0)
-    fts: FTS | None = FTS()
     accelerate: bool = True
+
+    def runtime(self, dtype: torch.dtype) -> Runtime:
+        return Runtime(self.device, dtype, self.accelerate)
 
 
 def random_model(spec: ModelSpec, device: str, dtype: torch.dtype, seed: int = 0) -> Model:
@@ -62,42 +63,37 @@ def random_model(spec: ModelSpec, device: str, dtype: torch.dtype, seed: int = 0
     return model.eval().requires_grad_(False)
 
 
-def random_condition(spec: ModelSpec, batch: int) -> Tensor:
-    """Labels, or text states."""
-    if isinstance(spec, LightGenSpec):
-        return torch.randn(batch, spec.text_length, spec.caption_dim, generator=torch.Generator().manual_seed(0))
-    return torch.arange(batch) % spec.classes
-
-
 def bench(
     models: Mapping[torch.dtype, Model],
-    contenders: Sequence[Contender],
+    cases: Sequence[BenchCase],
     setting: Setting,
     *,
     rounds: int = 3,
     on_run: Callable[[str, int], None] | None = None,
 ) -> dict:
-    """Run every contender once per round, in turn, and report medians; the first one is the reference. ``models`` are
-    one model in the dtypes that they ask for.
+    """Run every case once per round, in turn, and report medians; the first one is what the others are compared with.
 
-    The result is plain data: what ran where, and per schedule seconds (median, least, most), processor seconds of all
-    threads, AR steps, head evaluations per image, TFLOPs per image, the ratios of both times and peak bytes (measured
-    on CUDA; elsewhere the plan's estimate of activations). ``on_run(name, round)`` is called before every run.
+    ``models`` are one model in the dtypes that the cases ask for. The result is plain data: what ran where, and per
+    case seconds (median, least, most), processor seconds of all threads, AR steps, head evaluations per image, TFLOPs
+    per image, the ratios of both times and peak bytes (measured on CUDA; elsewhere the plan's estimate of activations).
+    ``on_run(name, round)`` is called before every run.
     """
     spec = next(iter(models.values())).spec
     grid = setting.grid or spec.grid
     seeds = image_seeds(0, setting.batch)
-    plans = {each: make_plan(each.schedule, grid, seeds) for each in contenders}
-    seconds: dict[Contender, list[tuple[float, float]]] = {each: [] for each in plans}
-    peaks: dict[Contender, int] = {}
+    plans = {case: make_plan(case.method, grid, seeds) for case in cases}
+    times: dict[BenchCase, list[Seconds]] = {case: [] for case in plans}
+    peaks: dict[BenchCase, int] = {}
     for index in range(rounds):
-        for each, plan in plans.items():
+        for case, plan in plans.items():
             if on_run is not None:
-                on_run(each.name, index)
-            elapsed, peaks[each] = _run(models[each.dtype], plan, each, setting)
-            seconds[each].append(elapsed)
-    reference = medians(next(iter(seconds.values())))
-    rows = [_row(spec, plans[each], each, setting, times, peaks[each], reference) for each, times in seconds.items()]
+                on_run(case.name, index)
+            times[case].append(_run(models[case.dtype], plan, setting.runtime(case.dtype)))
+            peaks[case] = _peak_bytes(plan, spec, setting.runtime(case.dtype))
+    first = medians(next(iter(times.values())))
+    rows = [
+        _row(case, plan, spec, times[case], first) | _peak_row(peaks[case], setting) for case, plan in plans.items()
+    ]
     return {
         "model": spec.name,
         "grid": list(grid),
@@ -109,10 +105,9 @@ def bench(
     }
 
 
-def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
-    """Of seconds and of processor seconds."""
-    elapsed, processor = zip(*times)
-    return median(elapsed), median(processor)
+def medians(times: Sequence[Seconds]) -> Seconds:
+    """The median of each."""
+    return Seconds(median(time.elapsed for time in times), median(time.processor for time in times))
 
 
 def describe_machine(device: str) -> dict:
@@ -164,77 +159,40 @@ def markdown(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _run(model: Model, plan: Plan, contender: Contender, setting: Setting) -> tuple[tuple[float, float], int]:
-    """(seconds, processor seconds) and peak bytes of one run."""
-    cuda = setting.device.startswith("cuda")
-    condition = random_condition(model.spec, setting.batch)
-    noise = SeededNoise(image_seeds(0, setting.batch), model.spec.head.channels)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(setting.device)
-        torch.cuda.synchronize(setting.device)
-    accelerate = setting.accelerate and not isinstance(contender.cache, Reference)
+def _run(model: Model, plan: Plan, runtime: Runtime) -> Seconds:
+    condition = model.spec.random_condition(plan.batch)
+    noise = SeededNoise(image_seeds(0, plan.batch), model.spec.head.channels)
+    if runtime.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(runtime.device)
+        torch.cuda.synchronize(runtime.device)
     started, processor = time.perf_counter(), time.process_time()
-    sample(
-        model,
-        plan,
-        condition,
-        noise,
-        guidance=setting.guidance,
-        fts=setting.fts,
-        cache=contender.cache,
-        accelerate=accelerate,
-        device=setting.device,
-        dtype=contender.dtype,
-    )
-    if cuda:
-        torch.cuda.synchronize(setting.device)
-    elapsed = time.perf_counter() - started, time.process_time() - processor
-    peak = (
-        torch.cuda.max_memory_allocated(setting.device)
-        if cuda
-        else activation_bytes(
-            plan,
-            model.spec,
-            guided=setting.guidance.enabled,
-            itemsize=contender.dtype.itemsize,
-            device=setting.device,
-            fts=setting.fts,
-            cached=contender.cache is not None,
-        )
-    )
-    return elapsed, peak
+    sample(model, plan, condition, noise, runtime=runtime)
+    if runtime.type == "cuda":
+        torch.cuda.synchronize(runtime.device)
+    return Seconds(time.perf_counter() - started, time.process_time() - processor)
 
 
-def _row(
-    spec: ModelSpec,
-    plan: Plan,
-    contender: Contender,
-    setting: Setting,
-    times: list[tuple[float, float]],
-    peak: int,
-    reference: tuple[float, float],
-) -> dict:
-    (seconds, processor), wall = medians(times), [elapsed for elapsed, _ in times]
-    process = respaced(plan.schedule, spec.diffusion)
-    evaluations = sum(count_evaluations(step, process, setting.fts) for step in plan.steps)
-    flops = count_plan(
-        plan,
-        spec,
-        guided=setting.guidance.enabled,
-        fts=setting.fts,
-        cache=contender.cache if isinstance(contender.cache, LazyMAR) else None,
-    )
+def _peak_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
+    if runtime.type == "cuda":
+        return torch.cuda.max_memory_allocated(runtime.device)
+    return activation_bytes(plan, spec, runtime)
+
+
+def _peak_row(peak: int, setting: Setting) -> dict:
+    return {"peak_bytes": peak, "peak_measured": setting.device.startswith("cuda")}
+
+
+def _row(case: BenchCase, plan: Plan, spec: ModelSpec, times: Sequence[Seconds], first: Seconds) -> dict:
+    middle, elapsed = medians(times), [time.elapsed for time in times]
     return {
-        "preset": contender.name,
-        "dtype": str(contender.dtype).removeprefix("torch."),
+        "preset": case.name,
+        "dtype": str(case.dtype).removeprefix("torch."),
         "ar_steps": len(plan.steps),
-        "head_evaluations": evaluations,
-        "tflops": flops.total / 1e12,
-        "seconds": seconds,
-        "seconds_range": [min(wall), max(wall)],
-        "ratio": reference[0] / seconds,
-        "processor_seconds": processor,
-        "processor_ratio": reference[1] / processor,
-        "peak_bytes": peak,
-        "peak_measured": setting.device.startswith("cuda"),
+        "head_evaluations": sum(count_evaluations(plan, step, spec) for step in plan.steps),
+        "tflops": count_plan(plan, spec).total / 1e12,
+        "seconds": middle.elapsed,
+        "seconds_range": [min(elapsed), max(elapsed)],
+        "ratio": first.elapsed / middle.elapsed,
+        "processor_seconds": middle.processor,
+        "processor_ratio": first.processor / middle.processor,
     }

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..models.mar import mar_spec
 from ..plans.fts import FTS
+from ..plans.method import Guidance, Method
 from ..plans.presets import preset
 from ..sampling.lazymar import LazyMAR
-from .flops import count_schedule, origin_of
+from .flops import count_method, origin_of
 
 MODELS = ("mar-b", "mar-l", "mar-h")
 
-
 # TFLOPs of the origins and speeds against them, as printed (arXiv 2510.17171, Table 1), for MAR-B, L and H.
 ORIGIN_TFLOPS = (14.49, 32.75, 64.52)
-
-
 SPEEDS = {
     "step-16": (2.33, 2.44, 2.38),
     "halton-16": (2.33, 2.44, 2.38),
@@ -29,8 +25,6 @@ SPEEDS = {
     "disa-16": (4.19, 4.17, 4.18),
     "gtr-extreme": (6.33, 6.32, 6.28),
 }
-
-
 NOTE = (
     "lazymar: 64 AR steps, the setting of its code, whose own page prints 2.80 x, 2.80 x and 2.83 x; the settings "
     "behind the numbers printed here are not known."
@@ -42,12 +36,12 @@ def compare() -> dict:
     rows = []
     for index, model in enumerate(MODELS):
         spec = mar_spec(model)
-        origin = count_schedule(origin_of(spec), spec).total
+        origin = count_method(origin_of(spec), spec).total
         rows.append(_row("origin", model, origin, 1.0, ORIGIN_TFLOPS[index], origin / 1e12))
         for name, printed in SPEEDS.items():
-            lazy = name == "lazymar"
-            schedule = replace(preset("origin"), name=name) if lazy else preset(name)
-            own = count_schedule(schedule, spec, fts=FTS(), cache=LazyMAR() if lazy else None).total
+            cache = LazyMAR() if name == "lazymar" else None
+            schedule = preset("origin" if cache else name)
+            own = count_method(Method(schedule, Guidance(3.0), FTS(), cache), spec).total
             rows.append(_row(name, model, own, origin / own, printed[index], origin / own))
     return {"convention": "2 FLOPs per multiply-add, attention counted, guidance doubled, no VAE", "rows": rows}
 

@@ -5,20 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 MODELS = Path(__file__).resolve().parent
-
-
 DEMO_MAR = MODELS / "demo_mar.safetensors"
-
-
 DEMO_VAE = MODELS / "demo_vae.safetensors"
-
-
 DEMO_JUDGE = MODELS / "demo_judge.safetensors"
-
-
 DEMO_REFERENCE = MODELS / "demo_reference.safetensors"
-
-
 CLASS_NAMES = (
     "striped disk",
     "checked ring",

@@ -20,7 +20,7 @@ class DiffusionSpec:
     """The base noise process of a diffusion head.
 
     ``beta_cap`` limits the betas of the cosine schedule (0.999 is MAR's); ``max_timestep`` clips the respaced
-    timesteps (None = no clip), see :class:`gtr_core.diffusion.Chain`.
+    timesteps (None = no clip), see :class:`Chain`.
     """
 
     base_steps: int = 1000
@@ -29,11 +29,9 @@ class DiffusionSpec:
 
 
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
+# (chain index i, x, t) -> eps and v.
 Evaluate = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
+# (steps done, steps in all)
 OnStep = Callable[[int, int], None]
 
 
@@ -102,26 +100,41 @@ def chain(steps: int, spec: DiffusionSpec = DiffusionSpec()) -> Chain:
     )
 
 
+@dataclass(frozen=True)
+class ChainGroup:
+    """So many rows of an AR step run the same chain."""
+
+    rows: int
+    chain: Chain
+
+
 @dataclass(frozen=True, eq=False)
 class Chains:
-    """The chains of one AR step. ``groups`` are (rows, table), the longest table first, and lie in this order in
-    ``init`` (n, C) and ``noise`` (S, n, C), float32; ``noise[j]`` belongs to every row's j-th executed step."""
+    """The chains of one AR step: its groups, the longest chain first, and the noise of their rows in that order.
 
-    groups: tuple[tuple[int, Chain], ...]
+    ``init`` is (n, C) and ``noise`` (S, n, C), float32; ``noise[j]`` belongs to every row's j-th executed step.
+    """
+
+    groups: tuple[ChainGroup, ...]
     init: Tensor
     noise: Tensor
+
+    @property
+    def steps(self) -> int:
+        """Steps of the longest chain."""
+        return len(self.groups[0].chain)
 
 
 def guided(head: Head, x: Tensor, t: Tensor, z: Tensor, z_uncond: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """eps and v (n, C) of one head evaluation; with ``z_uncond`` eps is guided, v is the conditional rows' own.
 
-    One chain of n rows is kept and 2n rows are evaluated: the unconditional half of upstream's chain never
-    influences the conditional half (docs/upstream.md 1.8).
+    One chain of n rows is kept and 2n rows are evaluated: the unconditional rows of the original chain
+    never influence the conditional ones (docs/upstream.md 1.8).
     """
     if z_uncond is None:
         return head(x, t, z).float().chunk(2, dim=-1)
     out = head(torch.cat([x, x]), torch.cat([t, t]), torch.cat([z, z_uncond])).float()
-    (eps, v), (eps_uncond, _) = (half.chunk(2, dim=-1) for half in out.chunk(2))
+    (eps, v), (eps_uncond, _) = (branch.chunk(2, dim=-1) for branch in out.chunk(2))
     return eps_uncond + scale * (eps - eps_uncond), v
 
 
@@ -157,27 +170,27 @@ def denoise(
 
 
 def denoise_in_turn(
-    evaluator: Callable[[tuple[Tensor, ...], int], Evaluate],
-    z: tuple[Tensor, ...],
-    chains: Chains,
-    temperature: float,
-    on_step: OnStep,
+    evaluator: Callable[[tuple[Tensor, ...], int], Evaluate], z: tuple[Tensor, ...], chains: Chains, on_step: OnStep
 ) -> Tensor:
-    """One chain after the other: z (n, D) per condition -> tokens (n, C). ``evaluator(z, steps)`` serves one chain."""
-    parts, start, done = [], 0, 0
-    total = sum(len(table) for _, table in chains.groups)
-    for count, table in chains.groups:
-        rows = slice(start, start + count)
-        evaluate = evaluator(tuple(half[rows] for half in z), len(table))
-        parts.append(
+    """One group after the other: z (n, D) per guidance branch -> tokens (n, C).
+
+    ``evaluator(z, steps)`` makes what evaluates the head for one group. ``on_step(j, total)`` is called when j steps
+    of all groups together are done.
+    """
+    total = sum(len(group.chain) for group in chains.groups)
+    values = []
+    start = done = 0
+    for group in chains.groups:
+        rows, steps = slice(start, start + group.rows), len(group.chain)
+        evaluate = evaluator(tuple(branch[rows] for branch in z), steps)
+        values.append(
             denoise(
                 evaluate,
-                table,
+                group.chain,
                 chains.init[rows],
-                chains.noise[: len(table), rows],
-                temperature=temperature,
+                chains.noise[:steps, rows],
                 on_step=lambda j, done=done: on_step(done + j, total),
             )
         )
-        start, done = start + count, done + len(table)
-    return torch.cat(parts)
+        start, done = start + group.rows, done + steps
+    return torch.cat(values)

@@ -17,20 +17,15 @@ from .step import Coefficients, advance
 
 logger = logging.getLogger("gtr_mar")
 
-
 # Tokens that a graph is recorded for; fewer are filled up, more run without a graph: there the work is large enough.
 BUCKETS = (8, 16, 32, 64, 128)
-
 
 # Evaluated rows of modulations that the graphs' common buffer holds.
 BUFFER_ROWS = 512
 
-
 # Rounding may take Triton's kernels so far from torch's own operations, as a part of the largest number.
 TOLERANCE, TOLERANCE_16_BIT = 1e-2, 1e-1
-
-
-Step = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
+StepFunction = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
 
 
 def advance_counted(
@@ -41,12 +36,14 @@ def advance_counted(
     noise: Tensor,
     scale: Tensor,
     counter: Tensor,
-    halves: int,
+    branches: int,
 ) -> None:
     """One reverse step of the rows x (n, C), in place: the one that ``counter`` (1,) names of ``modulations``
-    (steps, n * halves, columns of all layers), ``table`` (steps, n, 4) and ``noise`` (steps, n, C)."""
+    (steps, n * branches, columns of all layers), ``table`` (steps, n, 4) and ``noise`` (steps, n, C)."""
     now, coefficients, drawn = (t.index_select(0, counter)[0] for t in (modulations, table, noise))
-    advance(head, x, now.split(head.widths, dim=-1), Coefficients(*coefficients.split(1, dim=-1)), drawn, halves, scale)
+    advance(
+        head, x, now.split(head.widths, dim=-1), Coefficients(*coefficients.split(1, dim=-1)), drawn, branches, scale
+    )
 
 
 class StepGraph:
@@ -59,13 +56,13 @@ class StepGraph:
         self,
         head: DiffusionHead,
         size: int,
-        halves: int,
+        branches: int,
         buffer: Tensor,
         *,
         capture: bool,
-        step: Step = advance_counted,
+        step: StepFunction = advance_counted,
     ):
-        self.head, self.halves, self.rows, self.step = head, halves, size * halves, step
+        self.head, self.branches, self.rows, self.step = head, branches, size * branches, step
         self.steps = len(buffer) // self.rows
         self.modulations = buffer[: self.steps * self.rows].view(self.steps, self.rows, -1).zero_()
         channels, chain = head.input_proj.in_features, {"device": buffer.device, "dtype": torch.float32}
@@ -86,7 +83,7 @@ class StepGraph:
         self.counter.zero_()
 
     def _step(self) -> None:
-        self.step(self.head, self.x, self.modulations, self.table, self.noise, self.scale, self.counter, self.halves)
+        self.step(self.head, self.x, self.modulations, self.table, self.noise, self.scale, self.counter, self.branches)
         self.counter += 1
 
     def _capture(self):
@@ -113,29 +110,29 @@ class StepGraphs:
         self.graphs: dict[tuple[int, int], StepGraph] = {}
         self.buffer: Tensor | None = None
 
-    def find(self, tokens: int, halves: int, like: Tensor) -> StepGraph | None:
+    def find(self, tokens: int, branches: int, like: Tensor) -> StepGraph | None:
         """The graph for so many tokens, recorded when first asked for; None where there is none."""
         size = next((size for size in BUCKETS if tokens <= size), None)
         if size is None or not self.usable:
             return None
-        if (size, halves) not in self.graphs:
+        if (size, branches) not in self.graphs:
             try:
-                self.graphs[size, halves] = self._record(size, halves, like)
+                self.graphs[size, branches] = self._record(size, branches, like)
             except RuntimeError as error:
                 self.usable = False
                 self.graphs.clear()
                 logger.warning("CUDA graphs are off for this run: %s", str(error).partition("\n")[0])
                 return None
-        return self.graphs[size, halves]
+        return self.graphs[size, branches]
 
-    def _record(self, size: int, halves: int, like: Tensor) -> StepGraph:
+    def _record(self, size: int, branches: int, like: Tensor) -> StepGraph:
         if self.buffer is None:
             self.buffer = like.new_zeros(BUFFER_ROWS, sum(self.head.widths), dtype=self.head.dtype)
             self.step = fastest_step(self.head, self.buffer)
-        return StepGraph(self.head, size, halves, self.buffer, capture=self.capture, step=self.step)
+        return StepGraph(self.head, size, branches, self.buffer, capture=self.capture, step=self.step)
 
 
-def fastest_step(head: DiffusionHead, buffer: Tensor) -> Step:
+def fastest_step(head: DiffusionHead, buffer: Tensor) -> StepFunction:
     """Triton's step, where it is installed and makes of random rows what torch's own operations make; else these."""
     if not buffer.is_cuda:
         return advance_counted
@@ -145,7 +142,7 @@ def fastest_step(head: DiffusionHead, buffer: Tensor) -> Step:
         return advance_counted
     try:
         with torch.cuda.device(buffer.device):
-            difference = max(disagreement(head, buffer, kernels.advance, halves) for halves in (1, 2))
+            difference = max(disagreement(head, buffer, kernels.advance, branches) for branches in (1, 2))
         if difference <= (TOLERANCE_16_BIT if head.dtype.itemsize == 2 else TOLERANCE):
             return kernels.advance
         reason = f"they differ from torch's operations by {difference:.1e}"
@@ -155,17 +152,17 @@ def fastest_step(head: DiffusionHead, buffer: Tensor) -> Step:
     return advance_counted
 
 
-def disagreement(head: DiffusionHead, buffer: Tensor, step: Step, halves: int) -> float:
+def disagreement(head: DiffusionHead, buffer: Tensor, step: StepFunction, branches: int) -> float:
     """How far two steps of random rows are from torch's own, as a part of the largest number; infinite for NaN."""
     device, channels = buffer.device, head.input_proj.in_features
     generator = torch.Generator(device).manual_seed(0)
     x, modulations, table, noise = (
         torch.randn(shape, generator=generator, device=device)
-        for shape in ((4, channels), (2, 4 * halves, buffer.shape[1]), (2, 4, 4), (2, 4, channels))
+        for shape in ((4, channels), (2, 4 * branches, buffer.shape[1]), (2, 4, 4), (2, 4, channels))
     )
     results = []
     for each in (advance_counted, step):
-        graph = StepGraph(head, 4, halves, buffer, capture=False, step=each)
+        graph = StepGraph(head, 4, branches, buffer, capture=False, step=each)
         graph.x.copy_(x)
         graph.load(modulations.split(head.widths, dim=-1), Coefficients(*table.split(1, dim=-1)), noise, 3.0)
         for _ in range(2):

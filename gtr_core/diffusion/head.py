@@ -21,6 +21,14 @@ class HeadSpec:
     depth: int
     frequency_dim: int = 256
 
+    @property
+    def flops(self) -> int:
+        """One token through the head once: embeddings, residual blocks with their modulations, final layer."""
+        width = self.width
+        embeddings = (self.frequency_dim + width + self.condition_dim + self.channels) * width
+        final = 2 * width**2 + 2 * self.channels * width
+        return 2 * (embeddings + 5 * self.depth * width**2 + final)
+
 
 # Of all layer norms of the head.
 NORM_EPS = 1e-6
@@ -98,7 +106,7 @@ class DiffusionHead(nn.Module):
     """x (n, C) noisy tokens, t (n,) base timesteps 0..999, z (n, D) conditioning -> (n, 2C): eps, then v.
 
     Runs in the dtype of ``x``: keep that float32, the first reverse step amplifies errors (docs/upstream.md 1.7).
-    What :meth:`rounded` makes runs in its own ``dtype``, with modulations at hand only.
+    The copy that :meth:`low_precision` makes runs in its own ``dtype`` and takes precomputed modulations only.
     """
 
     dtype = torch.float32
@@ -114,7 +122,7 @@ class DiffusionHead(nn.Module):
         )
         self.final_layer = FinalLayer(spec.width, 2 * spec.channels, operations=operations, **factory)
 
-    def rounded(self, dtype: torch.dtype) -> DiffusionHead:
+    def low_precision(self, dtype: torch.dtype) -> DiffusionHead:
         """A copy in 16 bit, of torch's own layers, where the weights are now."""
         copy = DiffusionHead(self.spec, device="meta").requires_grad_(False)
         copy.load_state_dict({name: weights.to(dtype) for name, weights in self.state_dict().items()}, assign=True)

@@ -8,12 +8,13 @@ it, for many steps in one matrix product: its weights are read once, not once pe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..device import upload
-from .chain import Chain, Chains, OnStep
+from .chain import ChainGroup, Chains, OnStep
 from .cuda_graphs import StepGraph, StepGraphs
 from .head import DiffusionHead
 from .step import Coefficients, advance, coefficients
@@ -22,40 +23,46 @@ from .step import Coefficients, advance, coefficients
 # and more; what follows multiplies by 1.6 at most (docs/upstream.md 1.7).
 AMPLIFICATION = 2.0
 
-
 # Rows of the matrix product that makes the modulations: few enough to stay in a processor's cache.
 CHUNK_ROWS = 256
 
 
-def phases(groups: Iterable[tuple[int, Chain]]) -> Iterator[tuple[int, int, int]]:
-    """(first step, end, rows): stretches of steps that the same rows run."""
-    rows, start, counts = 0, 0, []
-    for count, table in groups:
-        rows += count
-        counts.append((len(table), rows))
-    for length, rows in reversed(counts):
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive steps ``start`` to ``end - 1`` that the same first ``rows`` run."""
+
+    start: int
+    end: int
+    rows: int
+
+
+def stretches(groups: Iterable[ChainGroup]) -> Iterator[Stretch]:
+    """The steps of an AR step in stretches, from the first, which all rows run, to the last."""
+    lengths, running = [], 0
+    for group in groups:
+        running += group.rows
+        lengths.append((len(group.chain), running))
+    start = 0
+    for length, rows in reversed(lengths):
         if length > start:
-            yield start, length, rows
+            yield Stretch(start, length, rows)
             start = length
 
 
-def exact_steps(groups: Iterable[tuple[int, Chain]]) -> int:
+def exact_steps(groups: Iterable[ChainGroup], amplification: float = AMPLIFICATION) -> int:
     """How many steps, counted from the first, hold all that amplify an error of eps in some of the chains."""
-    return max(
-        (
-            j + 1
-            for _, table in groups
-            for j, factor in enumerate((table.mean_x0 * table.sqrt_recipm1)[::-1])
-            if factor > AMPLIFICATION
-        ),
-        default=0,
-    )
+    exact = 0
+    for group in groups:
+        factors = (group.chain.mean_x0 * group.chain.sqrt_recipm1)[::-1]
+        exact = max([exact, *(j + 1 for j, factor in enumerate(factors) if factor > amplification)])
+    return exact
 
 
 class HeadLoop:
-    """The diffusion of one AR step: ``z`` (n, D) float32 per condition, one or two of them, and its chains.
+    """The diffusion of one AR step: ``z`` (n, D) float32 per guidance branch, one or two, and its chains.
 
-    ``rounded`` is the head in 16 bit, for the steps that do not amplify its errors; without it all are float32.
+    ``low_precision`` is the head in 16 bit, for the steps that amplify its errors by no more than ``amplification``;
+    without it all steps are float32.
     """
 
     def __init__(
@@ -64,87 +71,94 @@ class HeadLoop:
         z: tuple[Tensor, ...],
         chains: Chains,
         scale: float,
-        temperature: float,
-        rounded: DiffusionHead | None = None,
+        low_precision: DiffusionHead | None = None,
+        *,
+        amplification: float = AMPLIFICATION,
+        chunk_rows: int = CHUNK_ROWS,
     ):
-        self.head, self.groups, self.halves, self.scale = head, chains.groups, len(z), scale
-        self.main, self.exact = (head, 0) if rounded is None else (rounded, exact_steps(chains.groups))
+        self.head = head
+        self.main = low_precision or head
+        self.exact = 0 if low_precision is None else exact_steps(chains.groups, amplification)
+        self.groups = chains.groups
+        self.steps = chains.steps
+        self.branches = len(z)
+        self.scale = scale
+        self.chunk_rows = chunk_rows
         device = z[0].device
+        # The branches of a row lie side by side: (n * branches, width).
         self.condition = head.cond_embed(torch.stack(z, dim=1).flatten(0, 1))
         self.times = [
-            head.time_embed(upload(torch.tensor(table.timesteps[::-1]), device), torch.float32)
-            for _, table in self.groups
+            head.time_embed(upload(torch.tensor(group.chain.timesteps[::-1]), device), torch.float32)
+            for group in self.groups
         ]
-        steps, n = len(self.groups[0][1]), len(chains.init)
-        table = torch.zeros(steps, n, 4, device=device)
-        self.noise = chains.noise[:steps] * temperature
+        table = torch.zeros(self.steps, len(chains.init), 4, device=device)
+        self.noise = chains.noise[: self.steps].clone()
         start = 0
-        for count, chain in self.groups:
-            rows = slice(start, start + count)
-            table[: len(chain), rows] = coefficients(chain, device)[:, None]
-            self.noise[len(chain) - 1 :, rows] = 0
-            start += count
+        for group in self.groups:
+            rows, length = slice(start, start + group.rows), len(group.chain)
+            table[:length, rows] = coefficients(group.chain, device)[:, None]
+            self.noise[length - 1 :, rows] = 0  # the last step of a chain adds no noise
+            start += group.rows
         self.table = Coefficients(*table.split(1, dim=-1))
         self.x = chains.init.float().clone()
 
     def run(self, on_step: OnStep, graphs: StepGraphs | None = None) -> Tensor:
-        """All steps; ``on_step(j, steps)`` is called when j steps are done. Tokens (n, C). ``graphs`` are those of the
-        head that most steps use."""
-        for start, end, rows in phases(self.groups):
-            middle = min(max(start, self.exact), end)
-            self._phase(self.head, start, middle, rows, on_step)
-            graph = graphs.find(rows, self.halves, self.x) if graphs is not None and middle < end else None
+        """All steps; ``on_step(j, steps)`` is called when j steps are done. Tokens (n, C).
+
+        ``graphs`` are those of the head that most steps use.
+        """
+        for stretch in stretches(self.groups):
+            middle = min(max(stretch.start, self.exact), stretch.end)
+            self._advance(self.head, Stretch(stretch.start, middle, stretch.rows), on_step)
+            rest = Stretch(middle, stretch.end, stretch.rows)
+            graph = graphs.find(rest.rows, self.branches, self.x) if graphs is not None and middle < rest.end else None
             if graph is None:
-                self._phase(self.main, middle, end, rows, on_step)
+                self._advance(self.main, rest, on_step)
             else:
-                self._replay(graph, middle, end, rows, on_step)
+                self._replay(graph, rest, on_step)
         return self.x
 
-    def _phase(self, head: DiffusionHead, start: int, end: int, rows: int, on_step: OnStep) -> None:
-        size = max(1, CHUNK_ROWS // (rows * self.halves))
-        for first in range(start, end, size):
-            for j, modulations in enumerate(self._by_step(head, first, min(first + size, end), rows), start=first):
-                advance(
-                    head,
-                    self.x[:rows],
-                    modulations,
-                    Coefficients(*(t[j, :rows] for t in self.table)),
-                    self.noise[j, :rows],
-                    self.halves,
-                    self.scale,
-                )
-                on_step(j + 1, len(self.noise))
+    def _advance(self, head: DiffusionHead, stretch: Stretch, on_step: OnStep) -> None:
+        """A stretch of steps, operation by operation."""
+        rows = stretch.rows
+        size = max(1, self.chunk_rows // (rows * self.branches))
+        for first in range(stretch.start, stretch.end, size):
+            chunk = Stretch(first, min(first + size, stretch.end), rows)
+            for j, modulations in enumerate(self._modulations_by_step(head, chunk), start=first):
+                step = Coefficients(*(column[j, :rows] for column in self.table))
+                advance(head, self.x[:rows], modulations, step, self.noise[j, :rows], self.branches, self.scale)
+                on_step(j + 1, self.steps)
 
-    def _replay(self, graph: StepGraph, start: int, end: int, rows: int, on_step: OnStep) -> None:
+    def _replay(self, graph: StepGraph, stretch: Stretch, on_step: OnStep) -> None:
+        """A stretch of steps by a recorded one."""
+        rows = stretch.rows
         graph.x[:rows].copy_(self.x[:rows])
-        for first in range(start, end, graph.steps):
-            steps = slice(first, min(first + graph.steps, end))
+        for first in range(stretch.start, stretch.end, graph.steps):
+            chunk = Stretch(first, min(first + graph.steps, stretch.end), rows)
+            steps = slice(chunk.start, chunk.end)
             graph.load(
-                self.main.modulations(self._embedding(steps.start, steps.stop, rows)),
-                Coefficients(*(t[steps, :rows] for t in self.table)),
+                self.main.modulations(self._embedding(chunk)),
+                Coefficients(*(column[steps, :rows] for column in self.table)),
                 self.noise[steps, :rows],
                 self.scale,
             )
-            for j in range(steps.start, steps.stop):
+            for j in range(chunk.start, chunk.end):
                 graph.replay()
-                on_step(j + 1, len(self.noise))
+                on_step(j + 1, self.steps)
         self.x[:rows].copy_(graph.x[:rows])
 
-    def _embedding(self, first: int, end: int, rows: int) -> Tensor:
-        """Of timestep and condition together, for a stretch of steps: (end - first, rows * halves, width)."""
-        times = torch.cat(
-            [
-                times[first:end, None].expand(-1, count * self.halves, -1)
-                for times, (count, _) in zip(self.times, self.groups)
-                if len(times) >= end
-            ],
-            dim=1,
-        )
-        return times + self.condition[: rows * self.halves]
+    def _embedding(self, stretch: Stretch) -> Tensor:
+        """Of timestep and condition together: (steps, rows * branches, width)."""
+        times = [
+            of_group[stretch.start : stretch.end, None].expand(-1, group.rows * self.branches, -1)
+            for of_group, group in zip(self.times, self.groups)
+            if len(of_group) >= stretch.end
+        ]
+        return torch.cat(times, dim=1) + self.condition[: stretch.rows * self.branches]
 
-    def _by_step(self, head: DiffusionHead, first: int, end: int, rows: int) -> Iterable[Iterable[Tensor]]:
+    def _modulations_by_step(self, head: DiffusionHead, stretch: Stretch) -> Iterable[Iterable[Tensor]]:
         """The layers' modulations, step by step; those of a single step are made layer by layer when asked for."""
-        y = self._embedding(first, end, rows)
-        if end - first == 1:
+        y = self._embedding(stretch)
+        if len(y) == 1:
             return [head.modulations(y[0])]
         return zip(*(modulation.unbind(0) for modulation in head.modulations(y)))

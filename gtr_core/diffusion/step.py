@@ -1,9 +1,4 @@
-"""The chains of one AR step in one loop: the same numbers as one evaluation after another, in fewer operations.
-
-Rows are tokens, ordered by the length of their chains, the longest first: those still running are always the first
-ones. Guidance evaluates every row twice, side by side. What does not depend on x is computed before the steps that use
-it, for many steps in one matrix product: its weights are read once, not once per step (docs/performance.md).
-"""
+"""One reverse step of the diffusion chain as arithmetic on rows: x <- a x + b eps + exp(c v + d) noise."""
 
 from __future__ import annotations
 
@@ -40,9 +35,9 @@ def coefficients(table: Chain, device: torch.device) -> Tensor:
     return upload(torch.from_numpy(np.stack(columns, axis=1)[::-1].astype(np.float32)), device)
 
 
-def evaluated_rows(head: DiffusionHead, x: Tensor, halves: int) -> Tensor:
-    """What goes into the head for the rows x (n, C): (n * halves, C) in its dtype."""
-    return x.to(head.dtype)[:, None].expand(-1, halves, -1).flatten(0, 1)
+def evaluated_rows(head: DiffusionHead, x: Tensor, branches: int) -> Tensor:
+    """What goes into the head for the rows x (n, C): (n * branches, C) in its dtype."""
+    return x.to(head.dtype)[:, None].expand(-1, branches, -1).flatten(0, 1)
 
 
 def advance(
@@ -51,11 +46,11 @@ def advance(
     modulations: Iterable[Tensor],
     step: Coefficients,
     noise: Tensor,
-    halves: int,
+    branches: int,
     scale: float | Tensor,
 ) -> None:
     """One reverse step of the rows x (n, C) float32, in place."""
-    out = head(evaluated_rows(head, x, halves), modulations=modulations).float().view(len(x), halves, 2, -1)
-    eps = out[:, 0, 0] if halves == 1 else torch.lerp(out[:, 1, 0], out[:, 0, 0], scale)
+    out = head(evaluated_rows(head, x, branches), modulations=modulations).float().view(len(x), branches, 2, -1)
+    eps = out[:, 0, 0] if branches == 1 else torch.lerp(out[:, 1, 0], out[:, 0, 0], scale)
     x.mul_(step.a).addcmul_(step.b, eps)
     x.addcmul_(torch.addcmul(step.d, step.c, out[:, 0, 1]).exp_(), noise)

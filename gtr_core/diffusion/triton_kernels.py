@@ -68,15 +68,15 @@ def norm_modulate(
 
 
 @triton.jit(do_not_specialize=["size"])
-def posterior(x, evaluated, table, noise, scale, counter, size, channels, HALVES: tl.constexpr, BLOCK: tl.constexpr):
+def posterior(x, evaluated, table, noise, scale, counter, size, channels, BRANCHES: tl.constexpr, BLOCK: tl.constexpr):
     """x <- a x + b eps + exp(c v + d) noise, with eps guided. One program per token, ``BLOCK`` >= channels."""
     token, lane = tl.program_id(0), tl.arange(0, BLOCK)
     inside = lane < channels
     at = tl.load(counter) * size + token
-    own = evaluated + token * HALVES * 2 * channels + lane
+    own = evaluated + token * BRANCHES * 2 * channels + lane
     eps = read(own, inside)
     v = read(own + channels, inside)
-    if HALVES == 2:
+    if BRANCHES == 2:
         unconditional = read(own + 2 * channels, inside)
         eps = unconditional + tl.load(scale) * (eps - unconditional)
     a, b = tl.load(table + 4 * at), tl.load(table + 4 * at + 1)
@@ -95,10 +95,10 @@ def advance(
     noise: Tensor,
     scale: Tensor,
     counter: Tensor,
-    halves: int,
+    branches: int,
 ) -> None:
     """See :func:`gtr_core.graphs.advance_counted`: the same step."""
-    h, branch = head.input_proj(evaluated_rows(head, x, halves)), None
+    h, branch = head.input_proj(evaluated_rows(head, x, branches)), None
     *columns, last = accumulate(head.widths[:-1], initial=0)
     for block, column in zip(head.res_blocks, columns):
         branch = block.mlp(_between(h, branch, modulations, counter, column, block.in_ln))
@@ -112,7 +112,7 @@ def advance(
         counter,
         len(x),
         x.shape[1],
-        HALVES=halves,
+        BRANCHES=branches,
         BLOCK=triton.next_power_of_2(x.shape[1]),
     )
 

@@ -1,4 +1,4 @@
-"""The feature extractor of the quality measures: a small classifier, trained on the pictures that it judges."""
+"""The feature extractor of the quality measures: a small classifier, trained on the images that it judges."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ from ..checkpoints.metadata import parse_count, parse_finite, parse_name, parse_
 from ..errors import GtRError
 from ..files import write_tensors
 
-EXTRACTOR_KEY = "gtr.extractor"
-
-
+CLASSIFIER_KEY = "gtr.extractor"
 CLASS, GROUPS = "class", 4
 
 
 @dataclass(frozen=True)
-class ExtractorSpec:
-    """A classifier of square pictures of ``size`` pixels.
+class ClassifierSpec:
+    """A classifier of square images of ``size`` pixels.
 
     ``widths`` are the channels of its convolutions, each of stride 2. ``factors`` are (name, count) of what else it
-    tells apart: hue, background and so on. ``accuracy`` is the share of held-out pictures that it gets right, by head.
+    tells apart: hue, background and so on. ``accuracy`` is the share of held-out images that it gets right, by head.
     With a ``contrast`` above 0 it also sees ``tanh(contrast * (pixel - mean of its 3 x 3 pixels))``: faint detail,
     which strong objects would drown.
     """
@@ -62,10 +60,10 @@ class ExtractorSpec:
         return {CLASS: len(self.classes)} | dict(self.factors)
 
 
-class Extractor(nn.Module):
+class Classifier(nn.Module):
     """Images (n, 3, size, size) in [-1, 1] -> features (n, feature_dim), or scores (n, choices) per head."""
 
-    def __init__(self, spec: ExtractorSpec):
+    def __init__(self, spec: ClassifierSpec):
         super().__init__()
         self.spec = spec
         widths = (6 if spec.contrast else 3, *spec.widths)
@@ -107,34 +105,34 @@ class Extractor(nn.Module):
         return self.heads(self.features(images))
 
 
-def save_extractor(path: str | os.PathLike, extractor: Extractor) -> None:
+def save_classifier(path: str | os.PathLike, extractor: Classifier) -> None:
     """One safetensors file, with the spec in its metadata. Raises GtRError."""
-    write_tensors(path, extractor.state_dict(), {EXTRACTOR_KEY: json.dumps(asdict(extractor.spec))})
+    write_tensors(path, extractor.state_dict(), {CLASSIFIER_KEY: json.dumps(asdict(extractor.spec))})
 
 
-def load_extractor(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> Extractor:
+def load_classifier(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> Classifier:
     """The extractor of a file, in evaluation mode, float32. Raises GtRError when it is not one."""
     checkpoint = read_checkpoint(path)
-    if EXTRACTOR_KEY not in checkpoint.metadata:
+    if CLASSIFIER_KEY not in checkpoint.metadata:
         raise GtRError(
-            f"{checkpoint.path.name} is not an extractor (no metadata '{EXTRACTOR_KEY}'): give the "
+            f"{checkpoint.path.name} is not an extractor (no metadata '{CLASSIFIER_KEY}'): give the "
             "classifier's file with --extractor"
         )
-    fields = read_fields(checkpoint.metadata[EXTRACTOR_KEY], EXTRACTOR_KEY, _PARSERS, "train the extractor again")
+    fields = read_fields(checkpoint.metadata[CLASSIFIER_KEY], CLASSIFIER_KEY, _PARSERS, "train the extractor again")
     try:
-        spec = ExtractorSpec(**fields)
+        spec = ClassifierSpec(**fields)
         expected = _on_meta(spec)
     except (TypeError, RuntimeError) as error:
-        raise GtRError(f"metadata '{EXTRACTOR_KEY}' is incomplete ({error}): train the extractor again") from error
+        raise GtRError(f"metadata '{CLASSIFIER_KEY}' is incomplete ({error}): train the extractor again") from error
     check_tensors(checkpoint, expected, "the extractor")
-    extractor = Extractor(spec)
+    extractor = Classifier(spec)
     extractor.load_state_dict(checkpoint.tensors)
     return extractor.to(device).eval().requires_grad_(False)
 
 
-def _on_meta(spec: ExtractorSpec) -> dict[str, Tensor]:
+def _on_meta(spec: ClassifierSpec) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return Extractor(spec).state_dict()
+        return Classifier(spec).state_dict()
 
 
 def _widths(values: Iterable) -> tuple[int, ...]:

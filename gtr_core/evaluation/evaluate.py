@@ -1,15 +1,13 @@
-"""Evaluating methods: many pictures per method and seed, measured in small pieces that a killed run leaves behind.
+"""Evaluating methods: many images per method and seed, measured in small pieces that a killed run leaves behind.
 
-Picture k of seed s has the same label and the same noise whatever the method, the batch and the number of pictures:
+Image k of seed s has the same label and the same noise whatever the method, the batch and the number of images:
 methods are compared in pairs, and a longer evaluation goes on from a shorter one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -18,87 +16,134 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..device import Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError
 from ..files import digest, make_folder
-from ..jobs.resume import CHUNK, MOST_IMAGES
-from ..jobs.workers import Engine, MakeWorker, run_tasks
+from ..jobs.resume import CHUNK, MOST_IMAGES, key_of, resume
+from ..jobs.workers import MakeWorker, Worker, WorkerPool
 from ..models import Model
-from ..models.mar import MARSpec
+from ..models.spec import ModelSpec
 from ..models.vae import KLVAE
-from ..pipeline import check_pair, decode_pictures, generate_latents
+from ..pipeline import check_pair, decode_images, generate_latents
 from ..plans.method import Method
-from .features import Judge, Measured, joined, load_measured, save_measured
+from .features import ImageFeatures, joined, load_features, save_features
 
 VERSION = 1
 
 
-class PictureJudge(Protocol):
-    """What looks at pictures; ``identity`` changes with everything that changes what it sees."""
+class FeatureExtractor(Protocol):
+    """What measures images; ``identity`` changes with everything that changes what it sees."""
 
     @property
     def identity(self) -> str: ...
 
-    def measure(self, images: Tensor, labels: Tensor) -> Measured: ...
+    def check_model(self, spec: ModelSpec) -> None:
+        """Raises GtRError for a model whose images it does not know."""
+
+    def measure(self, images: Tensor, labels: Tensor) -> ImageFeatures: ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures ``start`` to ``start + count - 1`` of one seed by one method. Plain data, to be sent anywhere."""
+    """Images ``start`` to ``start + count - 1`` of one seed by one method. Plain data, to be sent anywhere."""
 
     method: Method
     seed: int
     start: int
     count: int
 
+    def __str__(self) -> str:
+        return f"{self.method.name}, seed {self.seed}, from image {self.start} on"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where results are kept: measured features in ``work``, and every image as PNG in ``images``, if given."""
+
+    work: Path
+    images: Path | None = None
+
+    def image(self, task: Task, index: int) -> Path:
+        """One folder per method and seed."""
+        name = "".join(c if c.isalnum() or c in "-._" else "_" for c in task.method.name)
+        return self.images / name / f"seed-{task.seed}" / f"{index:06}.png"
+
+    def image_files(self, task: Task) -> list[Path]:
+        """Those of a task."""
+        return [self.image(task, task.start + k) for k in range(task.count)] if self.images else []
+
 
 @dataclass(frozen=True, eq=False)
-class Studio:
-    """What makes and measures pictures: one per process. ``device`` and ``dtype`` are the transformer's;
-    ``accelerate`` is what :func:`gtr_core.sampler.sample` takes."""
+class Evaluation:
+    """What makes and measures images: one per process. ``runtime`` is the model's."""
 
     model: Model
     vae: KLVAE
-    judge: PictureJudge
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-    accelerate: bool = False
+    extractor: FeatureExtractor
+    runtime: Runtime = Runtime()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model.spec, MARSpec):
-            raise GtRError(f"{self.model.spec.name} draws from text: expected a class-conditional model to evaluate")
-        check_pair(self.model, self.vae)
         spec = self.model.spec
-        if isinstance(self.judge, Judge):
-            own, made = self.judge.extractor.spec, spec.latent.size(spec.grid)
-            if self.judge.classes != spec.classes or (own.size, own.size) != made:
-                raise GtRError(
-                    f"the extractor knows {self.judge.classes} classes at {own.size} x {own.size} pixels, "
-                    f"{spec.name} draws {spec.classes} at {spec.latent.pixels(spec.grid)}: use the "
-                    "model's own extractor"
-                )
+        if spec.condition != "label":
+            raise GtRError(f"{spec.name} draws from text: expected a class-conditional model to evaluate")
+        check_pair(self.model, self.vae)
+        self.extractor.check_model(spec)
+
+    def for_device(self, device: str) -> Evaluation:
+        """The same with another device in its keys: that of the workers that compute."""
+        return replace(self, runtime=replace(self.runtime, device=device))
 
     @cached_property
     def identity(self) -> str:
-        """Of model, VAE and judge with all their weights, of dtype and kind of device, and of acceleration."""
-        parts = [digest(part.state_dict(), part.spec) for part in (self.model, self.vae)]
-        return " ".join(
-            [
-                *parts,
-                self.judge.identity,
-                str(self.dtype),
-                torch.device(self.device).type,
-                *["accelerated"] * self.accelerate,
-            ]
-        )
+        """Of model, VAE and extractor with all their weights, of dtype and kind of device, and of acceleration."""
+        weights = [digest(part.state_dict(), part.spec) for part in (self.model, self.vae)]
+        how = [str(self.runtime.dtype), self.runtime.type, *["accelerated"] * self.runtime.accelerate]
+        return " ".join([*weights, self.extractor.identity, *how])
 
     def key(self, task: Task) -> str:
-        """A SHA-256 over everything that the task's result depends on (rounding aside: not the batch)."""
-        facts = [VERSION, self.identity, task.method.settings(), task.seed, task.start, task.count]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        """Of everything that the task's result depends on (rounding aside: not the batch)."""
+        return key_of(VERSION, self.identity, task.method.settings(), task.seed, task.start, task.count)
+
+    def path(self, task: Task, work: Path) -> Path:
+        """The file of a task's result."""
+        return work / f"{self.key(task)[:32]}.safetensors"
+
+    def measure(self, task: Task, batch: int, kept: Kept | None = None) -> ImageFeatures:
+        """Make and measure the images of a task, ``batch`` at a time; what is to be ``kept`` of them is written."""
+        classes, parts = self.model.spec.classes, []
+        for start in range(task.start, task.start + task.count, batch):
+            indices = range(start, min(start + batch, task.start + task.count))
+            labels = [index % classes for index in indices]
+            seed = (task.seed << 32) + start
+            latents = generate_latents(self.model, task.method, labels, seed, runtime=self.runtime)
+            images = decode_images(self.vae, latents)
+            if kept is not None and kept.images is not None:
+                for index, image in zip(indices, images):
+                    write_png(kept.image(task, index), image)
+            parts.append(self.extractor.measure(as_tensor(images, self.runtime.device), torch.tensor(labels)))
+        return joined(parts)
+
+    def stored(self, task: Task, kept: Kept) -> ImageFeatures | None:
+        """The result of a task, if it and the images to be kept are there and whole."""
+        path = self.path(task, kept.work)
+        if not path.is_file() or not all(image.is_file() for image in kept.image_files(task)):
+            return None
+        try:
+            return load_features(path, self.key(task), "delete the file")
+        except GtRError:
+            return None
+
+    def make(self, batch: int, kept: Kept, task: Task) -> None:
+        """What a worker does with a task: the result stays in the folder. Processes may share the folder."""
+        for folder in {kept.work, *(image.parent for image in kept.image_files(task))}:
+            make_folder(folder)
+        features = self.measure(task, batch, kept)
+        save_features(self.path(task, kept.work), features, self.key(task), dtype=torch.float32)
 
 
-OnShard = Callable[[Task, int, int], None]
+OnTask = Callable[[Task, int, int], None]
+Open = Callable[[str], Evaluation]  # of a device; sent to processes: a function of a module, or a partial of one
 
 
 def tasks(methods: Sequence[Method], seeds: Iterable[int], images: int, chunk: int = CHUNK) -> list[Task]:
@@ -116,128 +161,56 @@ def tasks(methods: Sequence[Method], seeds: Iterable[int], images: int, chunk: i
     ]
 
 
-def evaluate_shard(studio: Studio, task: Task, batch: int, pictures: Path | None = None) -> Measured:
-    """Make and measure the pictures of a task, ``batch`` at a time; written to the folder ``pictures`` if given."""
-    parts, spec, method = [], studio.model.spec, task.method
-    for start in range(task.start, task.start + task.count, batch):
-        indices = range(start, min(start + batch, task.start + task.count))
-        labels = [index % spec.classes for index in indices]
-        latents = generate_latents(
-            studio.model,
-            method.schedule,
-            labels,
-            (task.seed << 32) + start,
-            guidance=method.guidance,
-            temperature=method.temperature,
-            cache=method.cache,
-            fts=method.fts,
-            device=studio.device,
-            dtype=studio.dtype,
-            accelerate=studio.accelerate,
-        )
-        images = decode_pictures(studio.vae, latents)
-        for index, image in zip(indices, images if pictures else ()):
-            write_png(picture_path(pictures, task, index), image)
-        parts.append(studio.judge.measure(as_images(images, studio.device), torch.tensor(labels)))
-    return joined(parts)
+@dataclass(frozen=True)
+class Effort:
+    """How an evaluation is computed: ``batch`` images at a time, in tasks of ``chunk``, by the workers of ``pool``.
 
-
-def shard(studio: Studio, task: Task, work: Path, batch: int, pictures: Path | None = None) -> tuple[Measured, bool]:
-    """The result of a task from the folder ``work``, computed and stored first if it is not there; whether it was.
-
-    A shard that is damaged or of another key is made again. Processes may share the folder.
+    Workers other than this process ``open`` an evaluation like the caller's, of their own.
     """
-    found = stored(studio, task, work, pictures)
-    if found is not None:
-        return found, True
-    for folder in {work, *(picture.parent for picture in _wanted(task, pictures))}:
-        make_folder(folder)
-    measured = evaluate_shard(studio, task, batch, pictures)
-    key = studio.key(task)
-    save_measured(_shard_path(work, key), measured, key, dtype=torch.float32)
-    return measured, False
 
+    kept: Kept
+    batch: int = 16
+    chunk: int = CHUNK
+    pool: WorkerPool = WorkerPool()
+    open: Open | None = None
+    on_task: OnTask | None = None
 
-def stored(studio: Studio, task: Task, work: Path, pictures: Path | None = None) -> Measured | None:
-    """The result of a task from the folder ``work``, if it and the kept pictures are there and whole."""
-    key = studio.key(task)
-    path = _shard_path(work, key)
-    if not path.is_file() or not all(picture.is_file() for picture in _wanted(task, pictures)):
-        return None
-    try:
-        return load_measured(path, key, "delete the file")
-    except GtRError:
-        return None
-
-
-def make_shard(studio: Studio, work: Path, batch: int, pictures: Path | None, task: Task) -> None:
-    """What a worker does with a task: the result stays in the folder ``work``."""
-    shard(studio, task, work, batch, pictures)
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise GtRError(f"a batch of {self.batch}: expected at least 1")
 
 
 def evaluate(
-    studio: Studio,
-    methods: Sequence[Method],
-    seeds: Sequence[int],
-    images: int,
-    work: Path,
-    *,
-    batch: int = 16,
-    pictures: Path | None = None,
-    on_shard: OnShard | None = None,
-    engine: Engine = Engine(),
-    make_worker: MakeWorker | None = None,
-) -> dict[str, list[Measured]]:
-    """Per method the measured pictures of every seed. ``on_shard(task, done, total)`` is called when one was made.
+    evaluation: Evaluation, methods: Sequence[Method], seeds: Sequence[int], images: int, effort: Effort
+) -> dict[str, list[ImageFeatures]]:
+    """Per method the measured images of every seed. ``effort.on_task(task, done, total)`` is called when one was
+    made."""
+    todo = tasks(methods, seeds, images, max(effort.chunk, effort.batch))
 
-    Workers other than this process make shards by ``make_worker``: what gives a partial of :func:`make_shard` with a
-    studio like this one, of their own.
-    """
-    if batch < 1:
-        raise GtRError(f"a batch of {batch}: expected at least 1")
-    todo = tasks(methods, seeds, images, max(CHUNK, batch))
-    rows = {task: stored(studio, task, work, pictures) for task in todo}
-    missing = [task for task in todo if rows[task] is None]
-    done = len(todo) - len(missing)
+    def on_done(index: int, done: int) -> None:
+        if effort.on_task is not None:
+            effort.on_task(todo[index], done, len(todo))
 
-    def on_done(index: int, _: None) -> None:
-        nonlocal done
-        done += 1
-        if on_shard is not None:
-            on_shard(missing[index], done, len(todo))
-
-    own = partial(make_shard, studio, work, batch, pictures)
-    run_tasks(engine, make_worker or (lambda _: own), missing, on_done)
-    for task in missing:
-        rows[task] = stored(studio, task, work, pictures)
-        if rows[task] is None:
-            raise GtRError(
-                f"a worker left no result of {task.method.name}, seed {task.seed}, from {task.start} on: "
-                f"expected it in {work}; all workers must see the same files"
-            )
+    make_worker: MakeWorker = (
+        partial(_worker, effort.open, effort.batch, effort.kept)
+        if effort.open is not None
+        else lambda device: partial(evaluation.make, effort.batch, effort.kept)
+    )
+    found = resume(todo, lambda task: evaluation.stored(task, effort.kept), effort.pool, make_worker, on_done)
+    features = dict(zip(todo, found.results))
     return {
         method.name: [
-            joined([rows[task] for task in todo if (task.method, task.seed) == (method, seed)]) for seed in seeds
+            joined([features[task] for task in todo if (task.method, task.seed) == (method, seed)]) for seed in seeds
         ]
         for method in methods
     }
 
 
-def _shard_path(work: Path, key: str) -> Path:
-    return work / f"{key[:32]}.safetensors"
+def _worker(open_: Open, batch: int, kept: Kept, device: str) -> Worker:
+    """An evaluation of its own for a worker elsewhere."""
+    return partial(open_(device).make, batch, kept)
 
 
-def _wanted(task: Task, pictures: Path | None) -> list[Path]:
-    """The kept pictures of a task."""
-    return [picture_path(pictures, task, task.start + k) for k in range(task.count)] if pictures else []
-
-
-def as_images(pictures: np.ndarray, device: torch.device | str) -> Tensor:
+def as_tensor(images: np.ndarray, device: torch.device | str) -> Tensor:
     """(n, H, W, 3) uint8 -> (n, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def picture_path(folder: Path, task: Task, index: int) -> Path:
-    """Where picture ``index`` of a task goes: one folder per method and seed."""
-    name = "".join(c if c.isalnum() or c in "-._" else "_" for c in task.method.name)
-    return folder / name / f"seed-{task.seed}" / f"{index:06}.png"
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -18,17 +19,16 @@ from torch import Tensor, nn
 from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import GtRError, first_line
 from ..files import digest
-from .features import Measured
+from ..models.spec import ModelSpec
+from .features import ImageFeatures
 
 POOL, LOGITS, DIM = "2048", "logits_unbiased", 2048
-
-
 Statistics = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class InceptionJudge:
-    """Measures pictures with the Inception network of FID: pooled features and logits, nothing else."""
+class InceptionFeatures:
+    """Measures images with the Inception network of FID: pooled features and logits, nothing else."""
 
     network: nn.Module
 
@@ -36,16 +36,19 @@ class InceptionJudge:
     def identity(self) -> str:
         return digest(self.network.state_dict(), type(self.network).__name__)
 
+    def check_model(self, spec: ModelSpec) -> None:
+        """Inception knows any image."""
+
     @torch.no_grad()
-    def measure(self, images: Tensor, labels: Tensor) -> Measured:
+    def measure(self, images: Tensor, labels: Tensor) -> ImageFeatures:
         """Images (n, 3, H, W) in [-1, 1], rounded to 8 bits as files are, and labels (n,)."""
         pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
         features, logits = (part.float().cpu() for part in self.network(pixels))
         none = features[:, :0]
-        return Measured(features, logits, none, none, labels.cpu().long())
+        return ImageFeatures(features, logits, none, none, labels.cpu().long())
 
 
-def inception_judge(weights: str | os.PathLike | None = None, *, device: str = "cpu") -> InceptionJudge:
+def inception_features(weights: str | os.PathLike | None = None, *, device: str = "cpu") -> InceptionFeatures:
     """torch-fidelity's Inception; it downloads the weights, unless their file is given. Raises GtRError."""
     utils = _part("utils")
     if weights is not None:
@@ -63,7 +66,7 @@ def inception_judge(weights: str | os.PathLike | None = None, *, device: str = "
             f"no Inception weights ({first_line(error)}): download torch-fidelity's "
             "weights-inception-2015-12-05-6726825d.pth and give it with --extractor"
         ) from error
-    return InceptionJudge(network.to(device))
+    return InceptionFeatures(network.to(device))
 
 
 def read_statistics(path: str | os.PathLike) -> Statistics:
@@ -82,8 +85,8 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
     return statistics
 
 
-def fid_figures(made: Measured, statistics: Statistics, wanted: tuple[str, ...]) -> dict[str, float]:
-    """``fid`` and ``is`` of one set of pictures, computed by torch-fidelity (10 splits for the score)."""
+def fid_figures(made: ImageFeatures, statistics: Statistics, wanted: tuple[str, ...]) -> dict[str, float]:
+    """``fid`` and ``is`` of one set of images, computed by torch-fidelity (10 splits for the score)."""
     values = {}
     if "fid" in wanted:
         fid = _part("metric_fid")
@@ -93,6 +96,21 @@ def fid_figures(made: Measured, statistics: Statistics, wanted: tuple[str, ...])
         score = _part("metric_isc").isc_features_to_metric(made.scores, splits=min(10, len(made)))
         values["is"] = score["inception_score_mean"]
     return values
+
+
+@dataclass(frozen=True, eq=False)
+class FidMeasures:
+    """FID and Inception Score, those that are ``wanted``; ``statistics`` are those of the real images."""
+
+    statistics: Statistics
+    wanted: tuple[str, ...]
+
+    def figures(self, made: ImageFeatures, seed: int) -> dict[str, float]:
+        return fid_figures(made, self.statistics, self.wanted)
+
+    def floor(self, seeds: Sequence[int]) -> dict:
+        """Real images have no row of their own: only their statistics are known."""
+        return {}
 
 
 def _part(name: str) -> ModuleType:

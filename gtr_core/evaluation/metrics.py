@@ -1,6 +1,6 @@
-"""Measures of how good pictures are, on features, class scores and spectra; and how sure a figure is.
+"""Measures of how good images are, on features, class scores and spectra; and how sure a measure is.
 
-Everything is computed in float64. Inputs are tensors of rows, one per picture; results are plain numbers.
+Everything is computed in float64. Inputs are tensors of rows, one per image; results are plain numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (F,) and unbiased covariance (F, F) of features (n, F)."""
     if len(features) < 2:
-        raise GtRError(f"{len(features)} pictures: expected at least 2 to measure a spread; raise --images")
+        raise GtRError(f"{len(features)} images: expected at least 2 to measure a spread; raise --images")
     features = features.double()
     return features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1)
 
@@ -56,12 +56,12 @@ def kernel_distance(a: Tensor, b: Tensor, *, subset: int | None = None, subsets:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Share of pictures whose largest class score (n, classes) is their label's (n,)."""
+    """Share of images whose largest class score (n, classes) is their label's (n,)."""
     return float((scores.argmax(1) == labels).double().mean())
 
 
 def inception_score(scores: Tensor) -> float:
-    """exp of the mean divergence of p(class | picture) from p(class): 1 (nothing told) to the number of classes."""
+    """exp of the mean divergence of p(class | image) from p(class): 1 (nothing told) to the number of classes."""
     log_p = scores.double().log_softmax(1)
     marginal = log_p.exp().mean(0).clamp(min=torch.finfo(torch.float64).tiny)
     return math.exp((log_p.exp() * (log_p - marginal.log())).sum(1).mean())
@@ -74,7 +74,7 @@ def precision_recall(real: Tensor, made: Tensor, k: int = 3) -> tuple[float, flo
     the real ones; recall is the same with the roles exchanged. Meaningful between methods for equal n and m.
     """
     if min(len(real), len(made)) <= k:
-        raise GtRError(f"{len(real)} real and {len(made)} made pictures: expected more than {k} of each")
+        raise GtRError(f"{len(real)} real and {len(made)} made images: expected more than {k} of each")
     real, made = real.double(), made.double()
     return _covered(made, real, k), _covered(real, made, k)
 
@@ -85,7 +85,7 @@ def spectrum_distance(a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor) 
     for label in labels_a.unique():
         other = b[labels_b == label]
         if not len(other):
-            raise GtRError(f"the reference has no picture of class {int(label)}: make it from all classes")
+            raise GtRError(f"the reference has no image of class {int(label)}: make it from all classes")
         difference = a[labels_a == label].double().mean(0) - other.double().mean(0)
         distances.append(float(difference.square().mean()))
     return fmean(distances)
@@ -95,7 +95,7 @@ def radial_spectrum(images: Tensor) -> Tensor:
     """Images (n, 3, S, S) in [-1, 1] -> log power per spatial frequency 1 .. S / 2 (n, S / 2), mean over the colours.
 
     Each is the natural logarithm of the mean power of the frequencies nearest to that radius, in units of a pixel's
-    variance; the error of rounding to 8 bits is added, so that flat pictures have a spectrum.
+    variance; the error of rounding to 8 bits is added, so that flat images have a spectrum.
     """
     size = images.shape[-1]
     power = torch.fft.fft2(images.double()).abs().square().mean(1).flatten(1) / size**2
@@ -126,8 +126,11 @@ class Interval:
 def interval(values: Sequence[float]) -> Interval:
     """Student's t interval of the mean of ``values``."""
     n = len(values)
-    half = student_quantile(0.975, n - 1) * stdev(values) / math.sqrt(n) if n > 1 else None
-    return Interval(fmean(values), half, n)
+    if n < 2:
+        return Interval(fmean(values), None, n)
+    from scipy import stats  # takes longer to import than all else here
+
+    return Interval(fmean(values), float(stats.t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n), n)
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Interval:
@@ -137,38 +140,10 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Interval:
     return interval([x - y for x, y in zip(a, b)])
 
 
-def student_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) of Student's distribution with a whole number of degrees of freedom, by its finite series."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term, total = (cosine, cosine) if odd else (1.0, 1.0)
-    for k in range(3 if odd else 2, freedom - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    if odd:
-        series = sine * total if freedom > 1 else 0.0
-        return 0.5 + (angle + series) / math.pi
-    return 0.5 + sine * total / 2
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """The t with ``student_cdf(t, freedom) = probability``, for probabilities from 0.5 to below 1, by bisection."""
-    if freedom < 1 or not 0.5 <= probability < 1:
-        raise GtRError(f"no quantile {probability} for {freedom} degrees of freedom: expected 0.5 to 1 and 1 or more")
-    low, high = 0.0, 1.0
-    while student_cdf(high, freedom) < probability:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_cdf(middle, freedom) < probability else (low, middle)
-    return high
-
-
 def _discrepancy(a: Tensor, b: Tensor) -> float:
     n, m = len(a), len(b)
     if min(n, m) < 2:
-        raise GtRError(f"{n} and {m} pictures: expected at least 2 of each")
+        raise GtRError(f"{n} and {m} images: expected at least 2 of each")
     own = sum(
         (_kernel_sum(rows, rows) - float(_kernel((rows * rows).sum(1), rows.shape[1]).sum()))
         / (len(rows) * (len(rows) - 1))

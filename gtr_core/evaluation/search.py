@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..costs.flops import method_report
+from ..costs.flops import report
 from ..errors import GtRError
 from ..models import ModelSpec
 from ..plans.fts import FTS
 from ..plans.method import Guidance, Method
 from ..plans.partition import PARTITIONS, stage_of_tokens
 from ..plans.schedule import SCOPES, Schedule
-from . import tables as quality
-from .evaluate import Studio, evaluate
-from .features import Measured
+from . import tables
+from .evaluate import Effort, Evaluation, evaluate
 
 FIGURE, KEPT = "frechet", 3
-
-
-DRAWS = 500  # per candidate: one in twenty or so is of the budget, or hardly any
+DRAWS = 500  # per candidate: one in twenty or so has the cost, or hardly any
 
 
 @dataclass(frozen=True)
@@ -45,51 +41,51 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """FLOPs: ``target`` times fewer than the origin of ``spec``, at most ``slack`` (a share) more than that."""
+class CostTarget:
+    """``speedup`` times fewer FLOPs than the origin of ``spec``, at most ``slack`` (a share) more than that."""
 
     spec: ModelSpec
-    target: float
+    speedup: float
     slack: float = 0.06
 
     def fits(self, method: Method) -> bool:
-        return self.target <= self.speedup(method) <= self.target * (1 + self.slack)
+        return self.speedup <= self.reached(method) <= self.speedup * (1 + self.slack)
 
-    def speedup(self, method: Method) -> float:
-        return method_report(method, self.spec)["speedup"]
+    def reached(self, method: Method) -> float:
+        """How many times fewer FLOPs a method needs."""
+        return report(method, self.spec)["speedup"]
 
 
-def candidates(space: Space, budget: Budget, count: int, seed: int) -> list[Method]:
-    """``count`` different random methods of the budget. Raises GtRError when there are hardly any."""
+def candidates(space: Space, target: CostTarget, count: int, seed: int) -> list[Method]:
+    """``count`` different random methods of that cost. Raises GtRError when there are hardly any."""
     generator, found = torch.Generator().manual_seed(seed), {}
     for _ in range(DRAWS * count):
-        method = _draw(space, budget.spec.grid, generator)
-        if method is not None and method.name not in found and budget.fits(method):
+        method = _draw(space, target.spec.grid, generator)
+        if method is not None and method.name not in found and target.fits(method):
             found[method.name] = method
             if len(found) == count:
                 return list(found.values())
     raise GtRError(
-        f"{len(found)} of {count} candidates found at {budget.target:g} x: choose a target that the space "
+        f"{len(found)} of {count} candidates found at {target.speedup:g} x: choose a target that the space "
         "can reach, or ask for fewer candidates"
     )
 
 
 def search(
-    studio: Studio,
+    evaluation: Evaluation,
     methods: Sequence[Method],
     seeds: Sequence[int],
     images: int,
-    work: Path,
-    measure: Callable[[Measured, int], quality.Figures],
-    **how,
+    measures: tables.Measures,
+    effort: Effort,
 ) -> Iterator[list[dict]]:
-    """Rounds of :func:`quality.rows`, best first: all methods, then a third of them with twice the pictures, and so on
-    until at most ``KEPT`` are left, which are measured once more. ``how`` is passed on to :func:`evaluate`."""
+    """Rounds of :func:`tables.rows`, best first: all methods, then a third of them with twice the images, and so on
+    until at most ``KEPT`` are left, which are measured once more."""
     left, last = list(methods), False
     while not last:
         last = len(left) <= KEPT
-        measured = evaluate(studio, left, seeds, images, work, **how)
-        rows = quality.rows(measured, seeds, measure, {})
+        features = evaluate(evaluation, left, seeds, images, effort)
+        rows = tables.rows(features, seeds, measures, {})
         rows.sort(key=lambda row: row["figures"][FIGURE]["mean"])
         yield rows
         by_name = {method.name: method for method in left}

@@ -1,14 +1,16 @@
-"""From measured pictures to a table: figures per seed, their intervals, and differences over the same seeds."""
+"""From measured images to a table: figures per seed, their intervals, and differences over the same seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import torch
 
+from ..errors import GtRError
 from . import metrics
-from .features import Measured
+from .features import ImageFeatures
 from .metrics import Interval, interval, paired
 
 # Figure -> (heading, whether less is better).
@@ -24,18 +26,14 @@ FIGURES = {
     "fid": ("FID", True),
     "is": ("IS", False),
 }
-
-
-FLOOR = "real pictures"
-
-
+FLOOR = "real images"
 Figures = dict[str, float]
 
 
-def figures(made: Measured, real: Measured, seed: int = 0) -> Figures:
-    """All default figures of one set of pictures against the reference.
+def figures(made: ImageFeatures, real: ImageFeatures, seed: int = 0) -> Figures:
+    """All default figures of one set of images against the reference.
 
-    Precision and recall take as many real pictures as there are made ones, chosen by ``seed``.
+    Precision and recall take as many real images as there are made ones, chosen by ``seed``.
     """
     equal = real.take(real.balanced(len(made), seed))
     precision, recall = metrics.precision_recall(equal.features, made.features)
@@ -51,8 +49,8 @@ def figures(made: Measured, real: Measured, seed: int = 0) -> Figures:
     return values | ({"confidence": float(made.confidence.double().mean())} if made.confidence.shape[1] else {})
 
 
-def floor_sets(real: Measured, count: int, seeds: Sequence[int]) -> Iterator[tuple[Measured, Measured]]:
-    """Per seed ``count`` real pictures, no two seeds share one, and all the others. Raises GtRError for too few."""
+def floor_sets(real: ImageFeatures, count: int, seeds: Sequence[int]) -> Iterator[tuple[ImageFeatures, ImageFeatures]]:
+    """Per seed ``count`` real images, no two seeds share one, and all the others. Raises GtRError for too few."""
     free = torch.ones(len(real), dtype=torch.bool)
     for seed in seeds:
         rows = free.nonzero()[:, 0]
@@ -61,6 +59,39 @@ def floor_sets(real: Measured, count: int, seeds: Sequence[int]) -> Iterator[tup
         others = torch.ones(len(real), dtype=torch.bool)
         others[own] = False
         yield real.take(own), real.take(others)
+
+
+class Measures(Protocol):
+    """What turns measured images into figures."""
+
+    def figures(self, made: ImageFeatures, seed: int) -> Figures:
+        """Of one set of images, that of a seed."""
+
+    def floor(self, seeds: Sequence[int]) -> dict:
+        """What a result says about real images: the row ``floor``, or why there is none; nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class AgainstReal:
+    """The project's own figures, against ``real`` images, of sets of ``images`` each."""
+
+    real: ImageFeatures
+    images: int
+
+    def __post_init__(self) -> None:
+        self.real.balanced(self.images, 0)  # refuses more images than the reference can be compared with
+
+    def figures(self, made: ImageFeatures, seed: int) -> Figures:
+        return figures(made, self.real, seed)
+
+    def floor(self, seeds: Sequence[int]) -> dict:
+        """Real images against other real images: what a perfect model would get."""
+        try:
+            pairs = list(floor_sets(self.real, self.images, seeds))
+        except GtRError as error:
+            return {"floor_missing": str(error)}
+        values = [figures(some, others, seed) for (some, others), seed in zip(pairs, seeds)]
+        return {"floor": row(FLOOR, self.images, values)}
 
 
 def row(name: str, images: int, values: Sequence[Figures], first: Sequence[Figures] | None = None, **facts) -> dict:
@@ -85,13 +116,12 @@ def row(name: str, images: int, values: Sequence[Figures], first: Sequence[Figur
 
 
 def rows(
-    measured: Mapping[str, Sequence[Measured]],
-    seeds: Sequence[int],
-    measure: Callable[[Measured, int], Figures],
-    facts: Mapping[str, dict],
+    measured: Mapping[str, Sequence[ImageFeatures]], seeds: Sequence[int], measures: Measures, facts: Mapping[str, dict]
 ) -> list[dict]:
-    """A row per method; ``measure(pictures, seed)`` gives one seed's figures, ``facts`` what else a row says."""
-    values = {name: [measure(made, seed) for made, seed in zip(sets, seeds)] for name, sets in measured.items()}
+    """A row per method; ``facts`` are what else a row says."""
+    values = {
+        name: [measures.figures(made, seed) for made, seed in zip(sets, seeds)] for name, sets in measured.items()
+    }
     first = next(iter(values))
     return [
         row(name, len(measured[name][0]), own, None if name == first else values[first], **facts.get(name, {}))

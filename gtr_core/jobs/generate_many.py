@@ -1,7 +1,7 @@
-"""Many pictures by one method, in pieces that any worker can make, and a manifest of all of them.
+"""Many images by one method, in pieces that any worker can make, and a manifest of all of them.
 
-Picture k has the condition k modulo their number and the image seed ``seed + k``, as in a batch of ``generate``: what
-it looks like does not depend on how many there are or on who makes it.
+Image k has the condition k modulo their number and the seed ``seed + k``, as in a batch of ``generate``: what it looks
+like does not depend on how many there are or on who makes it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -19,31 +19,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import build_model, build_vae, prompt_states
-from ..checkpoints.checkpoint import load_model, load_vae, read_checkpoint
+from ..checkpoints import load_model, load_vae, prompt_states
+from ..checkpoints.checkpoint import checked_model, checked_vae, read_checkpoint
+from ..device import Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError, first_line
 from ..files import digest, make_folder, replace_file, write_tensors
 from ..models import Model
-from ..models.lightgen import LightGenSpec
 from ..models.vae import KLVAE
 from ..noise import image_seeds
-from ..pipeline import check_pair, decode_pictures, generate_latents
+from ..pipeline import check_pair, decode_images, generate_latents
 from ..plans.method import Method
-from .resume import CHUNK, MOST_IMAGES
-from .workers import Engine, Worker, run_tasks
+from .resume import CHUNK, MOST_IMAGES, key_of, resume
+from .workers import Worker, WorkerPool
 
 VERSION, FORMATS, MANIFESTS = 1, ("png", "safetensors"), ("parquet", "jsonl")
-
-
 RECORDS = ".records"  # the folder of what is known of every finished piece
 
 
 @dataclass(frozen=True)
-class Order:
+class GenerationJob:
     """What is wanted. Plain data: paths are absolute, ``prompts`` is a file of text states instead of ``labels``.
 
-    ``shard`` pictures are one task and one safetensors file; they are made ``batch`` at a time.
+    ``shard`` images are one task and one safetensors file; they are made ``batch`` at a time.
     """
 
     model: Path
@@ -64,170 +62,189 @@ class Order:
     def __post_init__(self) -> None:
         if not 1 <= self.images < MOST_IMAGES or not 1 <= self.batch <= self.shard:
             raise GtRError(
-                f"{self.images} pictures in shards of {self.shard}, batch {self.batch}: expected at least 1 "
-                "picture, and a batch from 1 to the size of a shard"
+                f"{self.images} images in shards of {self.shard}, batch {self.batch}: expected at least 1 image, and a "
+                "batch from 1 to the size of a shard"
             )
         if bool(self.labels) == bool(self.prompts):
             raise GtRError("expected classes, or encoded prompts for a model that draws from text")
 
     @property
     def starts(self) -> range:
+        """The first image of every piece."""
         return range(0, self.images, self.shard)
 
     def indices(self, start: int) -> range:
-        """The pictures of the piece that begins with ``start``."""
+        """The images of the piece that begins with ``start``."""
         return range(start, min(start + self.shard, self.images))
 
     def name(self, index: int) -> str:
-        """The file of a picture, or of all those of its piece."""
+        """The file of an image, or of all those of its piece."""
         return f"{index:06}.png" if self.format == "png" else f"{index // self.shard * self.shard:06}.safetensors"
+
+    def record(self, start: int) -> Path:
+        """The file of what is known of a finished piece."""
+        return self.output / RECORDS / f"{start:06}.json"
+
+    def runtime(self, device: str) -> Runtime:
+        return Runtime(device, self.dtype, self.accelerate)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Names every piece of an order by all that its pictures depend on (rounding aside: not the batch)."""
+    """Names every piece of a job by all that its images depend on (rounding aside: not the batch)."""
 
     facts: tuple
     conditions: tuple[str, ...]
 
-    def of(self, order: Order, start: int) -> str:
-        conditions = [self.conditions[index % len(self.conditions)] for index in order.indices(start)]
-        return _sha256(json.dumps([*self.facts, start, conditions], sort_keys=True).encode())
+    def of(self, job: GenerationJob, start: int) -> str:
+        conditions = [self.conditions[index % len(self.conditions)] for index in job.indices(start)]
+        return key_of(*self.facts, start, conditions)
 
 
-def keys_of(order: Order, device: str) -> Keys:
-    """Reads the weights and the prompts. Raises GtRError when they do not fit the order."""
-    spec, tensors = load_model(read_checkpoint(order.model))
-    vae_spec, vae_tensors = load_vae(read_checkpoint(order.vae))
-    text = isinstance(spec, LightGenSpec)
-    if text != bool(order.prompts):
+def keys_of(job: GenerationJob, device: str) -> Keys:
+    """Reads the weights and the prompts. Raises GtRError when they do not fit the job."""
+    spec, tensors = checked_model(read_checkpoint(job.model))
+    vae_spec, vae_tensors = checked_vae(read_checkpoint(job.vae))
+    text = spec.condition == "text"
+    if text != bool(job.prompts):
         raise GtRError(f"{spec.name} draws from {'text: give its encoded prompts' if text else 'classes, not text'}")
-    conditions = tuple(map(str, order.labels))
-    if order.prompts:
-        conditions = tuple(digest({"text": row}) for row in prompt_states(order.prompts, spec))
-    settings = order.method.settings() | {"grid": order.grid or spec.grid, "format": order.format, "seed": order.seed}
+    conditions = tuple(map(str, job.labels))
+    if job.prompts:
+        conditions = tuple(digest({"text": row}) for row in prompt_states(job.prompts, spec))
+    settings = job.method.settings() | {"grid": job.grid or spec.grid, "format": job.format, "seed": job.seed}
     weights = [digest(tensors, spec), digest(vae_tensors, vae_spec)]
-    return Keys((VERSION, *weights, settings, str(order.dtype), torch.device(device).type), conditions)
+    return Keys((VERSION, *weights, settings, str(job.dtype), torch.device(device).type), conditions)
 
 
-def make_worker(order: Order, keys: Keys, device: str) -> Worker:
-    """What makes pieces of the order on a device, by their first picture; gives the piece's rows."""
-    model, vae = build_model(order.model, device=device, dtype=order.dtype), build_vae(order.vae, device=device)
-    check_pair(model, vae)
-    states = prompt_states(order.prompts, model.spec) if order.prompts else None
-    return partial(_make_piece, order, keys, model, vae, states, device)
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """What makes pieces of a job on a device, in one process."""
 
+    job: GenerationJob
+    keys: Keys
+    device: str
 
-def _make_piece(
-    order: Order, keys: Keys, model: Model, vae: KLVAE, states: Tensor | None, device: str, start: int
-) -> list[dict]:
-    method, indices = order.method, order.indices(start)
-    latents, pictures = [], []
-    for first in range(start, indices.stop, order.batch):
-        own = range(first, min(first + order.batch, indices.stop))
-        condition = (
-            [order.labels[index % len(order.labels)] for index in own]
-            if states is None
-            else states[[index % len(states) for index in own]].float()
-        )
-        latents.append(
-            generate_latents(
-                model,
-                method.schedule,
-                condition,
-                order.seed + first,
-                guidance=method.guidance,
-                grid=order.grid,
-                temperature=method.temperature,
-                cache=method.cache,
-                fts=method.fts,
-                accelerate=order.accelerate,
-                device=device,
-                dtype=order.dtype,
+    @cached_property
+    def model(self) -> Model:
+        return load_model(self.job.model, device=self.device, dtype=self.job.dtype)
+
+    @cached_property
+    def vae(self) -> KLVAE:
+        return load_vae(self.job.vae, device=self.device)
+
+    @cached_property
+    def states(self) -> Tensor | None:
+        """Encoded prompts."""
+        return prompt_states(self.job.prompts, self.model.spec) if self.job.prompts else None
+
+    def condition(self, images: range) -> Tensor:
+        """Of some images: labels or text states, in turn."""
+        if self.states is None:
+            return torch.tensor([self.job.labels[index % len(self.job.labels)] for index in images])
+        return self.states[[index % len(self.states) for index in images]].float()
+
+    def make(self, start: int) -> list[dict]:
+        """A piece by its first image: its files, its record, and its rows of the manifest."""
+        job, indices = self.job, self.job.indices(start)
+        latents, images = [], []
+        for first in range(start, indices.stop, job.batch):
+            some = range(first, min(first + job.batch, indices.stop))
+            latents.append(
+                generate_latents(
+                    self.model,
+                    job.method,
+                    self.condition(some),
+                    job.seed + first,
+                    grid=job.grid,
+                    runtime=job.runtime(self.device),
+                )
             )
-            .float()
-            .cpu()
-        )
-        pictures.append(decode_pictures(vae, latents[-1].to(device)))
-    made = np.concatenate(pictures)
-    if order.format == "png":
-        for index, picture in zip(indices, made):
-            write_png(order.output / order.name(index), picture)
-    else:
-        write_tensors(
-            order.output / order.name(start),
-            {"pictures": torch.from_numpy(made), "latents": torch.cat(latents)},
-            {"gtr.first": str(start)},
-        )
-    names = sorted({order.name(index) for index in indices})
-    files = {name: _sha256((order.output / name).read_bytes()) for name in names}
-    rows = [_row(order, index, len(keys.conditions), files, picture) for index, picture in zip(indices, made)]
-    record = json.dumps({"key": keys.of(order, start), "files": files, "rows": rows}).encode()
-    replace_file(_record(order, start), lambda beside: beside.write_bytes(record))
-    return rows
+            images.append(decode_images(self.vae, latents[-1]))
+        made = np.concatenate(images)
+        if job.format == "png":
+            for index, image in zip(indices, made):
+                write_png(job.output / job.name(index), image)
+        else:
+            tensors = {"pictures": torch.from_numpy(made), "latents": torch.cat(latents).float().cpu()}
+            write_tensors(job.output / job.name(start), tensors, {"gtr.first": str(start)})
+        names = sorted({job.name(index) for index in indices})
+        files = {name: _sha256((job.output / name).read_bytes()) for name in names}
+        rows = [self._row(index, files, image) for index, image in zip(indices, made)]
+        record = json.dumps({"key": self.keys.of(job, start), "files": files, "rows": rows}).encode()
+        replace_file(job.record(start), lambda beside: beside.write_bytes(record))
+        return rows
+
+    def _row(self, index: int, files: dict[str, str], image: np.ndarray) -> dict:
+        """A line of the manifest. The hash is that of a PNG file, or of the (H, W, 3) bytes in a file of several."""
+        job, name, count = self.job, self.job.name(index), len(self.keys.conditions)
+        condition = {"class": job.labels[index % count]} if job.labels else {"prompt": index % count}
+        return {
+            "index": index,
+            "seed": image_seeds(job.seed, [index])[0],
+            **{"class": None, "prompt": None},
+            **condition,
+            "preset": job.method.name,
+            "file": name,
+            "row": 0 if job.format == "png" else index % job.shard,
+            "sha256": files[name] if job.format == "png" else _sha256(image.tobytes()),
+        }
 
 
-def _row(order: Order, index: int, prompts: int, files: dict[str, str], picture: np.ndarray) -> dict:
-    """A line of the manifest. The hash is that of a PNG file, or of the (H, W, 3) bytes in a file of several."""
-    name = order.name(index)
-    kind = "class" if order.labels else "prompt"
-    condition = order.labels[index % len(order.labels)] if order.labels else index % prompts
-    return {
-        "index": index,
-        "seed": image_seeds(order.seed, [index])[0],
-        "class": None,
-        "prompt": None,
-        kind: condition,
-        "preset": order.method.name,
-        "file": name,
-        "row": 0 if order.format == "png" else index % order.shard,
-        "sha256": files[name] if order.format == "png" else _sha256(picture.tobytes()),
-    }
+def make_worker(job: GenerationJob, keys: Keys, device: str) -> Worker:
+    """A worker of its own for a device, which has read its files."""
+    generator = Generator(job, keys, device)
+    check_pair(generator.model, generator.vae)
+    return generator.make
 
 
-def finished(order: Order, keys: Keys, start: int) -> list[dict] | None:
+def finished(job: GenerationJob, keys: Keys, start: int) -> list[dict] | None:
     """The rows of a piece whose files are all there and whole; None if it has to be made."""
     try:
-        record = json.loads(_record(order, start).read_bytes())
-        files, rows, indices = record["files"], record["rows"], order.indices(start)
+        record = json.loads(job.record(start).read_bytes())
+        files, rows, indices = record["files"], record["rows"], job.indices(start)
         whole = (
-            record["key"] == keys.of(order, start)
+            record["key"] == keys.of(job, start)
             and [row["index"] for row in rows] == list(indices)
-            and set(files) == {order.name(index) for index in indices}
-            and all(_sha256((order.output / name).read_bytes()) == own for name, own in files.items())
+            and set(files) == {job.name(index) for index in indices}
+            and all(_sha256((job.output / name).read_bytes()) == digest for name, digest in files.items())
         )
         return rows if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def make_many(
-    order: Order, engine: Engine, on_piece: Callable[[int, int], None] | None = None
-) -> tuple[list[dict], int, Keys]:
-    """The manifest's rows in order, how many pictures were made for them now, and the order's keys.
+@dataclass(frozen=True)
+class Made:
+    """A job's manifest rows in order, how many of its images were made now, and its keys."""
 
-    ``on_piece(made, left)`` counts pictures. Pieces that are there and whole are kept.
+    rows: list[dict]
+    made: int
+    keys: Keys
+
+
+def generate_many(job: GenerationJob, pool: WorkerPool, on_piece: Callable[[int, int], None] | None = None) -> Made:
+    """Make what is missing of a job. Pieces that are there and whole are kept.
+
+    ``on_piece(made, left)`` counts images.
     """
-    keys = keys_of(order, engine.device)
-    make_folder(order.output / RECORDS)
-    rows = {start: finished(order, keys, start) for start in order.starts}
-    missing = [start for start in order.starts if rows[start] is None]
-    left = sum(len(order.indices(start)) for start in missing)
-    made = 0
+    keys, starts = keys_of(job, pool.device), list(job.starts)
+    make_folder(job.output / RECORDS)
+    kept = {start: finished(job, keys, start) for start in starts}
+    left = sum(len(job.indices(start)) for start in starts if kept[start] is None)
+    made = []
 
-    def on_done(index: int, piece: list[dict]) -> None:
-        nonlocal made
-        rows[missing[index]], made = piece, made + len(piece)
+    def on_done(index: int, done: int) -> None:
+        made.append(len(job.indices(starts[index])))
         if on_piece is not None:
-            on_piece(made, left - made)
+            on_piece(sum(made), left - sum(made))
 
-    run_tasks(engine, partial(make_worker, order, keys), missing, on_done)
-    return [row for start in order.starts for row in rows[start]], made, keys
+    result = resume(starts, kept.get, pool, partial(make_worker, job, keys), on_done)
+    return Made([row for rows in result.results for row in rows], sum(made), keys)
 
 
-def write_manifest(order: Order, keys: Keys, rows: Sequence[dict], kind: str) -> Path:
+def write_manifest(job: GenerationJob, keys: Keys, rows: Sequence[dict], kind: str) -> Path:
     """``manifest.parquet`` or ``manifest.jsonl``: equal rows make equal bytes. Raises GtRError."""
-    path = order.output / f"manifest.{kind}"
+    path = job.output / f"manifest.{kind}"
     if kind == "jsonl":
         text = "".join(json.dumps(row) + "\n" for row in rows)
         replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
@@ -263,10 +280,6 @@ def _arrow(name: str) -> ModuleType:
             f"a Parquet manifest needs pyarrow ({first_line(error)}): pip install pyarrow (the extra "
             "'scale'), or use --manifest jsonl"
         ) from error
-
-
-def _record(order: Order, start: int) -> Path:
-    return order.output / RECORDS / f"{start:06}.json"
 
 
 def _sha256(data: bytes) -> str:

@@ -1,12 +1,64 @@
-"""Evaluating methods: many pictures per method and seed, measured in small pieces that a killed run leaves behind.
+"""One mechanism for work that is done in pieces, by any worker, and goes on where it was stopped.
 
-Picture k of seed s has the same label and the same noise whatever the method, the batch and the number of pictures:
-methods are compared in pairs, and a longer evaluation goes on from a shorter one.
+A task has a key: a hash over everything that its result depends on. What a finished task left behind is kept if it is
+whole and has the task's key; all other tasks are done again. Doing a task twice makes the same files.
 """
 
 from __future__ import annotations
 
-CHUNK = 64
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import GtRError
+from .workers import MakeWorker, WorkerPool, run_tasks
+
+# Images of one task; the most images that a job may have.
+CHUNK, MOST_IMAGES = 64, 2**31
 
 
-MOST_IMAGES = 2**31
+@dataclass(frozen=True)
+class Resumed:
+    """The results of all tasks in their order, and which of them were made now."""
+
+    results: list[Any]
+    made: list[int]
+
+
+def resume(
+    tasks: Sequence,
+    stored: Callable[[Any], Any],
+    pool: WorkerPool,
+    make_worker: MakeWorker,
+    on_done: Callable[[int, int], None] | None = None,
+) -> Resumed:
+    """Do the tasks of which ``stored(task)`` has no result. ``on_done(index, done)`` is called
+    when one was made, ``done`` of all tasks being done by then.
+
+    What a worker returns for a task is its result; for None it is read back by ``stored``. Raises GtRError when a
+    worker left no result, or as :func:`gtr_core.jobs.workers.run_tasks` does.
+    """
+    results = [stored(task) for task in tasks]
+    finished = [result is not None for result in results]
+    missing = [index for index, is_there in enumerate(finished) if not is_there]
+
+    def done(number: int, result: Any) -> None:
+        results[missing[number]] = result
+        finished[missing[number]] = True
+        if on_done is not None:
+            on_done(missing[number], sum(finished))
+
+    run_tasks(pool, make_worker, [tasks[index] for index in missing], done)
+    for index in missing:
+        if results[index] is None:
+            results[index] = stored(tasks[index])
+        if results[index] is None:
+            raise GtRError(f"a worker left no result of {tasks[index]}: all workers must see the same files")
+    return Resumed(results, missing)
+
+
+def key_of(*facts: Any) -> str:
+    """A SHA-256 over plain data."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

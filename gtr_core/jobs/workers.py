@@ -29,26 +29,17 @@ from ..device import is_out_of_memory
 from ..errors import GtRError, first_line
 
 ENGINES = ("local", "ray")
-
-
 MOST_WORKERS, RETRIES = 4096, 2
-
 
 # A task is a straggler after so many times the median; the pause in seconds between two looks at the workers.
 STRAGGLER, PAUSE = 3.0, 1.0
-
-
 Worker = Callable[[Any], Any]
-
-
 MakeWorker = Callable[[str], Worker]  # of a device; sent to processes: a function of a module, or a partial of one
-
-
 OnDone = Callable[[int, Any], None]
 
 
 @dataclass(frozen=True)
-class Engine:
+class WorkerPool:
     """Who does the tasks. ``local`` without ``workers`` is this process alone, with all of torch's threads.
 
     Every other worker has ``threads`` of them, whatever the number of workers: sums split among other threads round
@@ -86,7 +77,7 @@ class Outcome:
 
 
 class Crew(Protocol):
-    """Workers of one engine, by number. ``send`` makes the worker if it is not there."""
+    """The workers of a pool, by number. ``send`` makes the worker if it is not there."""
 
     size: int
 
@@ -97,21 +88,21 @@ class Crew(Protocol):
     def close(self) -> None: ...
 
 
-def run_tasks(engine: Engine, make_worker: MakeWorker, tasks: Sequence, on_done: OnDone | None = None) -> list:
+def run_tasks(pool: WorkerPool, make_worker: MakeWorker, tasks: Sequence, on_done: OnDone | None = None) -> list:
     """The results of all tasks, in their order. ``on_done(index, result)`` is called here, as they come.
 
-    Tasks, results and ``make_worker`` are plain data where the engine is not this process alone. Raises GtRError of
+    Tasks, results and ``make_worker`` are plain data where the pool is not this process alone. Raises GtRError of
     a worker as it is, and one of its own when a task has lost ``RETRIES + 1`` workers.
     """
     on_done = on_done or (lambda index, result: None)
-    if engine.alone or not tasks:
-        work, results = make_worker(engine.device) if tasks else None, []
+    if pool.alone or not tasks:
+        work, results = make_worker(pool.device) if tasks else None, []
         for index, task in enumerate(tasks):
             results.append(work(task))
             on_done(index, results[-1])
         return results
-    kind = Processes if engine.name == "local" else Actors
-    with closing(kind(engine, make_worker, len(tasks))) as crew:
+    kind = Processes if pool.name == "local" else Actors
+    with closing(kind(pool, make_worker, len(tasks))) as crew:
         return _dispatch(crew, tasks, on_done)
 
 
@@ -183,16 +174,16 @@ class Member:
 class Processes:
     """Spawned processes of this machine, with the machine's GPUs in turn where the device is ``cuda``."""
 
-    def __init__(self, engine: Engine, make_worker: MakeWorker, most: int):
-        self.engine, self.make_worker = engine, make_worker
-        self.size = min(engine.workers or 1, most)
+    def __init__(self, pool: WorkerPool, make_worker: MakeWorker, most: int):
+        self.pool, self.make_worker = pool, make_worker
+        self.size = min(pool.workers or 1, most)
         self.context = multiprocessing.get_context("spawn")
         self.members: dict[int, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
 
     def send(self, slot: int, task: Any) -> None:
         if slot not in self.members:
             ours, theirs = self.context.Pipe()
-            member = Member(self.make_worker, _device(self.engine.device, slot), self.engine.threads)
+            member = Member(self.make_worker, _device(self.pool.device, slot), self.pool.threads)
             process = self.context.Process(target=_serve, args=(theirs, member), daemon=True)
             process.start()
             theirs.close()  # so that the end of the process is the end of the pipe
@@ -223,7 +214,7 @@ class Processes:
 
 
 def _serve(pipe: Connection, member: Member) -> None:
-    """The life of a process: until the other end is closed."""
+    """What a worker process does: one task after another, until the other end of the pipe is closed."""
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         while True:
             pipe.send(member.do(pipe.recv()))
@@ -245,14 +236,14 @@ class Actors:
     This package, models and outputs are at the same paths on all machines.
     """
 
-    def __init__(self, engine: Engine, make_worker: MakeWorker, most: int):
-        self.ray, self.engine, self.make_worker = _ray(), engine, make_worker
+    def __init__(self, pool: WorkerPool, make_worker: MakeWorker, most: int):
+        self.ray, self.pool, self.make_worker = _ray(), pool, make_worker
         self.actors: dict[int, Any] = {}
         self.running: dict[Any, int] = {}
         self.owned = not self.ray.is_initialized()
         if self.owned:
-            _connect(self.ray, engine)
-        self.needs = {"num_cpus": engine.threads, "num_gpus": int(engine.device.startswith("cuda"))}
+            _connect(self.ray, pool)
+        self.needs = {"num_cpus": pool.threads, "num_gpus": int(pool.device.startswith("cuda"))}
         there = self.ray.cluster_resources()
         room = int(
             min(
@@ -268,12 +259,12 @@ class Actors:
                 f"worker needs {self.needs['num_cpus']} and {self.needs['num_gpus']}: lower --threads, or "
                 "use another --device"
             )
-        self.size = min(engine.workers or room, room, most)
+        self.size = min(pool.workers or room, room, most)
 
     def send(self, slot: int, task: Any) -> None:
         if slot not in self.actors:
             kind = self.ray.remote(**self.needs)(Member)
-            self.actors[slot] = kind.remote(self.make_worker, self.engine.device, self.engine.threads)
+            self.actors[slot] = kind.remote(self.make_worker, self.pool.device, self.pool.threads)
         self.running[self.actors[slot].do.remote(task)] = slot
 
     def outcomes(self, seconds: float) -> list[Outcome]:
@@ -305,7 +296,7 @@ def _ray() -> ModuleType:
         ) from error
 
 
-def _connect(ray: ModuleType, engine: Engine) -> None:
+def _connect(ray: ModuleType, pool: WorkerPool) -> None:
     address = os.environ.get("RAY_ADDRESS")
     paths = [str(Path(__file__).resolve().parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     settings: dict[str, Any] = {
@@ -313,7 +304,7 @@ def _connect(ray: ModuleType, engine: Engine) -> None:
         "logging_level": logging.ERROR,
     }
     if not address:
-        cores = max(os.cpu_count() or 1, (engine.workers or 1) * engine.threads)
+        cores = max(os.cpu_count() or 1, (pool.workers or 1) * pool.threads)
         settings |= {"num_cpus": cores, "include_dashboard": False}
     try:
         ray.init(address=address or "local", **settings)

@@ -1,14 +1,50 @@
-"""The model families behind one door."""
+"""The model families. A family is one file here and one entry in FAMILIES; nothing else asks which one a model has."""
 
 from __future__ import annotations
 
-from .lightgen import LightGen, LightGenSpec
-from .mar import MAR, MARSpec
+from collections.abc import Mapping
+from typing import Any
 
-ModelSpec = MARSpec | LightGenSpec
-Model = MAR | LightGen
+from ..errors import GtRError
+from .lightgen import LIGHTGEN_FAMILY
+from .mar import MAR_FAMILY
+from .model import Model
+from .shapes import Shapes, describe_names
+from .spec import Family, ModelSpec
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (MAR_FAMILY, LIGHTGEN_FAMILY)}
 
 
 def build(spec: ModelSpec, **factory) -> Model:
     """The model of a spec; ``factory`` are the constructor's operations, attention, device and dtype."""
-    return LightGen(spec, **factory) if isinstance(spec, LightGenSpec) else MAR(spec, **factory)
+    return FAMILIES[spec.family].model(spec, **factory)
+
+
+def recognise(shapes: Shapes) -> Family | None:
+    """The family of a state dict; None for what is not a model."""
+    return next((family for family in FAMILIES.values() if family.matches(shapes)), None)
+
+
+def infer_spec(shapes: Shapes, stored: Mapping[str, Any], *, heads: int | None = None) -> ModelSpec:
+    """The spec of a state dict, read off names and shapes and completed by fields ``stored`` in the file.
+
+    Raises GtRError naming what does not fit.
+    """
+    family = recognise(shapes)
+    if family is None:
+        raise GtRError(
+            f"not a model: expected a checkpoint of {' or '.join(FAMILIES)}, found {describe_names(shapes)}; choose "
+            "another file"
+        )
+    surplus = set(stored) - {*family.spec.stored, "depths"}
+    if surplus:
+        raise GtRError(
+            f"the metadata has {', '.join(sorted(surplus))}, which {family.name} has not: convert the "
+            "original file again"
+        )
+    return family.infer(shapes, **{**stored, "heads": heads or stored.get("heads")})
+
+
+def published_specs() -> Mapping[str, ModelSpec]:
+    """Specs that can be asked for by name: of every family the published models."""
+    return {name: spec for family in FAMILIES.values() for name, spec in family.published.items()}

@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..errors import GtRError
+
 
 @dataclass(frozen=True)
 class LatentSpec:
@@ -32,6 +34,13 @@ class LatentSpec:
     def size(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(height, width) in pixels of a token grid."""
         return grid[0] * self.stride * self.patch, grid[1] * self.stride * self.patch
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The token grid of (height, width) in pixels. Raises GtRError unless it is a whole number of tokens."""
+        token = self.stride * self.patch
+        if min(size) < token or size[0] % token or size[1] % token:
+            raise GtRError(f"size {size[1]} x {size[0]}: expected width x height in multiples of {token} pixels")
+        return size[0] // token, size[1] // token
 
     def pixels(self, grid: tuple[int, int]) -> str:
         """The size of a token grid for messages, width first."""

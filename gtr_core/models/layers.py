@@ -1,4 +1,4 @@
-"""The transformer block that MAR's encoder and decoder share.
+"""The transformer block that the families share, and its cost.
 
 ``operations`` is a namespace with Linear, LayerNorm, Embedding (torch.nn, or a host's weight-streaming twins);
 ``attention`` is a function of q, k, v, each (batch, heads, tokens, head_dim), that returns the same shape.
@@ -68,3 +68,12 @@ class Block(nn.Module):
         """x (B, n, D) -> (B, n, D), or the output at ``rows`` only: enough where nothing reads the others."""
         x = x[:, rows] + self.attn(self.norm1(x), rows)
         return x + self.mlp(self.norm2(x))
+
+
+def block_flops(dim: int, mlp_ratio: int, queries: int, keys: int | None = None, fed: int | None = None) -> int:
+    """FLOPs of a block: attention of ``queries`` rows over ``keys`` rows, an MLP for ``fed`` rows; all are equal by
+    default."""
+    keys = queries if keys is None else keys
+    fed = queries if fed is None else fed
+    linear = 4 * queries + 2 * mlp_ratio * fed  # qkv and proj; the MLP's two layers
+    return 2 * dim**2 * linear + 4 * queries * keys * dim

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -15,27 +16,26 @@ from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
 from ..errors import GtRError
 from .latents import LatentSpec
-from .layers import Attention, Block, Mlp, empty_parameter, sdpa
-from .shapes import (
-    Shapes,
-    check_depths,
-    check_latent,
-    count_blocks,
-    describe_names,
-    head_count,
-    infer_head_spec,
-    shape_of,
-)
+from .layers import Attention, Block, Mlp, block_flops, empty_parameter, sdpa
+from .model import Conditions, InParts, Model, Positions, pick
+from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
+from .spec import Family, Flops, ModelSpec, check_depths
 
 
 @dataclass(frozen=True)
-class LightGenSpec:
+class LightGenSpec(ModelSpec):
     """A LightGen model (text to image, upstream's FLUID; docs/upstream.md 3). ``grid`` is its usual size, not its only.
 
     ``text_length`` text positions of ``caption_dim`` values come from the text encoder; position tables have
     ``table`` x ``table`` entries and are resized. Upstream swaps the axes of resized tables; that is reproduced
-    unless ``corrected_positions`` is set, which matters for non-square pictures only.
+    unless ``corrected_positions`` is set, which matters for non-square images only.
     """
+
+    family: ClassVar[str] = "LightGen"
+    origin: ClassVar[str] = "lightgen-origin"
+    condition: ClassVar[str] = "text"
+    classes: ClassVar[int] = 0
+    stored: ClassVar[tuple[str, ...]] = (*ModelSpec.stored, "text_length")
 
     name: str
     dim: int
@@ -59,12 +59,47 @@ class LightGenSpec:
     @property
     def depths(self) -> tuple[int, ...]:
         """Numbers of blocks: encoder, decoder, head, cross-attention, aligner."""
-        return self.encoder_depth, self.decoder_depth, self.head.depth, self.cross_depth, self.aligner_depth
+        return *super().depths, self.cross_depth, self.aligner_depth
+
+    def can_draw(self, grid: tuple[int, int]) -> bool:
+        """Position tables are resized to any grid."""
+        return min(grid) >= 1
 
     def check_grid(self, grid: tuple[int, int]) -> None:
-        """Raises GtRError for a grid without tokens."""
-        if min(grid) < 1:
+        if not self.can_draw(grid):
             raise GtRError(f"{self.name} needs at least 1 x 1 tokens, found {grid[0]} x {grid[1]}")
+
+    def check_condition(self, condition: Tensor) -> None:
+        expected = (self.text_length, self.caption_dim)
+        if not condition.is_floating_point() or condition.shape[1:] != expected:
+            raise GtRError(
+                f"{self.name} is conditioned on text states (images, {expected[0]}, {expected[1]}), found "
+                f"{condition.dtype} of shape {tuple(condition.shape)}: encode the prompts for this model"
+            )
+
+    def random_condition(self, batch: int) -> Tensor:
+        return torch.randn(batch, self.text_length, self.caption_dim, generator=torch.Generator().manual_seed(0))
+
+    def transformer_flops(self, known: int, masked: int) -> Flops:
+        """As the original code runs it: cross-attention at every position, in both guidance branches.
+
+        The text aligner, which runs once per image, is left out. The decoder's part includes the cross-attention.
+        """
+        everything = known + masked
+        encoder = 2 * known * self.head.channels * self.dim
+        encoder += self.encoder_depth * block_flops(self.dim, self.mlp_ratio, known)
+        decoder = 2 * known * self.dim**2 + self.decoder_depth * block_flops(self.dim, self.mlp_ratio, everything)
+        decoder += 2 * everything * self.dim**2 + self.cross_depth * self._cross_block_flops(everything)
+        return Flops({"encoder": encoder, "decoder": decoder})
+
+    def _cross_block_flops(self, tokens: int) -> int:
+        """Query and proj, keys and values of the text, two attention products, two MLP layers."""
+        linear = 2 * self.dim**2 * (tokens * (2 + 2 * self.mlp_ratio) + 2 * self.text_length)
+        return linear + 4 * tokens * self.text_length * self.dim
+
+    def condition_bytes(self, itemsize: int) -> int:
+        """The embedded text, and its keys and values in every cross-attention block."""
+        return 2 * self.text_length * self.dim * (self.cross_depth + 1) * itemsize
 
 
 # The published text-to-image model.
@@ -82,7 +117,7 @@ LIGHTGEN = LightGenSpec(
 
 
 class CrossAttention(nn.Module):
-    """Queries from the picture, keys and values from the text; ``kv`` is laid out [k | v], each head-major."""
+    """Queries from the image, keys and values from the text; ``kv`` is laid out [k | v], each head-major."""
 
     def __init__(self, dim: int, heads: int, *, operations, attention: Attention, **factory):
         super().__init__()
@@ -159,12 +194,36 @@ class TextEmbedding(nn.Module):
         return self.text_aligner_norm(x)
 
 
-class LightGen(nn.Module):
+@dataclass(frozen=True, eq=False)
+class TextMemory:
+    """LightGen's memory: what the cross-attention blocks read of the text, per block keys and values
+    (branches, B, heads, T, head_dim)."""
+
+    text: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def branches(self) -> int:
+        return self.text[0][0].shape[0]
+
+    def first(self, branches: int) -> TextMemory:
+        return self._each(lambda t: t[:branches])
+
+    def images(self, rows: slice) -> TextMemory:
+        return self._each(lambda t: t[:, rows])
+
+    def stacked(self) -> list[tuple[Tensor, Tensor]]:
+        """The branches one after another in the batch: (branches * B, heads, T, head_dim) each."""
+        return [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in self.text]
+
+    def _each(self, part: Callable[[Tensor], Tensor]) -> TextMemory:
+        return TextMemory(tuple((part(k), part(v)) for k, v in self.text))
+
+
+class LightGen(Model):
     """Text-free encoder and decoder over tokens, a cross-attention decoder that reads the text, a diffusion head.
 
-    Parameter names are those of the published checkpoints; positions are raster indices. Everything before the
-    cross-attention does not depend on the text, so it runs once for all guidance halves; the cross-attention
-    blocks have no self-attention, so they run for the target positions only.
+    Everything before the cross-attention does not depend on the text, so it runs once for all guidance branches; the
+    cross-attention blocks have no self-attention, so they run for the target positions only.
     """
 
     def __init__(
@@ -205,17 +264,21 @@ class LightGen(nn.Module):
             {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)}
         )
 
-    @property
-    def head(self) -> DiffusionHead:
-        return self.diffloss["net"]
+    def embed(self, conditions: Conditions, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Text states (B, T, caption_dim) -> (B, T, D) each; None is the learned empty text."""
+        shape = (*conditions[0].shape[:2], self.spec.dim)
+        null = self.fake_latent
+        return tuple(
+            null.to(device, dtype).expand(shape) if text is None else self.text_emb(text.to(device, dtype))
+            for text in conditions
+        )
 
-    def embed_condition(self, text: Tensor, dtype: torch.dtype) -> Tensor:
-        """Text encoder states (B, T, caption_dim) -> (B, T, D) in ``dtype``."""
-        return self.text_emb(text.to(dtype))
-
-    def null_condition(self, condition: Tensor) -> Tensor:
-        """The learned empty text in the shape of an embedded one."""
-        return self.fake_latent.to(condition).expand_as(condition)
+    def start(
+        self, conditions: Conditions, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TextMemory:
+        text = self.remember(torch.cat(self.embed(conditions, device, dtype)))
+        branches = len(conditions)
+        return TextMemory(tuple((k.unflatten(0, (branches, -1)), v.unflatten(0, (branches, -1))) for k, v in text))
 
     def positions(self, table: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
         """A position table resized to ``grid``, (h * w, D), indexed by raster position (docs/upstream.md 3.4)."""
@@ -250,12 +313,11 @@ class LightGen(nn.Module):
             x = block(x)
         return self.decoder_norm(self.decoder_blocks[-1](x, rows))
 
-    def decode_targets(
-        self, tokens: Tensor, known: Tensor, targets: Tensor, context: Tensor, grid: tuple[int, int]
-    ) -> Tensor:
-        """Everything before the text: (B, T, D) at the masked positions ``targets``."""
-        rows = slice(known.shape[1], known.shape[1] + targets.shape[1])
-        return self.decode(self.encode(tokens, known, grid), known, torch.cat([targets, context], dim=1), grid, rows)
+    def decode_targets(self, tokens: Tensor, positions: Positions, grid: tuple[int, int]) -> Tensor:
+        """Everything before the text: (B, T, D) at the targets."""
+        start = positions.known.shape[1]
+        rows = slice(start, start + positions.targets.shape[1])
+        return self.decode(self.encode(tokens, positions.known, grid), positions.known, positions.masked, grid, rows)
 
     def remember(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What the cross-attention blocks read of the text (B, T, D); it is the same in every AR step."""
@@ -271,26 +333,54 @@ class LightGen(nn.Module):
             x = block(x, k, v)
         return self.cross_norm(x)
 
-    def read_text(self, decoded: Tensor, positions: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor:
-        """decoded (B, n, D) at ``positions`` (B, n), text (B, T, D) -> z (B, n, D)."""
-        return self.read(decoded, positions, self.remember(text), grid)
-
     def forward(
+        self, tokens: Tensor, positions: Positions, memory: TextMemory, grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        return self._read_branches(self.decode_targets(tokens, positions, grid), positions.targets, memory, grid)
+
+    def first_step(
         self,
         tokens: Tensor,
-        known: Tensor,
-        targets: Tensor,
-        context: Tensor,
-        conditions: Sequence[Tensor],
+        masked: Tensor,
+        places: Tensor,
+        memory: TextMemory,
         grid: tuple[int, int],
-    ) -> tuple[Tensor, ...]:
-        """Conditioning vectors z (B, T, D) of the masked positions ``targets``, one tensor per condition.
+        in_parts: InParts,
+    ) -> tuple[Tensor, ...] | None:
+        """Everything before the text once for all images."""
+        nothing = masked[:, :0]
+        everything = Positions(nothing, masked, nothing)
+        decoded = self.decode_targets(tokens[:1], everything, grid)
+        targets = masked.expand(len(places), -1).gather(1, places)
+        return in_parts(
+            len(places),
+            everything.count,
+            memory.branches,
+            lambda rows: self._read_branches(pick(decoded, places[rows]), targets[rows], memory.images(rows), grid),
+        )
 
-        As :meth:`gtr_core.mar.MAR.forward`, for a grid of any size; conditions are (B, text_length, D).
-        """
-        decoded, halves = self.decode_targets(tokens, known, targets, context, grid), len(conditions)
-        z = self.read_text(decoded.repeat(halves, 1, 1), targets.repeat(halves, 1), torch.cat(list(conditions)), grid)
-        return z.chunk(halves)
+    def _read_branches(
+        self, decoded: Tensor, targets: Tensor, memory: TextMemory, grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        """z per branch of what was decoded (B, T, D) at the targets (B, T)."""
+        branches = memory.branches
+        z = self.read(decoded.repeat(branches, 1, 1), targets.repeat(branches, 1), memory.stacked(), grid)
+        return z.chunk(branches)
+
+    def reference(
+        self, tokens: Tensor, positions: Positions, embedded: Sequence[Tensor], grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        """Every branch goes through everything separately, the text's keys and values included."""
+        everywhere = torch.cat([positions.known, positions.masked], dim=1)
+        start = positions.known.shape[1]
+        targets = slice(start, start + positions.targets.shape[1])
+
+        def branch(text: Tensor) -> Tensor:
+            encoded = self.encode(tokens, positions.known, grid)
+            decoded = self.decode(encoded, positions.known, positions.masked, grid)
+            return self.read(decoded, everywhere, self.remember(text), grid)[:, targets]
+
+        return tuple(map(branch, embedded))
 
 
 def is_lightgen(shapes: Shapes) -> bool:
@@ -333,3 +423,13 @@ def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides
     )
     check_depths(spec, stated=overrides.pop("depths", None))
     return replace(spec, **overrides)
+
+
+LIGHTGEN_FAMILY = Family(
+    spec=LightGenSpec,
+    model=LightGen,
+    matches=is_lightgen,
+    infer=infer_lightgen_spec,
+    published={LIGHTGEN.name: LIGHTGEN},
+    weights="model",
+)

@@ -1,10 +1,11 @@
-"""MAR: the class-conditional masked autoregressive transformer (docs/upstream.md 1.2 to 1.5)."""
+"""MAR: the class-conditional masked autoregressive transformer (docs/upstream.md 1.1 to 1.5)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,11 @@ from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
 from ..errors import GtRError
 from .latents import LatentSpec
-from .layers import Attention, Block, empty_parameter, sdpa
+from .layers import Attention, Block, block_flops, empty_parameter, sdpa
+from .model import Conditions, InParts, Model, Positions, pick
 from .shapes import (
     HEADS_BY_WIDTH,
     Shapes,
-    check_depths,
     check_latent,
     count_blocks,
     describe_names,
@@ -25,13 +26,21 @@ from .shapes import (
     infer_head_spec,
     shape_of,
 )
+from .spec import Family, Flops, ModelSpec, check_depths
 
+# Width, encoder and decoder depth, head depth and width of the published sizes.
 VARIANTS = {(768, 12, 12, 6, 1024): "mar-b", (1024, 16, 16, 8, 1280): "mar-l", (1280, 20, 20, 12, 1536): "mar-h"}
 
 
 @dataclass(frozen=True)
-class MARSpec:
+class MARSpec(ModelSpec):
     """A class-conditional masked autoregressive model (spec of the published sizes: ``mar_spec('mar-b')``)."""
+
+    family: ClassVar[str] = "MAR"
+    origin: ClassVar[str] = "origin"
+    condition: ClassVar[str] = "label"
+    supports_lazymar: ClassVar[bool] = True
+    stored: ClassVar[tuple[str, ...]] = (*ModelSpec.stored, "class_names")
 
     name: str
     grid: tuple[int, int]
@@ -48,22 +57,36 @@ class MARSpec:
     norm_eps: float = 1e-6
     class_names: tuple[str, ...] = field(default=(), repr=False)
 
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Numbers of blocks: encoder, decoder, head."""
-        return self.encoder_depth, self.decoder_depth, self.head.depth
-
-    @property
-    def tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
+    def can_draw(self, grid: tuple[int, int]) -> bool:
+        """Positions are learned for one size."""
+        return tuple(grid) == self.grid
 
     def check_grid(self, grid: tuple[int, int]) -> None:
-        """Raises GtRError for a grid that the model cannot draw: its positions are learned for one size."""
-        if tuple(grid) != self.grid:
+        if not self.can_draw(grid):
             raise GtRError(
                 f"{self.name} draws {self.latent.pixels(self.grid)} pixels only, found "
                 f"{self.latent.pixels(grid)}: use the model's own size"
             )
+
+    def check_condition(self, condition: Tensor) -> None:
+        if condition.is_floating_point() or condition.ndim != 1:
+            raise GtRError(
+                f"{self.name} is conditioned on class labels (images,), found {condition.dtype} of shape "
+                f"{tuple(condition.shape)}: give one whole number per image"
+            )
+        if not condition.is_meta and ((condition < -1) | (condition >= self.classes)).any():
+            raise GtRError(f"a class is out of range: {self.name} has classes 0 to {self.classes - 1} (-1 for none)")
+
+    def random_condition(self, batch: int) -> Tensor:
+        return torch.arange(batch) % self.classes
+
+    def transformer_flops(self, known: int, masked: int) -> Flops:
+        encoded = self.buffer + known
+        encoder = 2 * known * self.head.channels * self.dim
+        encoder += self.encoder_depth * block_flops(self.dim, self.mlp_ratio, encoded)
+        decoder = 2 * encoded * self.dim**2
+        decoder += self.decoder_depth * block_flops(self.dim, self.mlp_ratio, encoded + masked)
+        return Flops({"encoder": encoder, "decoder": decoder})
 
 
 def mar_spec(name: str) -> MARSpec:
@@ -85,13 +108,30 @@ def mar_spec(name: str) -> MARSpec:
     raise GtRError(f"unknown model size '{name}': expected one of {', '.join(sorted(VARIANTS.values()))}")
 
 
-class MAR(nn.Module):
-    """Encoder over known tokens, decoder over known and masked ones, diffusion head per token.
+@dataclass(frozen=True, eq=False)
+class EmbeddedLabels:
+    """MAR's memory: class embeddings (B, D), one tensor per guidance branch; rows that are all views of one row tell
+    that the whole batch has one label."""
 
-    Parameter names are those of the published checkpoints. Positions are raster indices k = row * width + column.
-    The head is float32 whatever ``dtype`` the transformer has: the first reverse step amplifies errors of eps 316
-    times and more (docs/upstream.md 1.7).
-    """
+    rows: tuple[Tensor, ...]
+
+    @property
+    def branches(self) -> int:
+        return len(self.rows)
+
+    def first(self, branches: int) -> EmbeddedLabels:
+        return EmbeddedLabels(self.rows[:branches])
+
+    def images(self, rows: slice) -> EmbeddedLabels:
+        return EmbeddedLabels(tuple(branch[rows] for branch in self.rows))
+
+    def distinct(self) -> list[Tensor]:
+        """Per branch its rows, or the one of which all are views."""
+        return [branch[:1] if branch.stride(0) == 0 else branch for branch in self.rows]
+
+
+class MAR(Model):
+    """Encoder over known tokens, decoder over known and masked ones, diffusion head per token."""
 
     def __init__(
         self,
@@ -141,18 +181,27 @@ class MAR(nn.Module):
             {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)}
         )
 
-    @property
-    def head(self) -> DiffusionHead:
-        return self.diffloss["net"]
-
-    def embed_condition(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def embed_labels(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """labels (B,) int64, -1 = unconditional -> class embeddings (B, D) in ``dtype``."""
         embedded = self.class_emb(labels.clamp(min=0)).to(dtype)
         return torch.where(labels[:, None] < 0, self.fake_latent.to(embedded), embedded)
 
-    def null_condition(self, condition: Tensor) -> Tensor:
-        """The unconditional twin of :meth:`embed_condition`'s result, same shape and dtype."""
-        return self.fake_latent.to(condition).expand_as(condition)
+    def embed(self, conditions: Conditions, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        batch = len(conditions[0])
+        null = torch.full((1,), -1)
+
+        def one(labels: Tensor | None) -> Tensor:
+            # One label for the whole batch is embedded once; it is looked for on the host, so that nothing waits.
+            same = labels is None or (labels.device.type == "cpu" and bool((labels == labels[0]).all()))
+            distinct = null if labels is None else labels[:1] if same else labels
+            return self.embed_labels(distinct.to(device), dtype).expand(batch, -1)
+
+        return tuple(map(one, conditions))
+
+    def start(
+        self, conditions: Conditions, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> EmbeddedLabels:
+        return EmbeddedLabels(self.embed(conditions, device, dtype))
 
     def embed_known(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
         """Encoder input [buffer, known]: tokens (B, L, C), known (B, K), condition (B, D) -> (B, buffer + K, D)."""
@@ -183,29 +232,54 @@ class MAR(nn.Module):
         return self.decoder_norm(self.decoder_blocks[-1](x, rows))
 
     def forward(
+        self, tokens: Tensor, positions: Positions, memory: EmbeddedLabels, grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        branches = memory.branches
+        tokens, positions = tokens.repeat(branches, 1, 1), positions.repeat(branches)
+        encoded = self.encode(tokens, positions.known, torch.cat(memory.rows))
+        start = self.spec.buffer + positions.known.shape[1]
+        rows = slice(start, start + positions.targets.shape[1])
+        decoded = self.decode(encoded, positions.known, positions.masked, rows)
+        return self._with_diffusion_positions(decoded, positions.targets).chunk(branches)
+
+    def first_step(
         self,
         tokens: Tensor,
-        known: Tensor,
-        targets: Tensor,
-        context: Tensor,
-        conditions: Sequence[Tensor],
-        grid: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Conditioning vectors z (B, T, D) of the masked positions ``targets`` (B, T), one tensor per condition.
-
-        ``tokens`` (B, L, C) holds values at ``known`` (B, K); the decoder sees mask tokens at ``targets`` and at
-        ``context`` (B, M), the masked positions that are not decoded now; ``conditions`` are (B, D) each, from
-        :meth:`embed_condition` (guidance: the unconditional one second). All index tensors are int64 on the tokens'
-        device, K and M may be 0. ``grid`` is the spec's own.
-        """
-        halves = len(conditions)
-        tokens, known, targets, context = (
-            t.repeat(halves, *[1] * (t.ndim - 1)) for t in (tokens, known, targets, context)
+        masked: Tensor,
+        places: Tensor,
+        memory: EmbeddedLabels,
+        grid: tuple[int, int],
+        in_parts: InParts,
+    ) -> tuple[Tensor, ...] | None:
+        """Every distinct label once, at all masked positions."""
+        distinct = memory.distinct()
+        count = sum(map(len, distinct))
+        if count == memory.branches * len(places):
+            return None
+        labels = EmbeddedLabels((torch.cat(distinct),))
+        nothing = masked[:, :0].expand(count, -1)
+        everything = Positions(nothing, masked.expand(count, -1), nothing)
+        tokens = tokens[:1].expand(count, -1, -1)
+        (z,) = in_parts(
+            count,
+            everything.count,
+            1,
+            lambda rows: self(tokens[rows], everything.images(rows), labels.images(rows), grid),
         )
-        encoded = self.encode(tokens, known, torch.cat(list(conditions)))
-        start = self.spec.buffer + known.shape[1]
-        z = self.decode(encoded, known, torch.cat([targets, context], dim=1), slice(start, start + targets.shape[1]))
-        return (z + self.diffusion_pos_embed_learned[0].to(z)[targets]).chunk(halves)
+        return tuple(pick(branch, places) for branch in z.split([len(rows) for rows in distinct]))
+
+    def reference(
+        self, tokens: Tensor, positions: Positions, embedded: Sequence[Tensor], grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        branches, targets = len(embedded), positions.targets.shape[1]
+        positions = positions.repeat(branches)
+        encoded = self.encode(tokens.repeat(branches, 1, 1), positions.known, torch.cat(list(embedded)))
+        decoded = self.decode(encoded, positions.known, positions.masked)
+        masked = decoded[:, self.spec.buffer + positions.known.shape[1] :]
+        return self._with_diffusion_positions(masked, positions.masked)[:, :targets].chunk(branches)
+
+    def _with_diffusion_positions(self, z: Tensor, positions: Tensor) -> Tensor:
+        return z + self.diffusion_pos_embed_learned[0].to(z)[positions]
 
     def _positions(self, table: Tensor, positions: Tensor, like: Tensor) -> Tensor:
         """Rows of a position table for [buffer, positions]: (B, buffer + n, D)."""
@@ -268,3 +342,12 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
             "correct 'gtr.grid' in the file's metadata"
         )
     return spec
+
+
+MAR_FAMILY = Family(
+    spec=MARSpec,
+    model=MAR,
+    matches=is_mar,
+    infer=infer_mar_spec,
+    published={name: mar_spec(name) for name in VARIANTS.values()},
+)

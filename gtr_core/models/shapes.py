@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from ..diffusion.head import HeadSpec
 from ..errors import GtRError
@@ -12,10 +11,8 @@ from .latents import LatentSpec
 
 # Head counts leave no trace in tensor shapes; these widths are the published MAR-B, MAR-L and MAR-H.
 HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}
-
-
+# Names and shapes of a state dict.
 Shapes = Mapping[str, tuple[int, ...]]
-
 
 # Far above every published model, far below what could not be built.
 MOST_BLOCKS, LARGEST_SIDE = 1024, 2**24
@@ -54,25 +51,6 @@ def infer_head_spec(shapes: Shapes, dim: int) -> HeadSpec:
     return HeadSpec(
         channels=channels, condition_dim=dim, width=width, depth=count_blocks(shapes, "diffloss.net.res_blocks")
     )
-
-
-def check_depths(spec: Any, stated: tuple[int, ...] | None) -> None:
-    """A file that lost its last blocks still looks like a model, of fewer blocks. Raises GtRError.
-
-    Compares with the depths stored in the metadata; without them encoder and decoder must be equally deep, as in
-    all published models.
-    """
-    found = spec.depths
-    if min(found) < 1 or (stated is not None and found != tuple(stated)):
-        raise GtRError(
-            f"{found} blocks (encoder, decoder, head, ...), expected "
-            f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete"
-        )
-    if stated is None and spec.encoder_depth != spec.decoder_depth:
-        raise GtRError(
-            f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
-            "blocks are missing; the file is incomplete"
-        )
 
 
 def head_count(dim: int, heads: int | None) -> int:

@@ -1,15 +1,14 @@
-"""How a run evaluates its model: plainly, or with a cache that replaces full evaluations by cheaper ones."""
+"""The recipe of a run as one value: how an image is sampled, without a grid, a model or a seed."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from ..errors import GtRError
 from .fts import FTS
-from .plan import Plan
 from .schedule import Schedule
 
 GUIDANCE_SCHEDULES = ("linear", "constant")
@@ -19,7 +18,7 @@ GUIDANCE_SCHEDULES = ("linear", "constant")
 class Guidance:
     """Classifier-free guidance: ``scale`` 1 = off; ``linear`` grows with the decoded part (docs/upstream.md 1.9).
 
-    Until the part ``start`` of a picture's tokens is decoded nothing is guided, and the second half is not computed.
+    Until the share ``start`` of an image's tokens is decoded nothing is guided, and the second branch is not computed.
     """
 
     scale: float = 1.0
@@ -32,28 +31,43 @@ class Guidance:
         if not np.isfinite(self.scale):
             raise GtRError(f"guidance scale {self.scale}: expected a finite number")
         if not 0 <= self.start <= 1:
-            raise GtRError(f"guidance from {self.start:g} on: expected a part of the tokens, 0 to 1")
+            raise GtRError(f"guidance from {self.start:g} on: expected a share of the tokens, 0 to 1")
 
     @property
     def enabled(self) -> bool:
         return self.scale != 1.0
 
     def at(self, progress: float) -> float:
-        """The scale of an AR step with ``progress`` in [0, 1]; 1 where its second half is not needed."""
+        """The scale of an AR step with ``progress`` in [0, 1]; 1 where the second branch is not needed."""
         if progress < self.start:
             return 1.0
         return self.scale if self.schedule == "constant" else 1 + (self.scale - 1) * progress
 
 
 class Cache(Protocol):
-    """Settings of a cache; they start an engine per run, which holds all state."""
+    """Settings of a cache, a frozen dataclass. Runs, plans and specs are those of the folders above this one.
 
-    def start(self, model: Any, plan: Plan, guidance: Guidance) -> Any: ...
+    ``accelerated`` says whether the run may prepare the model to be faster (packed weights).
+    """
+
+    accelerated: ClassVar[bool]
+
+    def start(self, run: Any) -> Any:
+        """What evaluates the model in one run (a ``sampling.evaluator.Evaluator``) and holds all of its state.
+
+        Raises GtRError where the cache does not apply.
+        """
+
+    def flops(self, plan: Any, step: Any, spec: Any) -> Any:
+        """FLOPs of one AR step for one image (``models.spec.Flops``), or None for those of a full evaluation."""
+
+    def summary(self, plan: Any) -> str:
+        """A line for the report of a run; empty for none."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is compared, named by its schedule."""
+    """Everything that decides how an image is sampled. It travels whole; its name is its schedule's."""
 
     schedule: Schedule
     guidance: Guidance = Guidance()
@@ -61,12 +75,20 @@ class Method:
     cache: Cache | None = None
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise GtRError(f"temperature {self.temperature}: expected 0 or more")
+
     @property
     def name(self) -> str:
         return self.schedule.name
 
+    def renamed(self, name: str) -> Method:
+        """The same method under another name."""
+        return replace(self, schedule=replace(self.schedule, name=name))
+
     def settings(self) -> dict:
-        """Everything that the pictures depend on, as plain data."""
+        """Everything that the images depend on, as plain data."""
         schedule = {key: value for key, value in asdict(self.schedule).items() if key not in ("name", "note")}
         return {
             "schedule": schedule,

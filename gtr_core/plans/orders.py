@@ -1,8 +1,10 @@
-"""Orders of the tokens for schedules with a single stage (docs/upstream.md 6 and 7), in generation order."""
+"""Orders of the tokens within a stage (docs/upstream.md 6 and 7). A new order is a function and its entry in ORDERS."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +43,45 @@ def halton_order(grid: tuple[int, int]) -> np.ndarray:
 def shifted(order: np.ndarray, stream: torch.Generator) -> np.ndarray:
     """The sequence moved forward cyclically by a random number of places."""
     return np.roll(order, int(torch.randint(len(order), (1,), generator=stream)))
+
+
+class OrderSettings(Protocol):
+    """What a schedule says about its order."""
+
+    phases: str
+    shift: bool
+
+
+# (positions of a stage, ascending; grid; a stream of randomness; settings) -> the positions in generation order.
+Order = Callable[[np.ndarray, tuple[int, int], torch.Generator, OrderSettings], np.ndarray]
+
+
+def shuffled(subset: np.ndarray, grid: tuple[int, int], stream: torch.Generator, settings: OrderSettings) -> np.ndarray:
+    """A random permutation."""
+    return subset[torch.randperm(len(subset), generator=stream).numpy()]
+
+
+def _fixed(sequence: Callable[[tuple[int, int], OrderSettings], np.ndarray]) -> Order:
+    """An order that is a sequence over the whole grid, of which a stage takes its own positions."""
+
+    def order(
+        subset: np.ndarray, grid: tuple[int, int], stream: torch.Generator, settings: OrderSettings
+    ) -> np.ndarray:
+        positions = sequence(grid, settings)
+        if settings.shift:
+            positions = shifted(positions, stream)
+        return positions[np.isin(positions, subset)]
+
+    return order
+
+
+ORDERS: dict[str, Order] = {
+    "gtr": shuffled,
+    "random": shuffled,
+    "raster": _fixed(lambda grid, settings: raster_order(grid)),
+    "subsample": _fixed(lambda grid, settings: subsample_order(grid, settings.phases)),
+    "halton": _fixed(lambda grid, settings: halton_order(grid)),
+}
 
 
 def _radical_inverse(index: int, base: int, scale: int) -> int:

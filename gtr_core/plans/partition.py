@@ -7,8 +7,6 @@ import numpy as np
 from ..errors import GtRError
 
 PARTITIONS = ("quincunx", "diagonal")
-
-
 LONGEST_SIDE = 256
 
 

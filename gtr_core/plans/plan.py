@@ -1,4 +1,4 @@
-"""Plans: a schedule resolved for a grid and the seeds of a batch. A plan is data; one loop runs every plan."""
+"""Plans: a method resolved for a grid and the seeds of a batch. A plan is data; one loop runs every plan."""
 
 from __future__ import annotations
 
@@ -9,69 +9,115 @@ import numpy as np
 import torch
 
 from ..device import check_budget
+from ..diffusion.chain import Chain, DiffusionSpec, chain
 from ..errors import GtRError
 from ..noise import ORDER, generator
-from .orders import halton_order, raster_order, shifted, subsample_order
+from .fts import FTS
+from .method import Method
+from .orders import ORDERS
 from .partition import check_grid, stage_of_tokens
-from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, steps_per_stage
+from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, respaced, steps_per_stage
 
 LARGEST_PLAN = 2**32  # bytes
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """So many tokens of an AR step, in every image, run so many diffusion steps; ``detail`` marks those that FTS
+    selects."""
+
+    tokens: int
+    diffusion_steps: int
+    detail: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """One AR step. Index arrays are (batch, n) int64 raster positions, ascending within an image.
 
-    ``known`` holds values before the step, ``positions`` are decoded by it, ``context`` are the other masked
-    positions that the decoder sees. ``progress`` is (L - m') / L with m' the masked tokens after the step (at
-    least 1): the weight of the linear guidance schedule (docs/upstream.md 1.9).
+    ``known`` holds values before the step, ``targets`` are decoded by it, ``context`` are the other masked positions
+    that the decoder sees. ``progress`` is (L - m') / L with m' the masked tokens after the step (at least 1): the
+    weight of the linear guidance schedule (docs/upstream.md 1.9). ``scale`` is the guidance scale; at 1 only the
+    conditional branch is evaluated. ``groups`` say how many tokens get how many diffusion steps, most steps first.
     """
 
+    index: int
     stage: int
     reconstruction: bool
     known: np.ndarray
-    positions: np.ndarray
+    targets: np.ndarray
     context: np.ndarray
     diffusion_steps: int
+    groups: tuple[TokenGroup, ...]
     progress: float
+    scale: float
 
     @property
     def tokens(self) -> int:
-        return self.positions.shape[1]
+        return self.targets.shape[1]
+
+    @property
+    def masked(self) -> int:
+        """Masked positions that the decoder sees."""
+        return self.tokens + self.context.shape[1]
+
+    @property
+    def guided(self) -> bool:
+        return self.scale != 1
+
+    @property
+    def branches(self) -> int:
+        """Guidance branches that the step evaluates."""
+        return 2 if self.guided else 1
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The steps of one run for ``batch`` images on ``grid`` (h, w); the first step's ``known`` is given."""
 
-    schedule: Schedule
+    method: Method
     grid: tuple[int, int]
     batch: int
     steps: tuple[Step, ...]
 
     @property
+    def schedule(self) -> Schedule:
+        return self.method.schedule
+
+    @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    def chain(self, group: TokenGroup, process: DiffusionSpec) -> Chain:
+        """The reverse chain of a group's tokens over a model's noise process."""
+        return chain(group.diffusion_steps, respaced(self.schedule, process))
 
     def part(self, images: slice) -> Plan:
         """The plan of some of its images."""
         steps = tuple(
-            replace(step, known=step.known[images], positions=step.positions[images], context=step.context[images])
+            replace(step, known=step.known[images], targets=step.targets[images], context=step.context[images])
             for step in self.steps
         )
         return replace(self, batch=len(range(self.batch)[images]), steps=steps)
 
+    def scheduled_steps(self) -> np.ndarray:
+        """The schedule's own diffusion steps per token, without FTS, (batch, L); 0 where the plan decodes nothing."""
+        result = np.zeros((self.batch, self.tokens), np.int64)
+        for step in self.steps:
+            np.put_along_axis(result, step.targets, step.diffusion_steps, 1)
+        return result
+
     def to_dict(self, image: int = 0) -> dict:
         """The plan of one image as plain data (the ``schedule`` verb's JSON)."""
         return {
-            "preset": self.schedule.name,
+            "preset": self.method.name,
             "grid": list(self.grid),
             "steps": [
                 {
                     "stage": step.stage,
                     "tokens": step.tokens,
                     "diffusion_steps": step.diffusion_steps,
-                    "positions": step.positions[image].tolist(),
+                    "positions": step.targets[image].tolist(),
                 }
                 for step in self.steps
             ],
@@ -79,9 +125,9 @@ class Plan:
 
 
 def make_plan(
-    schedule: Schedule, grid: tuple[int, int], seeds: Sequence[int], *, unknown: np.ndarray | None = None
+    method: Method, grid: tuple[int, int], seeds: Sequence[int], *, unknown: np.ndarray | None = None
 ) -> Plan:
-    """Resolve a schedule: one random order per seed, over all tokens or the ``unknown`` ones ((h, w) bool).
+    """Resolve a method: one random order per seed, over all tokens or the ``unknown`` ones ((h, w) bool).
 
     With ``unknown`` the rates of the schedule are kept: a stage of which a part is unknown gets that part of its
     AR steps, rounded up. Raises GtRError for an empty batch, a wrong mask, or settings that do not fit the grid.
@@ -89,66 +135,78 @@ def make_plan(
     if not seeds:
         raise GtRError("an empty batch: expected at least 1 image; set the batch size to 1 or more")
     check_grid(grid)
+    schedule = method.schedule
     mask = np.ones(grid, dtype=bool) if unknown is None else np.asarray(unknown, dtype=bool)
     if mask.shape != tuple(grid):
         raise GtRError(f"a mask of {mask.shape} tokens for a grid of {tuple(grid)}: give one value per token")
     whole, subsets = _subsets(schedule, grid), _subsets(schedule, grid, mask)
     counts = _counts(schedule, [len(s) for s in whole], [len(s) for s in subsets])
     # Every step holds each position once, int64.
-    check_budget(
-        len(seeds) * mask.size * 8 * sum(bool(size) for sizes in counts for size in sizes),
-        "the plan's steps need",
-        LARGEST_PLAN,
-    )
+    steps = sum(bool(size) for sizes in counts for size in sizes)
+    check_budget(len(seeds) * mask.size * 8 * steps, "the plan's steps need", LARGEST_PLAN)
     orders = [token_sequences(schedule, grid, generator(seed, ORDER), mask) for seed in seeds]
-    return plan_from_sequences(schedule, grid, [np.stack(stage) for stage in zip(*orders)], counts)
+    return plan_from_sequences(method, grid, [np.stack(stage) for stage in zip(*orders)], counts)
 
 
 def token_sequences(
     schedule: Schedule, grid: tuple[int, int], stream: torch.Generator, unknown: np.ndarray | None = None
 ) -> list[np.ndarray]:
     """Per stage the raster positions of one image's ``unknown`` tokens ((h, w) bool; None = all) in their order."""
-    return [_sequence(schedule, grid, subset, stream) for subset in _subsets(schedule, grid, unknown)]
+    order = ORDERS[schedule.order]
+    return [order(subset, grid, stream, schedule) for subset in _subsets(schedule, grid, unknown)]
 
 
 def plan_from_sequences(
-    schedule: Schedule, grid: tuple[int, int], sequences: Sequence[np.ndarray], counts: Sequence[Sequence[int]]
+    method: Method, grid: tuple[int, int], sequences: Sequence[np.ndarray], counts: Sequence[Sequence[int]]
 ) -> Plan:
     """A plan from explicit orders: per stage a (batch, n_k) array in generation order and the tokens per AR step.
 
     Positions in no sequence are known from the start. Steps without tokens are left out.
     """
-    total, batch = grid[0] * grid[1], sequences[0].shape[0]
+    schedule, total, batch = method.schedule, grid[0] * grid[1], sequences[0].shape[0]
     everything = np.concatenate(sequences, axis=1)
     known = np.ones((batch, total), dtype=bool)
     np.put_along_axis(known, everything, False, axis=1)
-    visible = np.zeros_like(known)
+    visible = np.zeros_like(known)  # masked positions of the stages that the decoder may see
     generation = sum(map(len, counts)) if schedule.stages == 1 else sum(map(len, counts[:-1]))
     diffusion = diffusion_steps(schedule, generation, sum(map(len, counts)) - generation)
     steps: list[Step] = []
-    for k, (sequence, sizes) in enumerate(zip(sequences, counts), start=1):
+    for stage, (sequence, sizes) in enumerate(zip(sequences, counts), start=1):
         np.put_along_axis(visible, sequence if schedule.decoder_scope == "stage" else everything, True, axis=1)
-        for group in np.split(sequence, np.cumsum(sizes)[:-1], axis=1) if sizes else ():
-            count = diffusion.pop(0)
-            if not group.shape[1]:
+        reconstruction = 1 < stage == schedule.stages
+        for targets in np.split(sequence, np.cumsum(sizes)[:-1], axis=1) if sizes else ():
+            count, tokens = diffusion.pop(0), targets.shape[1]
+            if not tokens:
                 continue
             target = np.zeros_like(known)
-            np.put_along_axis(target, group, True, axis=1)
+            np.put_along_axis(target, targets, True, axis=1)
             after = known | target
-            masked = max(total - int(after[0].sum()), 1)
+            progress = (total - max(total - int(after[0].sum()), 1)) / total
             steps.append(
                 Step(
-                    stage=k,
-                    reconstruction=1 < k == schedule.stages,
+                    index=len(steps),
+                    stage=stage,
+                    reconstruction=reconstruction,
                     known=_positions(known),
-                    positions=_positions(target),
+                    targets=_positions(target),
                     context=_positions(visible & ~after),
                     diffusion_steps=count,
-                    progress=(total - masked) / total,
+                    groups=token_groups(tokens, count, method.fts if reconstruction else None),
+                    progress=progress,
+                    scale=method.guidance.at(progress),
                 )
             )
             known = after
-    return Plan(schedule=schedule, grid=tuple(grid), batch=batch, steps=tuple(steps))
+    return Plan(method=method, grid=tuple(grid), batch=batch, steps=tuple(steps))
+
+
+def token_groups(tokens: int, diffusion_steps: int, fts: FTS | None) -> tuple[TokenGroup, ...]:
+    """The groups of one AR step of so many ``tokens``, most diffusion steps first."""
+    if fts is None:
+        return (TokenGroup(tokens, diffusion_steps),)
+    detail = fts.count(tokens)
+    groups = TokenGroup(detail, fts.detail_steps, detail=True), TokenGroup(tokens - detail, diffusion_steps)
+    return tuple(sorted((group for group in groups if group.tokens), key=lambda group: -group.diffusion_steps))
 
 
 def _subsets(schedule: Schedule, grid: tuple[int, int], unknown: np.ndarray | None = None) -> list[np.ndarray]:
@@ -156,19 +214,6 @@ def _subsets(schedule: Schedule, grid: tuple[int, int], unknown: np.ndarray | No
     stage = stage_of_tokens(grid, schedule.stages, schedule.partition)
     stage = stage if unknown is None else np.where(unknown, stage, 0)
     return [np.flatnonzero(stage.ravel() == k) for k in range(1, schedule.stages + 1)]
-
-
-def _sequence(schedule: Schedule, grid: tuple[int, int], subset: np.ndarray, stream: torch.Generator) -> np.ndarray:
-    """The positions ``subset`` of one stage in one image's generation order."""
-    if schedule.order in ("gtr", "random"):
-        return subset[torch.randperm(len(subset), generator=stream).numpy()]
-    order = {
-        "raster": lambda: raster_order(grid),
-        "subsample": lambda: subsample_order(grid, schedule.phases),
-        "halton": lambda: halton_order(grid),
-    }[schedule.order]()
-    order = shifted(order, stream) if schedule.shift else order
-    return order[np.isin(order, subset)]
 
 
 def _counts(schedule: Schedule, whole: list[int], unknown: list[int]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Editing given pictures: which tokens to decode anew, and windows over grids larger than a model's own."""
+"""Editing a given image: which tokens to resample, and windows over grids larger than a model's own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import numpy as np
 
 from ..errors import GtRError
 from ..noise import ORDER, generator, window_seeds
+from .method import Method
 from .partition import stage_of_tokens
 from .plan import Plan, make_plan, token_sequences
 from .schedule import Schedule
 
 REDRAWS = ("reconstruction", "variations", "denoise")
-
-
 LARGEST_SIDE = 512
 
 
@@ -31,7 +30,7 @@ class Region:
 
 
 def redrawn_tokens(schedule: Schedule, grid: tuple[int, int], redraw: str, denoise: float = 1.0) -> np.ndarray:
-    """The tokens of a given picture to decode anew, (h, w) bool: always the last ones of the schedule's order.
+    """The tokens of a given image to resample, (h, w) bool: always the last ones of the schedule's order.
 
     ``reconstruction``: the last stage (the odd colour of the checkerboard); ``variations``: all but stage 1, whose
     structure tokens stay; ``denoise``: that share of all tokens, of a stage that it cuts a part chosen at random, the
@@ -40,7 +39,7 @@ def redrawn_tokens(schedule: Schedule, grid: tuple[int, int], redraw: str, denoi
     if redraw not in REDRAWS:
         raise GtRError(f"redraw '{redraw}': expected one of {', '.join(REDRAWS)}")
     if not 0 <= denoise <= 1:
-        raise GtRError(f"denoise {denoise:g}: expected 0 (nothing is drawn anew) to 1 (everything)")
+        raise GtRError(f"denoise {denoise:g}: expected 0 (nothing is resampled) to 1 (everything)")
     if redraw == "denoise":
         order = np.concatenate(token_sequences(schedule, grid, generator(0, ORDER)))
         mask = np.zeros(len(order), bool)
@@ -55,14 +54,14 @@ def redrawn_tokens(schedule: Schedule, grid: tuple[int, int], redraw: str, denoi
     return stage > (1 if redraw == "variations" else schedule.stages - 1)
 
 
-def whole_grid(schedule: Schedule, seeds: Sequence[int], unknown: np.ndarray) -> tuple[Region, ...]:
+def whole_grid(method: Method, seeds: Sequence[int], unknown: np.ndarray) -> tuple[Region, ...]:
     """One region: the ``unknown`` tokens, (h, w) bool, of a grid that the model draws at once."""
-    plan = make_plan(schedule, unknown.shape, seeds, unknown=unknown)
+    plan = make_plan(method, unknown.shape, seeds, unknown=unknown)
     return (Region(plan, np.arange(plan.tokens), unknown, tuple(seeds)),)
 
 
 def window_regions(
-    schedule: Schedule, own: tuple[int, int], seeds: Sequence[int], unknown: np.ndarray, overlap: int = 0
+    method: Method, own: tuple[int, int], seeds: Sequence[int], unknown: np.ndarray, overlap: int = 0
 ) -> tuple[Region, ...]:
     """Parts that together decode the ``unknown`` tokens, (H, W) bool, of a grid larger than the model's ``own``.
 
@@ -73,7 +72,7 @@ def window_regions(
     for index, (top, left) in enumerate(windows(own, unknown, overlap)):
         area = np.s_[top : top + own[0], left : left + own[1]]
         inside, its_seeds = open_tokens[area].copy(), window_seeds(seeds, index)
-        plan = make_plan(schedule, own, its_seeds, unknown=inside)
+        plan = make_plan(method, own, its_seeds, unknown=inside)
         regions.append(Region(plan, raster[area].ravel(), inside, its_seeds))
         open_tokens[area] = False
     return tuple(regions)

@@ -9,18 +9,11 @@ import numpy as np
 
 from ..diffusion.chain import DiffusionSpec
 from ..errors import GtRError
-from .orders import PHASES
+from .orders import ORDERS, PHASES
 from .partition import PARTITIONS
 
-ORDERS = ("gtr", "random", "raster", "subsample", "halton")
-
-
 PROFILES = ("linear", "disa-linear", "disa-cosine", "disa-two-stage")
-
-
 SCOPES = ("full", "stage")
-
-
 MOST_STEPS = 65_536
 
 
@@ -52,7 +45,7 @@ class Schedule:
     note: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        self._check_choice("order", self.order, ORDERS)
+        self._check_choice("order", self.order, tuple(ORDERS))
         self._check_choice("partition", self.partition, PARTITIONS)
         self._check_choice("decoder_scope", self.decoder_scope, SCOPES)
         self._check_choice("profile", self.profile, PROFILES)

@@ -8,52 +8,61 @@ from dataclasses import dataclass
 
 import torch
 
-from ..device import available_bytes, cpu_has_wide_vectors, fast_dtypes
+from ..device import Runtime
 from ..diffusion.cuda_graphs import StepGraphs
 from ..diffusion.head import DiffusionHead
 from ..models import Model
-from .packed_linear import FAILURES, packed, packed_bytes, trouble
+from ..plans.plan import Plan
+from .memory import activation_bytes
+from .packed_linear import FAILURES, packed, packed_bytes, unavailable_reason
 
 logger = logging.getLogger("gtr_mar")
 
 
-# Weights of a layer times images of the batch: with less a product is over before oneDNN has found what to run.
-SMALLEST = 2**18
-
-
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A model as a run evaluates it: ``rounded`` is its head in 16 bit, ``graphs`` are those of the head that most
-    diffusion steps use."""
+    """A model as a run evaluates it.
+
+    ``low_precision`` is its head in 16 bit, ``graphs`` are those of the head that most diffusion steps use.
+    """
 
     model: Model
-    rounded: DiffusionHead | None = None
+    low_precision: DiffusionHead | None = None
     graphs: StepGraphs | None = None
 
 
-def prepare(
-    model: Model, device: torch.device, dtype: torch.dtype, images: int, needed: int, *, cached: bool = False
-) -> Prepared:
-    """What pays on ``device`` for ``images`` at once and a transformer that computes in ``dtype``, beside activations
-    of ``needed`` bytes. A ``cached`` run evaluates the head in its own way: in float32, without graphs."""
-    fast, rounded, graphs = dtype in fast_dtypes(device), None, None
-    if not cached:
-        rounded = model.head.rounded(dtype) if fast and dtype.itemsize == 2 else None
-        graphs = StepGraphs(rounded or model.head) if device.type == "cuda" else None
-    prepared = Prepared(model, rounded, graphs)
-    if device.type == "cpu" and fast and cpu_has_wide_vectors():
-        return _pack(prepared, dtype, SMALLEST // images, needed)
+def prepare(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
+    """What pays on the device for the plan's batch, and has room beside its activations.
+
+    A run with a cache evaluates the head in its own way: in float32, without graphs.
+    """
+    cache = plan.method.cache
+    if not runtime.accelerate or not (cache is None or cache.accelerated):
+        return Prepared(model)
+    fast = runtime.dtype in runtime.hardware.fast_dtypes
+    low_precision = graphs = None
+    if cache is None:
+        low_precision = model.head.low_precision(runtime.dtype) if fast and runtime.dtype.itemsize == 2 else None
+        graphs = StepGraphs(low_precision or model.head) if runtime.type == "cuda" else None
+    prepared = Prepared(model, low_precision, graphs)
+    if runtime.type == "cpu" and fast and runtime.hardware.wide_vectors:
+        return _pack(prepared, plan, runtime)
     return prepared
 
 
-def _pack(plain: Prepared, dtype: torch.dtype, smallest: int, needed: int) -> Prepared:
+def _pack(plain: Prepared, plan: Plan, runtime: Runtime) -> Prepared:
     """With packed weights; after one line in the log without, where they have no room or cannot be had."""
-    modules = [plain.model, *([] if plain.rounded is None else [plain.rounded])]
-    size, free = sum(packed_bytes(module, dtype, smallest) for module in modules), available_bytes()
+    dtype, smallest, free = (
+        runtime.dtype,
+        runtime.hardware.smallest_packed // plan.batch,
+        runtime.hardware.available_bytes,
+    )
+    modules = [plain.model, *([] if plain.low_precision is None else [plain.low_precision])]
+    size = sum(packed_bytes(module, dtype, smallest) for module in modules)
     if not size:
         return plain
-    reason = next(filter(None, map(trouble, {torch.float32, dtype})), None)
-    if free is not None and size + needed > free:
+    reason = next(filter(None, map(unavailable_reason, {torch.float32, dtype})), None)
+    if free is not None and size + activation_bytes(plan, plain.model.spec, runtime) > free:
         reason = f"with {size / 2**30:.1f} GiB for them the run needs more than the {free / 2**30:.1f} GiB left"
     if reason is None:
         try:

@@ -1,7 +1,7 @@
 """A model's linear layers with weights laid out by oneDNN for the processor at hand (docs/performance.md).
 
 The operations are those that torch's own compiler puts in their place. They are not part of torch's public interface:
-:func:`trouble` tries them before they are used.
+:func:`unavailable_reason` tries them before they are used.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from ..diffusion.head import DiffusionHead
 
 # What an operation raises that is not there, takes other arguments, or finds no memory.
 FAILURES = (AttributeError, RuntimeError, TypeError)
-
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -52,7 +50,7 @@ def packed_bytes(module: nn.Module, dtype: torch.dtype, smallest: int = 0) -> in
     return sum(packed_bytes(child, _dtype_within(module, dtype), smallest) for child in module.children())
 
 
-def trouble(dtype: torch.dtype) -> str | None:
+def unavailable_reason(dtype: torch.dtype) -> str | None:
     """Why layers cannot be packed here; None where a small one computes what torch's own does."""
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(32, 32, device="meta")

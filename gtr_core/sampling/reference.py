@@ -1,75 +1,52 @@
-"""How a run evaluates its model: plainly, or with a cache that replaces full evaluations by cheaper ones."""
+"""The reference implementation: the plainest faithful way to run a model, as the original code does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..diffusion.chain import Chains, Evaluate, OnStep, denoise_in_turn, guided
-from ..models import Model
-from ..models.lightgen import LightGen
-from ..plans.method import Guidance
-from ..plans.plan import Plan
-from .evaluator import Engine
+from ..models.model import Positions
+from ..models.spec import ModelSpec
+from ..plans.plan import Plan, Step
+from .evaluator import Run
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The plainest faithful way to run a model, as upstream does: the yardstick of ``bench`` and of the tests.
+    """The yardstick of ``bench`` and of the tests, chosen like a cache.
 
-    Every block at every position, every diffusion step's embeddings and modulations anew, one chain after the other;
-    LightGen's guidance halves go through everything separately.
+    Every block at every position, every diffusion step's embeddings and modulations anew, one chain after the other,
+    nothing remembered between AR steps.
     """
 
-    def start(self, model: Model, plan: Plan, guidance: Guidance) -> Engine:
-        return ReferenceLightGen(model, plan) if isinstance(model, LightGen) else ReferenceMAR(model, plan)
+    accelerated: ClassVar[bool] = False
+
+    def start(self, run: Run) -> ReferenceEvaluator:
+        return ReferenceEvaluator(run, run.model.embed(run.conditions, run.runtime.device, run.runtime.dtype))
+
+    def flops(self, plan: Plan, step: Step, spec: ModelSpec) -> None:
+        """Those of a full evaluation."""
+
+    def summary(self, plan: Plan) -> str:
+        return ""
 
 
-@dataclass(frozen=True)
-class ReferenceMAR:
-    """See :class:`Reference`."""
+@dataclass(frozen=True, eq=False)
+class ReferenceEvaluator:
+    """See :class:`Reference`; ``embedded`` are the conditions, one per guidance branch."""
 
-    model: Model
-    plan: Plan
+    run: Run
+    embedded: tuple[Tensor, ...]
 
-    def conditioning(
-        self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], conditions: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        known, targets, context = (t.repeat(len(conditions), 1) for t in tables)
-        encoded = self.model.encode(tokens.repeat(len(conditions), 1, 1), known, torch.cat(list(conditions)))
-        decoded = self.model.decode(encoded, known, torch.cat([targets, context], dim=1))
-        start = self.model.spec.buffer + known.shape[1]
-        z = (
-            decoded[:, start:]
-            + self.model.diffusion_pos_embed_learned[0].to(decoded)[torch.cat([targets, context], dim=1)]
-        )
-        return z[:, : targets.shape[1]].chunk(len(conditions))
+    def conditioning(self, step: Step, tokens: Tensor, positions: Positions) -> tuple[Tensor, ...]:
+        return self.run.model.reference(tokens, positions, self.embedded[: step.branches], self.run.plan.grid)
 
-    def diffuse(
-        self, z: tuple[Tensor, ...], chains: Chains, scale: float, temperature: float, on_step: OnStep
-    ) -> Tensor:
+    def diffuse(self, step: Step, z: tuple[Tensor, ...], chains: Chains, on_step: OnStep) -> Tensor:
         def evaluator(rows: tuple[Tensor, ...], steps: int) -> Evaluate:
             uncond = rows[1] if len(rows) > 1 else None
-            return lambda i, x, t: guided(self.model.head, x, t, rows[0], uncond, scale)
+            return lambda i, x, t: guided(self.run.model.head, x, t, rows[0], uncond, step.scale)
 
-        return denoise_in_turn(evaluator, z, chains, temperature, on_step)
-
-
-class ReferenceLightGen(ReferenceMAR):
-    """See :class:`Reference`."""
-
-    def conditioning(
-        self, index: int, tokens: Tensor, tables: tuple[Tensor, Tensor, Tensor], conditions: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        known, targets, context = tables
-        masked, grid = torch.cat([targets, context], dim=1), self.plan.grid
-        positions, start = torch.cat([known, masked], dim=1), known.shape[1]
-
-        def half(text: Tensor) -> Tensor:
-            decoded = self.model.decode(self.model.encode(tokens, known, grid), known, masked, grid)
-            return self.model.read_text(decoded, positions, text, grid)[:, start : start + targets.shape[1]]
-
-        return tuple(half(text) for text in conditions)
+        return denoise_in_turn(evaluator, z, chains, on_step)

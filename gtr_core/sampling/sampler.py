@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..device import upload
-from ..diffusion.chain import Chains, DiffusionSpec, OnStep, chain
+from ..device import Runtime, upload
+from ..diffusion.chain import ChainGroup, Chains, OnStep
 from ..errors import GtRError
-from ..models import Model
-from ..models.mar import MARSpec
+from ..models.model import Model, Positions
+from ..models.spec import ModelSpec
 from ..noise import NoiseSource
-from ..plans.fts import FTS, select
-from ..plans.method import Cache, Guidance
+from ..plans.fts import select
 from ..plans.plan import Plan, Step
-from ..plans.schedule import respaced
-from .acceleration import Prepared, prepare
-from .evaluator import Engine, direct
-from .memory import activation_bytes
+from .acceleration import prepare
+from .evaluator import DirectEvaluator, Run
 
+# Diffusion steps between two calls of the callback.
 TICK = 8
+Device = torch.device | str
 
 
 @dataclass(frozen=True)
@@ -58,183 +56,125 @@ def sample(
     *,
     tokens: Tensor | None = None,
     negative: Tensor | None = None,
-    cache: Cache | None = None,
-    guidance: Guidance = Guidance(),
-    temperature: float = 1.0,
-    fts: FTS | None = None,
-    accelerate: bool = False,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    runtime: Runtime = Runtime(),
     callback: Callback | None = None,
 ) -> Tensor:
     """Decode tokens (B, L, C) float32 in model scale by ``plan``.
 
-    ``condition`` is what the model's ``embed_condition`` takes (MAR: labels (B,) int64, -1 = unconditional;
-    LightGen: text states (B, T, caption_dim)). Guidance leads away from ``negative``, by default from what the model
-    learned for no condition. ``cache`` (LazyMAR) replaces full evaluations by cheaper ones; its state is this call's.
-    ``tokens`` (B, L, C) gives the values of positions that the plan leaves alone; they come back unchanged.
-    ``accelerate``, for weights that stay where they are, packs them for a processor with AVX-512, records CUDA graphs
-    of the head, and with a 16-bit ``dtype`` runs it in that dtype too, except where a step would amplify the rounding
-    (docs/performance.md).
-    ``dtype`` is the transformer's compute dtype; the diffusion chain is float32, and so is the head otherwise.
+    ``condition`` is what the model's family conditions on (MAR: labels (B,) int64, -1 = unconditional; LightGen: text
+    states (B, T, caption_dim)). Guidance leads away from ``negative``, by default from what the model learned for no
+    condition. ``tokens`` (B, L, C) gives the values of positions that the plan leaves alone; they come back unchanged.
     ``callback`` is called before every AR step, every 8 diffusion steps and at the end; an exception that it raises
     cancels the run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
     """
-    _check(model, plan, condition, negative, tokens, temperature, fts)
-    prepared, cached = Prepared(model), cache is not None
-    if accelerate:
-        needed = activation_bytes(
-            plan, model.spec, guided=guidance.enabled, itemsize=dtype.itemsize, device=device, fts=fts, cached=cached
-        )
-        prepared = prepare(model, torch.device(device), dtype, plan.batch, needed, cached=cached)
-    tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels) if tokens is None else tokens
+    _check(model, plan, condition, negative, tokens)
+    device = runtime.device
+    if tokens is None:
+        tokens = torch.zeros(plan.batch, plan.tokens, model.spec.head.channels)
     tokens = tokens.to(device=device, dtype=torch.float32, copy=True)
     spent = torch.zeros(tokens.shape[:2], dtype=torch.int32, device=device)
-    conditions = [_embed(model, condition, device, dtype)]
-    if guidance.enabled:
-        conditions.append(
-            model.null_condition(conditions[0]) if negative is None else _embed(model, negative, device, dtype)
-        )
-    tables, process = upload_tables(plan, device), respaced(plan.schedule, model.spec.diffusion)
-    engine = direct(prepared, plan) if cache is None else cache.start(prepared.model, plan, guidance)
-    for index, (step, (known, targets, context)) in enumerate(zip(plan.steps, tables)):
-        tick = _ticker(callback, plan, index, (tokens, known, spent))
+    conditions = (condition, negative) if plan.method.guidance.enabled else (condition,)
+    run = Run(prepare(model, plan, runtime), plan, conditions, runtime)
+    cache = plan.method.cache
+    evaluator = DirectEvaluator.start(run) if cache is None else cache.start(run)
+    for step, positions in zip(plan.steps, upload_positions(plan, device)):
+        tick = _ticker(callback, plan, step, (tokens, positions.known, spent))
         tick(0, step.diffusion_steps)
-        scale = guidance.at(step.progress)
-        needed = conditions[:1] if scale == 1 else conditions
-        z = engine.conditioning(index, tokens.to(dtype), (known, targets, context), needed)
-        z = tuple(half.float() for half in z)
-        values = _denoise_step(
-            engine, process, step, index, z, noise, scale, temperature, fts, tick, partial(_note, spent, targets)
-        )
-        tokens.scatter_(1, targets[..., None].expand_as(values), values)
+        z = tuple(branch.float() for branch in evaluator.conditioning(step, tokens.to(runtime.dtype), positions))
+        rows = assign_rows(plan, step, z[0], noise)
+        chains = draw_chains(plan, step, rows, noise, model.spec, device)
+        values = evaluator.diffuse(step, tuple(gather_rows(branch, rows) for branch in z), chains, tick)
+        write_rows(step, rows, values, positions.targets, tokens, spent)
     if callback is not None:
         everywhere = torch.arange(plan.tokens, device=device).expand(plan.batch, -1)
-        callback(
-            Progress(
-                len(plan.steps),
-                len(plan.steps),
-                plan.schedule.stages,
-                plan.schedule.stages,
-                0,
-                0,
-                tokens,
-                everywhere,
-                spent,
-            )
-        )
+        stages = plan.schedule.stages
+        callback(Progress(len(plan.steps), len(plan.steps), stages, stages, 0, 0, tokens, everywhere, spent))
     return tokens
 
 
-def upload_tables(plan: Plan, device: torch.device | str) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Every step's (known, positions, context) on the device, in one transfer: the loop itself never waits."""
-    arrays = [array for step in plan.steps for array in (step.known, step.positions, step.context)]
+def upload_positions(plan: Plan, device: torch.device | str) -> list[Positions]:
+    """Every step's positions on the device, in one transfer: the loop itself never waits."""
+    arrays = [array for step in plan.steps for array in (step.known, step.targets, step.context)]
     if not arrays:
         return []
     flat = upload(torch.from_numpy(np.concatenate([array.ravel() for array in arrays])), device)
     tables = [part.view(plan.batch, -1) for part in flat.split([array.size for array in arrays])]
-    return list(zip(tables[0::3], tables[1::3], tables[2::3]))
+    return [Positions(*tables[first : first + 3]) for first in range(0, len(tables), 3)]
 
 
-def _denoise_step(
-    engine: Engine,
-    process: DiffusionSpec,
-    step: Step,
-    index: int,
-    z: tuple[Tensor, ...],
-    noise: NoiseSource,
-    scale: float,
-    temperature: float,
-    fts: FTS | None,
-    tick: OnStep,
-    note: Callable[[Tensor | None, int], None],
-) -> Tensor:
-    """Diffusion of one AR step: z, conditional and maybe unconditional, each (B, n, D) -> values (B, n, C).
+Rows = Sequence[Tensor | None]
 
-    ``note`` hears which rows (B, k), None for all, get how many diffusion steps.
+
+def assign_rows(plan: Plan, step: Step, z: Tensor, noise: NoiseSource) -> Rows:
+    """Per group of the step the indices (B, k) of its rows among the targets, None for all of them.
+
+    Where there are detail tokens FTS selects them by z (B, n, D), the conditional rows.
     """
-    batch, count = z[0].shape[:2]
-    groups: list[tuple[Tensor | None, int]] = [(None, step.diffusion_steps)]
-    if fts is not None and step.reconstruction:
-        shuffled = upload(noise.shuffled(index, count), z[0].device) if fts.selection == "random" else None
-        detail, rest = select(fts, z[0], shuffled)
-        groups = [
-            (rows, steps) for rows, steps in ((detail, fts.detail_steps), (rest, step.diffusion_steps)) if rows.shape[1]
-        ]
-        groups.sort(key=lambda group: -group[1])
-    init, steps_noise = (upload(t, z[0].device) for t in noise.draw(index, count, groups[0][1]))
-    sizes = [batch * (count if rows is None else rows.shape[1]) for rows, _ in groups]
-    tables = [chain(steps, process) for _, steps in groups]
+    if not any(group.detail for group in step.groups):
+        return [None]
+    fts, permutation = plan.method.fts, None
+    if fts.selection == "random":
+        permutation = upload(noise.shuffled(step.index, step.tokens), z.device)
+    detail, others = select(fts, z, permutation)
+    return [detail if group.detail else others for group in step.groups]
 
-    def rows_of(t: Tensor) -> Tensor:
-        """t (..., B, n, C) -> (..., B n, C), group after group."""
-        return torch.cat([_pick(t, rows).flatten(-3, -2) for rows, _ in groups], dim=-2)
 
-    chains = Chains(tuple(zip(sizes, tables)), rows_of(init), rows_of(steps_noise[: len(tables[0])]))
-    flat = engine.diffuse(tuple(rows_of(half) for half in z), chains, scale, temperature, tick)
-    values = torch.empty_like(init)
-    for (rows, steps), part in zip(groups, flat.split(sizes)):
-        note(rows, steps)
+def draw_chains(plan: Plan, step: Step, rows: Rows, noise: NoiseSource, spec: ModelSpec, device: Device) -> Chains:
+    """The groups' chains over the model's noise process, and the noise of their rows."""
+    groups = tuple(ChainGroup(plan.batch * group.tokens, plan.chain(group, spec.diffusion)) for group in step.groups)
+    # Noise is drawn for the schedule's number of steps; a clipped chain may have fewer.
+    init, steps = noise.draw(step.index, step.tokens, step.groups[0].diffusion_steps)
+    init, steps = upload(init, device), upload(steps[: len(groups[0].chain)], device)
+    if plan.method.temperature != 1:
+        steps = steps * plan.method.temperature
+    return Chains(groups, gather_rows(init, rows), gather_rows(steps, rows))
+
+
+def gather_rows(t: Tensor, rows: Rows) -> Tensor:
+    """t (..., B, n, C) -> (..., B n, C), group after group, each group's rows image by image."""
+    parts = [t if index is None else t.gather(-2, _wide(index, t)) for index in rows]
+    flat = [part.flatten(-3, -2) for part in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-2)
+
+
+def write_rows(step: Step, rows: Rows, values: Tensor, targets: Tensor, tokens: Tensor, spent: Tensor) -> None:
+    """Write the decoded ``values``, in the order of :func:`gather_rows`, to their places in ``tokens`` (B, L, C), and
+    their diffusion steps into ``spent`` (B, L)."""
+    batch = len(targets)
+    counts = [batch * group.tokens for group in step.groups]
+    for group, index, part in zip(step.groups, rows, values.split(counts)):
+        places = targets if index is None else targets.gather(1, index)
         part = part.unflatten(0, (batch, -1))
-        values = part if rows is None else values.scatter(1, rows[..., None].expand_as(part), part)
-    return values
+        tokens.scatter_(1, places[..., None].expand_as(part), part)
+        spent.scatter_(1, places, group.diffusion_steps)
 
 
-def _note(spent: Tensor, targets: Tensor, rows: Tensor | None, steps: int) -> None:
-    """Write the diffusion steps of some of the positions ``targets`` (B, n) into ``spent`` (B, L)."""
-    spent.scatter_(1, targets if rows is None else targets.gather(1, rows), steps)
+def _wide(index: Tensor, t: Tensor) -> Tensor:
+    """Row indices (B, k) for all leading dimensions and channels of t (..., B, n, C)."""
+    return index[..., None].expand(*t.shape[:-2], -1, t.shape[-1])
 
 
-def _pick(t: Tensor, rows: Tensor | None) -> Tensor:
-    """Rows (B, k) of t (..., B, n, C) -> (..., B, k, C); all rows for None."""
-    if rows is None:
-        return t
-    index = rows[..., None].expand(*t.shape[:-2], -1, t.shape[-1])
-    return t.gather(-2, index)
-
-
-def _embed(model: Model, condition: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """The embedded condition (B, ...); one label for the whole batch is embedded once and expanded."""
-    same = not condition.is_meta and condition.ndim == 1 and bool((condition == condition[0]).all())
-    embedded = model.embed_condition((condition[:1] if same else condition).to(device), dtype)
-    return embedded.expand(len(condition), *embedded.shape[1:])
-
-
-def _ticker(callback: Callback | None, plan: Plan, index: int, state: tuple[Tensor, Tensor, Tensor]) -> OnStep:
-    """Reports diffusion step j of ``total`` of AR step ``index`` and the ``state`` (tokens, known, spent), every few
-    steps."""
-    step = plan.steps[index]
+def _ticker(callback: Callback | None, plan: Plan, step: Step, state: tuple[Tensor, Tensor, Tensor]) -> OnStep:
+    """Reports diffusion step j of ``total`` of an AR step and the ``state`` (tokens, known, spent), every few steps."""
 
     def tick(j: int, total: int) -> None:
         if callback is not None and j % TICK == 0:
-            callback(Progress(index, len(plan.steps), step.stage, plan.schedule.stages, j, total, *state))
+            callback(Progress(step.index, len(plan.steps), step.stage, plan.schedule.stages, j, total, *state))
 
     return tick
 
 
-def _check(
-    model: Model,
-    plan: Plan,
-    condition: Tensor,
-    negative: Tensor | None,
-    tokens: Tensor | None,
-    temperature: float,
-    fts: FTS | None,
-) -> None:
-    spec = model.spec
-    shape = (plan.batch, plan.tokens, spec.head.channels)
+def _check(model: Model, plan: Plan, condition: Tensor, negative: Tensor | None, tokens: Tensor | None) -> None:
+    spec, fts = model.spec, plan.method.fts
     spec.check_grid(plan.grid)
     for given in (condition,) if negative is None else (condition, negative):
         if given.shape[0] != plan.batch:
             raise GtRError(f"{given.shape[0]} conditions for a batch of {plan.batch}: give one per image")
-    labels = [given for given in (condition, negative) if given is not None and not given.is_floating_point()]
-    if isinstance(spec, MARSpec) and any(((g < -1) | (g >= spec.classes)).any() for g in labels if not g.is_meta):
-        raise GtRError(f"a class is out of range: {spec.name} has classes 0 to {spec.classes - 1} (-1 for none)")
+        spec.check_condition(given)
     if fts is not None and fts.detail_steps > spec.diffusion.base_steps:
         raise GtRError(f"FTS asks for {fts.detail_steps} diffusion steps, {spec.name} has {spec.diffusion.base_steps}")
-    if not 0 <= temperature < float("inf"):
-        raise GtRError(f"temperature {temperature}: expected 0 or more")
     if tokens is None and plan.steps and plan.steps[0].known.shape[1]:
         raise GtRError(f"the plan leaves {plan.steps[0].known.shape[1]} tokens alone: give their values")
+    shape = (plan.batch, plan.tokens, spec.head.channels)
     if tokens is not None and tuple(tokens.shape) != shape:
         raise GtRError(f"tokens of shape {tuple(tokens.shape)}, expected {shape}")

@@ -88,3 +88,38 @@ def test_an_import_under_type_checking_is_seen(tmp_path: Path) -> None:
     source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..sampling import sampler\n"
     tree = ast.parse(source)
     assert [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level] == ["sampling"]
+
+
+PACK = [*MODULES, *sorted((ROOT / "nodes").glob("*.py"))]
+packs = pytest.mark.parametrize("path", PACK, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@packs
+def test_no_function_takes_more_than_eight_parameters(path: Path) -> None:
+    """But for the inputs of a node, which are its widgets, and Triton's kernels, which take addresses."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "execute":
+            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len(names) - (names[:1] in (["self"], ["cls"]))
+            assert count <= 8 or path.stem == "triton_kernels", f"{node.name} takes {count}: which noun is missing?"
+
+
+@packs
+def test_no_file_outside_the_families_asks_which_family_a_spec_is(path: Path) -> None:
+    if path.parent.name == "models":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            assert "Spec" not in ast.unparse(node.args[1]), f"line {node.lineno}: let the spec answer"
+
+
+def test_only_the_files_with_an_underscore_import_the_host() -> None:
+    host = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "execution"}
+    for path in sorted((ROOT / "nodes").glob("*.py")):
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.partition(".")[0])
+        assert path.name.startswith("_") or not found & host, f"{path.name} imports {found & host}"

@@ -11,9 +11,9 @@ from gtr_pack.demo.data import CLASS_NAMES, FACTORS
 from gtr_pack.gtr_core.checkpoints import build_model, build_vae
 from gtr_pack.gtr_core.demo import CLASS_NAMES as SHIPPED_NAMES
 from gtr_pack.gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
-from gtr_pack.gtr_core.evaluation.classifier import Extractor, load_extractor
-from gtr_pack.gtr_core.evaluation.features import Judge, load_reference
-from gtr_pack.gtr_core.pipeline import decode_pictures, generate_latents
+from gtr_pack.gtr_core.evaluation.classifier import Classifier, load_classifier
+from gtr_pack.gtr_core.evaluation.features import ClassifierFeatures, load_reference
+from gtr_pack.gtr_core.pipeline import decode_images, generate_latents
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance
 from gtr_pack.gtr_core.plans.presets import preset
@@ -22,8 +22,8 @@ LABELS = torch.arange(10)
 
 
 @pytest.fixture(scope="module")
-def judge() -> Extractor:
-    return load_extractor(DEMO_JUDGE)
+def judge() -> Classifier:
+    return load_classifier(DEMO_JUDGE)
 
 
 def test_the_judge_knows_fresh_pictures(judge):
@@ -64,7 +64,7 @@ def test_seams_are_where_threads_break_off():
 
 
 def test_the_reference_is_of_this_judge(judge):
-    real = load_reference(DEMO_REFERENCE, Judge(judge))
+    real = load_reference(DEMO_REFERENCE, ClassifierFeatures(judge))
     assert real.labels.bincount().tolist() == [len(real) // 10] * 10
 
 
@@ -81,7 +81,7 @@ def generated(name: str) -> torch.Tensor:
     model, vae = build_model(DEMO_MAR), build_vae(DEMO_VAE)
     latents = generate_latents(model, preset(name), LABELS.tolist(), 100, guidance=Guidance(2.0), fts=FTS())
     assert torch.isfinite(latents).all()
-    return torch.from_numpy(decode_pictures(vae, latents)).permute(0, 3, 1, 2) / 127.5 - 1
+    return torch.from_numpy(decode_images(vae, latents)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.cli import main
-from gtr_pack.gtr_core.drawing.plan_figure import draw_plan
+from gtr_pack.gtr_core.drawing.plan_figure import plan_figure
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models.labels import parse_labels
 from gtr_pack.gtr_core.models.mar import mar_spec
@@ -101,7 +101,7 @@ def check_schedule(counts, fields: dict, grid: tuple[int, int], batch: int, chan
         assert sorted(decoded) == wanted.tolist()
     assert all(1 <= step.diffusion_steps <= 1000 for step in plan.steps)
     if plan.steps:
-        assert draw_plan(plan).dtype == np.uint8 and json.dumps(plan.to_dict())
+        assert plan_figure(plan).dtype == np.uint8 and json.dumps(plan.to_dict())
 
 
 @FEW

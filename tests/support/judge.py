@@ -62,7 +62,7 @@ class Verdict:
     touched: list[str] = field(default_factory=list)
 
 
-class Judge:
+class ClassifierFeatures:
     """One child at a time; a new one where the last has died."""
 
     def __init__(self, root: Path, warm: Path) -> None:

@@ -21,16 +21,16 @@ from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.evaluation import evaluate as module
 from gtr_pack.gtr_core.evaluation import fid as fidelity
 from gtr_pack.gtr_core.evaluation import tables as quality
-from gtr_pack.gtr_core.evaluation.classifier import Extractor, ExtractorSpec, save_extractor
-from gtr_pack.gtr_core.evaluation.evaluate import Studio, evaluate, evaluate_shard, shard, tasks
-from gtr_pack.gtr_core.evaluation.features import Judge, Measured, make_reference, save_measured
+from gtr_pack.gtr_core.evaluation.classifier import Classifier, ClassifierSpec, save_classifier
+from gtr_pack.gtr_core.evaluation.evaluate import Evaluation, evaluate, evaluate_shard, shard, tasks
+from gtr_pack.gtr_core.evaluation.features import ClassifierFeatures, ImageFeatures, make_reference, save_features
 from gtr_pack.gtr_core.models import build
-from gtr_pack.gtr_core.pipeline import decode_pictures, generate_latents
+from gtr_pack.gtr_core.pipeline import decode_images, generate_latents
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
-from gtr_tests.extras import needs
+from gtr_tests.extras import needs, why_missing
 from gtr_tests.stand_ins import randomised, small_lightgen
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -44,30 +44,30 @@ needs_fidelity = needs("torch_fidelity", "eval")
 
 
 @pytest.fixture(scope="module")
-def extractor() -> Extractor:
+def extractor() -> Classifier:
     names = tuple(f"class {label}" for label in range(CLASSES))
-    return randomised(Extractor(ExtractorSpec(128, (8, 8, 16, 16), names, (("hue", 3),), 6)), 1).eval()
+    return randomised(Classifier(ClassifierSpec(128, (8, 8, 16, 16), names, (("hue", 3),), 6)), 1).eval()
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_mar, extractor) -> Studio:
-    return Studio(tiny_mar, build_vae(VAE), Judge(extractor))
+def evaluation(tiny_mar, extractor) -> Evaluation:
+    return Evaluation(tiny_mar, build_vae(VAE), ClassifierFeatures(extractor))
 
 
 @pytest.fixture(scope="module")
-def real(extractor) -> Measured:
+def real(extractor) -> ImageFeatures:
     generator = torch.Generator().manual_seed(7)
     batches = ((torch.rand(40, 3, 128, 128, generator=generator) * 2 - 1, torch.arange(40) % CLASSES) for _ in range(2))
-    return make_reference(Judge(extractor), batches)
+    return make_reference(ClassifierFeatures(extractor), batches)
 
 
 @pytest.fixture(scope="module")
-def complete(studio, tmp_path_factory) -> tuple[dict[str, list[Measured]], Path]:
+def complete(evaluation, tmp_path_factory) -> tuple[dict[str, list[ImageFeatures]], Path]:
     work = tmp_path_factory.mktemp("work")
-    return evaluate(studio, [RANDOM, GTR], (0, 1), IMAGES, work, batch=4), work
+    return evaluate(evaluation, [RANDOM, GTR], (0, 1), IMAGES, work, batch=4), work
 
 
-def same(a: Measured, b: Measured) -> bool:
+def same(a: ImageFeatures, b: ImageFeatures) -> bool:
     return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
 
 
@@ -81,27 +81,27 @@ def test_labels_are_balanced_and_pictures_paired(complete):
     assert not torch.allclose(found["random"][0].features, found["gtr"][0].features)
 
 
-def test_pictures_are_those_of_the_generate_verb(studio, complete):
+def test_pictures_are_those_of_the_generate_verb(evaluation, complete):
     """Picture k of seed s has the image seed 2^32 s + k: it can be made again, alone, by any method."""
-    latents = generate_latents(studio.model, RANDOM.schedule, [5], 2**32 + 5, guidance=RANDOM.guidance)
-    alone = studio.judge.measure(module.as_images(decode_pictures(studio.vae, latents), "cpu"), torch.tensor([5]))
+    latents = generate_latents(evaluation.model, RANDOM.schedule, [5], 2**32 + 5, guidance=RANDOM.guidance)
+    alone = evaluation.judge.measure(module.as_images(decode_images(evaluation.vae, latents), "cpu"), torch.tensor([5]))
     assert torch.allclose(alone.features[0], complete[0]["random"][1].features[5], atol=1e-2)
 
 
-def test_equal_methods_give_equal_pictures(studio):
+def test_equal_methods_give_equal_pictures(evaluation):
     """Pairing to the bit: a method under another name starts from the same noise."""
     twin = replace(RANDOM, schedule=replace(RANDOM.schedule, name="twin"))
-    first, second = (evaluate_shard(studio, tasks([method], [3], 4)[0], 4) for method in (RANDOM, twin))
+    first, second = (evaluate_shard(evaluation, tasks([method], [3], 4)[0], 4) for method in (RANDOM, twin))
     assert same(first, second)
 
 
-def test_the_batch_changes_rounding_only(studio):
+def test_the_batch_changes_rounding_only(evaluation):
     task = tasks([GTR], [0], 4)[0]
-    one, four = evaluate_shard(studio, task, 1), evaluate_shard(studio, task, 4)
+    one, four = evaluate_shard(evaluation, task, 1), evaluate_shard(evaluation, task, 4)
     assert torch.allclose(one.features, four.features, atol=1e-2) and torch.equal(one.labels, four.labels)
 
 
-def test_a_deleted_shard_is_made_again_exactly(studio, complete):
+def test_a_deleted_shard_is_made_again_exactly(evaluation, complete):
     found, work = complete
     shards = sorted(work.iterdir())
     assert len(shards) == 4
@@ -110,17 +110,17 @@ def test_a_deleted_shard_is_made_again_exactly(studio, complete):
     shards[2].write_bytes(shards[2].read_bytes()[:-50])  # as a disk that was full
     shards[3].write_bytes(before[shards[0].name])  # a shard of another key
     made = []
-    again = evaluate(studio, [RANDOM, GTR], (0, 1), IMAGES, work, batch=4, on_shard=lambda *what: made.append(what))
+    again = evaluate(evaluation, [RANDOM, GTR], (0, 1), IMAGES, work, batch=4, on_shard=lambda *what: made.append(what))
     assert len(made) == 3 and {path.name: path.read_bytes() for path in work.iterdir()} == before
     assert all(same(a, b) for name in found for a, b in zip(found[name], again[name]))
 
 
-def test_a_longer_evaluation_goes_on(studio, tmp_path, monkeypatch):
+def test_a_longer_evaluation_goes_on(evaluation, tmp_path, monkeypatch):
     """Whole chunks of a shorter evaluation are kept."""
     monkeypatch.setattr(module, "CHUNK", 4)
-    evaluate(studio, [RANDOM], [0], 4, tmp_path, batch=4)
+    evaluate(evaluation, [RANDOM], [0], 4, tmp_path, batch=4)
     made = []
-    found = evaluate(studio, [RANDOM], [0], 8, tmp_path, batch=4, on_shard=lambda task, *_: made.append(task.start))
+    found = evaluate(evaluation, [RANDOM], [0], 8, tmp_path, batch=4, on_shard=lambda task, *_: made.append(task.start))
     assert made == [4] and len(found["random"][0]) == 8
 
 
@@ -135,48 +135,50 @@ def test_a_longer_evaluation_goes_on(studio, tmp_path, monkeypatch):
         lambda m: replace(m, schedule=replace(m.schedule, diffusion=(5, 4, 4))),
     ],
 )
-def test_keys_tell_settings_apart(change, studio):
-    assert studio.key(tasks([RANDOM], [0], 4)[0]) != studio.key(tasks([change(RANDOM)], [0], 4)[0])
+def test_keys_tell_settings_apart(change, evaluation):
+    assert evaluation.key(tasks([RANDOM], [0], 4)[0]) != evaluation.key(tasks([change(RANDOM)], [0], 4)[0])
 
 
-def test_keys_tell_parts_and_pieces_apart(studio, extractor):
+def test_keys_tell_parts_and_pieces_apart(evaluation, extractor):
     task = tasks([RANDOM], [0], 4)[0]
-    others = [studio.key(other) for other in (replace(task, seed=1), replace(task, start=4), replace(task, count=3))]
+    others = [
+        evaluation.key(other) for other in (replace(task, seed=1), replace(task, start=4), replace(task, count=3))
+    ]
     for part in (
         {"dtype": torch.bfloat16},
         {"accelerate": True},
-        {"judge": Judge(randomised(Extractor(extractor.spec), 2))},
-        {"model": randomised(build(studio.model.spec), 3)},
+        {"judge": ClassifierFeatures(randomised(Classifier(extractor.spec), 2))},
+        {"model": randomised(build(evaluation.model.spec), 3)},
     ):
-        others.append(replace(studio, **part).key(task))
-    assert len({studio.key(task), *others}) == 8
-    assert studio.key(task) == Studio(studio.model, studio.vae, studio.judge).key(task)
+        others.append(replace(evaluation, **part).key(task))
+    assert len({evaluation.key(task), *others}) == 8
+    assert evaluation.key(task) == Evaluation(evaluation.model, evaluation.vae, evaluation.judge).key(task)
 
 
-def test_kept_pictures(studio, tmp_path):
+def test_kept_pictures(evaluation, tmp_path):
     """PNG files are what was measured; one that is missing is made again."""
     task = tasks([RANDOM], [0], 4)[0]
-    measured, stored = shard(studio, task, tmp_path / "work", 2, tmp_path / "png")
+    measured, stored = shard(evaluation, task, tmp_path / "work", 2, tmp_path / "png")
     files = sorted((tmp_path / "png" / "random" / "seed-0").iterdir())
     assert not stored and [file.name for file in files] == [f"{k:06}.png" for k in range(4)]
     files[2].unlink()
-    again, stored = shard(studio, task, tmp_path / "work", 2, tmp_path / "png")
+    again, stored = shard(evaluation, task, tmp_path / "work", 2, tmp_path / "png")
     assert not stored and files[2].is_file() and same(measured, again)
-    assert shard(studio, task, tmp_path / "work", 2, tmp_path / "png")[1]
+    assert shard(evaluation, task, tmp_path / "work", 2, tmp_path / "png")[1]
 
 
-def test_what_cannot_be_evaluated(studio, extractor, tmp_path):
+def test_what_cannot_be_evaluated(evaluation, extractor, tmp_path):
     with pytest.raises(GtRError, match="draws from text"):
-        replace(studio, model=small_lightgen())
+        replace(evaluation, model=small_lightgen())
     with pytest.raises(GtRError, match="10 classes at 64 x 64 pixels"):
-        replace(studio, judge=Judge(Extractor(replace(extractor.spec, size=64))))
+        replace(evaluation, judge=ClassifierFeatures(Classifier(replace(extractor.spec, size=64))))
     with pytest.raises(GtRError, match="all of different names"):
         tasks([RANDOM, RANDOM], [0], 8)
     with pytest.raises(GtRError, match="at least 4 images"):
         tasks([RANDOM], [0], 3)
     (tmp_path / "file").touch()
     with pytest.raises(GtRError, match="cannot make the folder"):
-        evaluate(studio, [RANDOM], [0], 4, tmp_path / "file" / "work")
+        evaluate(evaluation, [RANDOM], [0], 4, tmp_path / "file" / "work")
 
 
 def test_rows_have_intervals_and_paired_differences(complete, real):
@@ -210,8 +212,8 @@ def files(tiny_mar, extractor, real, tmp_path_factory) -> list[str]:
     """The verb's options that name the tiny model, its judge and its reference."""
     folder = tmp_path_factory.mktemp("files")
     save_file(tiny_mar.state_dict(), folder / "mar.safetensors", spec_metadata(tiny_mar.spec, "ema"))
-    save_extractor(folder / "judge.safetensors", extractor)
-    save_measured(folder / "real.safetensors", real, Judge(extractor).identity)
+    save_classifier(folder / "judge.safetensors", extractor)
+    save_features(folder / "real.safetensors", real, ClassifierFeatures(extractor).identity)
     return [
         "--model",
         f"{folder / 'mar.safetensors'}",
@@ -244,14 +246,20 @@ def whole(files, tmp_path_factory) -> tuple[dict, Path]:
     return json.loads(out), work
 
 
-def test_the_verb(whole, files, tmp_path):
+def test_the_verb(whole, files):
     result, work = whole
     assert [row["method"] for row in result["rows"]] == ["step-8", "gtr-extreme"] and result["seeds"] == [0, 1]
     assert result["command"].startswith("python -m gtr_core eval --model") and result["floor"]["images"] == 5
     assert result["rows"][1]["speedup"] > 1 and result["settings"]["step-8"]["guidance"]["scale"] == 3.0
-    table, progress = run(*files, *QUICK[:-1], "--work", str(work), "--png", str(tmp_path / "plot.png"))
+    table, progress = run(*files, *QUICK[:-1], "--work", str(work))
     assert progress == "" and "| real pictures | 2 x 5 |" in table and "95 %" in table
-    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_the_verb_draws_a_chart(whole, files, tmp_path):
+    pytest.importorskip("matplotlib", reason=why_missing("matplotlib", "eval"))
+    run(*files, *QUICK, "--work", str(whole[1]), "--png", str(tmp_path / "plot.png"))
+    with Image.open(tmp_path / "plot.png") as chart:
+        assert np.asarray(chart.convert("RGB")).std() > 10
 
 
 @pytest.mark.slow
@@ -286,6 +294,7 @@ def test_workers_give_the_same_figures(files, tmp_path):
         (["--presets", "step-8,step-8"], "different names"),
         (["--metrics", "lpips"], "expected default, fid"),
         (["--png", "none/x.png"], "no folder none"),
+        (["--png", "x.jpg"], "ends in .png, .svg or .pdf"),
         (["--device", "toaster"], "cannot be used"),
         (["--model", "demo", "--presets", "step-8"], "use the model's own"),
     ],
@@ -361,7 +370,7 @@ def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
     first = json.loads(run(*arguments, "--metrics", "is")[0])["rows"][0]["values"]
     shards = [load_file(path) for path in (tmp_path / "work").iterdir()]
     assert {tuple(shard["features"].shape) for shard in shards} == {(5, fidelity.DIM)}
-    judge = fidelity.inception_judge(inception)
+    judge = fidelity.inception_features(inception)
     files_of_seed = sorted((pictures / "seed-1").iterdir())
     images = torch.stack([module.as_images(np.array(Image.open(f))[None], "cpu")[0] for f in files_of_seed])
     features = judge.measure(images, torch.arange(5)).features.double().numpy()
@@ -392,4 +401,4 @@ def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
 def test_inception_weights_are_not_executed(tmp_path):
     torch.save({"a": time.perf_counter}, tmp_path / "evil.pth")
     with pytest.raises(GtRError, match="was not executed"):
-        fidelity.inception_judge(tmp_path / "evil.pth")
+        fidelity.inception_features(tmp_path / "evil.pth")

@@ -11,19 +11,26 @@ import torch
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.evaluation import metrics
 from gtr_pack.gtr_core.evaluation.classifier import (
-    EXTRACTOR_KEY,
-    Extractor,
-    ExtractorSpec,
-    load_extractor,
-    save_extractor,
+    CLASSIFIER_KEY,
+    Classifier,
+    ClassifierSpec,
+    load_classifier,
+    save_classifier,
 )
-from gtr_pack.gtr_core.evaluation.features import Judge, joined, load_reference, make_reference, rounded, save_measured
+from gtr_pack.gtr_core.evaluation.features import (
+    ClassifierFeatures,
+    joined,
+    load_reference,
+    make_reference,
+    quantized,
+    save_features,
+)
 from gtr_pack.gtr_core.files import digest
 from gtr_tests.stand_ins import randomised
 from safetensors.torch import save_file
 from torch import Tensor
 
-SPEC = ExtractorSpec(32, (8, 16), ("a", "b", "c"), (("hue", 4), ("phase", 2)), 12, 2.0, {"class": 0.99, "hue": 1.0})
+SPEC = ClassifierSpec(32, (8, 16), ("a", "b", "c"), (("hue", 4), ("phase", 2)), 12, 2.0, {"class": 0.99, "hue": 1.0})
 
 
 def normal(n: int, dim: int, seed: int = 0) -> Tensor:
@@ -124,28 +131,37 @@ def test_spectrum_distance_is_by_class():
 
 
 @pytest.mark.parametrize(
-    "freedom, quantile",
+    "n, quantile",
     [
-        (1, 12.706204736),
-        (2, 4.302652730),
-        (3, 3.182446305),
-        (4, 2.776445105),
-        (5, 2.570581836),
-        (9, 2.262157163),
-        (10, 2.228138852),
-        (30, 2.042272456),
-        (1000, 1.962339081),
+        (2, math.tan(0.475 * math.pi)),  # one degree of freedom: the Cauchy distribution
+        (3, 0.95 / math.sqrt(2 * 0.975 * 0.025)),
+        (4, 3.182446305),
+        (5, 2.776445105),
+        (6, 2.570581836),
+        (10, 2.262157163),
+        (11, 2.228138852),
+        (31, 2.042272456),
+        (1001, 1.962339081),
     ],
 )
-def test_student_quantiles(freedom, quantile):
-    """The tables' 97.5 % points."""
-    assert metrics.student_quantile(0.975, freedom) == pytest.approx(quantile, abs=2e-9)
+def test_the_half_width_of_an_interval_is_that_of_students_distribution(n: int, quantile: float) -> None:
+    """The 97.5 % points, for 2 and 3 values in closed form, otherwise from the tables."""
+    values = normal(n, 1, n)[:, 0].tolist()
+    expected = quantile * torch.tensor(values, dtype=torch.float64).std().item() / math.sqrt(n)
+    assert metrics.interval(values).half == pytest.approx(expected, rel=1e-9)
 
 
-def test_intervals():
+def test_an_interval_has_the_mean_and_the_number_of_its_values() -> None:
     found = metrics.interval([1.0, 2.0, 3.0])
-    assert (found.mean, found.n) == (2.0, 3) and found.half == pytest.approx(4.302652730 / 3**0.5)
-    assert metrics.interval([5.0]).half is None and not metrics.interval([5.0]).clear
+    assert (found.mean, found.n, type(found.half)) == (2.0, 3, float)
+
+
+def test_a_single_value_has_no_interval_and_is_never_clear() -> None:
+    found = metrics.interval([5.0])
+    assert found.half is None and not found.clear and str(found) == "5"
+
+
+def test_differences_over_the_same_seeds_are_clearer_than_the_values() -> None:
     difference = metrics.paired([10.0, 20.0, 30.0], [9.0, 18.9, 29.1])
     assert difference.mean == pytest.approx(1.0) and difference.clear
     assert not metrics.interval([10.0, 20.0, 30.0]).clear
@@ -161,8 +177,8 @@ def test_intervals_cover_the_truth():
 
 
 @pytest.fixture(scope="module")
-def extractor() -> Extractor:
-    return randomised(Extractor(SPEC), 1).eval()
+def extractor() -> Classifier:
+    return randomised(Classifier(SPEC), 1).eval()
 
 
 def pictures(n: int, seed: int = 0) -> Tensor:
@@ -182,8 +198,8 @@ def test_extractor_shapes(extractor):
 
 
 def test_extractor_file(extractor, tmp_path):
-    save_extractor(tmp_path / "judge.safetensors", extractor)
-    again = load_extractor(tmp_path / "judge.safetensors")
+    save_classifier(tmp_path / "judge.safetensors", extractor)
+    again = load_classifier(tmp_path / "judge.safetensors")
     assert again.spec == SPEC and not again.training
     assert digest(again.state_dict()) == digest(extractor.state_dict())
     assert torch.equal(again.features(pictures(2)), extractor.features(pictures(2)))
@@ -219,49 +235,49 @@ FIELDS = {
     ],
 )
 def test_bad_extractor_files(change, words, extractor, tmp_path):
-    metadata = {EXTRACTOR_KEY: json.dumps(FIELDS | change)}
+    metadata = {CLASSIFIER_KEY: json.dumps(FIELDS | change)}
     save_file(extractor.state_dict(), tmp_path / "x.safetensors", metadata)
     with pytest.raises(GtRError, match=words) as caught:
-        load_extractor(tmp_path / "x.safetensors")
+        load_classifier(tmp_path / "x.safetensors")
     assert "\n" not in str(caught.value)
 
 
 def test_not_an_extractor(extractor, tmp_path):
     save_file(extractor.state_dict(), tmp_path / "x.safetensors")
     with pytest.raises(GtRError, match="is not an extractor"):
-        load_extractor(tmp_path / "x.safetensors")
-    save_file(extractor.state_dict(), tmp_path / "x.safetensors", {EXTRACTOR_KEY: json.dumps({"size": 32})})
+        load_classifier(tmp_path / "x.safetensors")
+    save_file(extractor.state_dict(), tmp_path / "x.safetensors", {CLASSIFIER_KEY: json.dumps({"size": 32})})
     with pytest.raises(GtRError, match="incomplete"):
-        load_extractor(tmp_path / "x.safetensors")
+        load_classifier(tmp_path / "x.safetensors")
 
 
 def test_a_judge_measures_pictures_as_they_are_stored(extractor):
-    judge, images, labels = Judge(extractor), pictures(5), torch.tensor([0, 1, 2, 0, 1])
+    judge, images, labels = ClassifierFeatures(extractor), pictures(5), torch.tensor([0, 1, 2, 0, 1])
     measured = judge.measure(images, labels)
     stored = ((images + 1) * 127.5).round().byte()
-    assert torch.equal(rounded(stored.float() / 127.5 - 1), rounded(images))
+    assert torch.equal(quantized(stored.float() / 127.5 - 1), quantized(images))
     assert torch.allclose(measured.features, extractor.features(stored.float() / 127.5 - 1), atol=1e-6)
     assert measured.scores.shape == (5, 3) and measured.spectra.shape == (5, 16)
-    chances = extractor(rounded(images))["phase"].softmax(1).max(1).values
+    chances = extractor(quantized(images))["phase"].softmax(1).max(1).values
     assert torch.allclose(measured.confidence[:, 1], chances)
     halves = [judge.measure(images[:2], labels[:2]), judge.measure(images[2:], labels[2:])]
     assert torch.allclose(joined(halves).features, measured.features, atol=1e-6)
 
 
 def test_reference_file(extractor, tmp_path):
-    judge, path = Judge(extractor), tmp_path / "real.safetensors"
+    judge, path = ClassifierFeatures(extractor), tmp_path / "real.safetensors"
     labels = torch.arange(12) % 3
     real = make_reference(judge, ((pictures(6, k), labels[6 * k : 6 * k + 6]) for k in range(2)))
-    save_measured(path, real, judge.identity)
+    save_features(path, real, judge.identity)
     again = load_reference(path, judge)
     assert torch.equal(again.labels, labels) and torch.equal(again.features, real.features.half().float())
     assert torch.allclose(again.spectra, real.spectra, atol=0.01)
-    other = Judge(randomised(Extractor(SPEC), 2))
+    other = ClassifierFeatures(randomised(Classifier(SPEC), 2))
     with pytest.raises(GtRError, match="another extractor"):
         load_reference(path, other)
-    renamed = Extractor(replace(SPEC, accuracy={}))
+    renamed = Classifier(replace(SPEC, accuracy={}))
     renamed.load_state_dict(extractor.state_dict())
-    assert Judge(renamed).identity == judge.identity
+    assert ClassifierFeatures(renamed).identity == judge.identity
     save_file({"features": torch.zeros(2, 3)}, path)
     with pytest.raises(GtRError, match="does not hold measured pictures"):
         load_reference(path, judge)
@@ -278,14 +294,14 @@ def test_reference_file(extractor, tmp_path):
     ],
 )
 def test_damaged_references(change, words, extractor, tmp_path):
-    judge, path = Judge(extractor), tmp_path / "real.safetensors"
-    save_measured(path, replace(judge.measure(pictures(12), torch.arange(12) % 3), **change), judge.identity)
+    judge, path = ClassifierFeatures(extractor), tmp_path / "real.safetensors"
+    save_features(path, replace(judge.measure(pictures(12), torch.arange(12) % 3), **change), judge.identity)
     with pytest.raises(GtRError, match=words):
         load_reference(path, judge)
 
 
 def test_balanced_draws(extractor):
-    measured = Judge(extractor).measure(pictures(30), torch.arange(30) % 3)
+    measured = ClassifierFeatures(extractor).measure(pictures(30), torch.arange(30) % 3)
     mask = measured.balanced(8, seed=1)
     assert measured.labels[mask].bincount().tolist() == [3, 3, 2]
     assert torch.equal(mask, measured.balanced(8, seed=1)) and not torch.equal(mask, measured.balanced(8, seed=2))

@@ -13,9 +13,9 @@ from gtr_pack.gtr_core.checkpoints import build_vae
 from gtr_pack.gtr_core.costs import flops
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.evaluation import tables as quality
-from gtr_pack.gtr_core.evaluation.classifier import Extractor, ExtractorSpec
-from gtr_pack.gtr_core.evaluation.evaluate import Studio, evaluate
-from gtr_pack.gtr_core.evaluation.features import Judge, Measured
+from gtr_pack.gtr_core.evaluation.classifier import Classifier, ClassifierSpec
+from gtr_pack.gtr_core.evaluation.evaluate import Evaluation, evaluate
+from gtr_pack.gtr_core.evaluation.features import ClassifierFeatures, ImageFeatures
 from gtr_pack.gtr_core.evaluation.search import KEPT, Budget, Space, candidates, search
 from gtr_pack.gtr_core.models.mar import mar_spec
 from gtr_pack.gtr_core.plans.method import Guidance, Method
@@ -50,21 +50,21 @@ def test_a_cost_out_of_reach_is_refused():
 @pytest.mark.slow
 def test_rounds_keep_the_best(tiny_mar, tmp_path):
     names = tuple(f"class {label}" for label in range(10))
-    extractor = randomised(Extractor(ExtractorSpec(128, (8, 8, 16, 16), names, (), 6)), 1).eval()
-    studio = Studio(tiny_mar, build_vae(VAE), Judge(extractor))
+    extractor = randomised(Classifier(ClassifierSpec(128, (8, 8, 16, 16), names, (), 6)), 1).eval()
+    evaluation = Evaluation(tiny_mar, build_vae(VAE), ClassifierFeatures(extractor))
     methods = [Method(Schedule(f"{count} steps", "random", (count,), diffusion=(2, 2, 2))) for count in (1, 2, 3, 4, 5)]
 
-    def measure(made: Measured, seed: int) -> quality.Figures:
+    def measure(made: ImageFeatures, seed: int) -> quality.Figures:
         return {"frechet": float(made.features.sum())}
 
-    first, last = search(studio, methods, (0, 1), 4, tmp_path, measure, batch=4)
+    first, last = search(evaluation, methods, (0, 1), 4, tmp_path, measure, batch=4)
     assert [len(first), len(last)] == [5, KEPT] and [first[0]["images"], last[0]["images"]] == [4, 8]
     for rows in (first, last):
         means = [row["figures"]["frechet"]["mean"] for row in rows]
         assert means == sorted(means)
     assert {row["method"] for row in last} == {row["method"] for row in first[:KEPT]}
     alone = evaluate(
-        studio,
+        evaluation,
         [method for method in methods if method.name == last[0]["method"]],
         (0, 1),
         8,

@@ -19,7 +19,7 @@ from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_pack.gtr_core.sampling import acceleration
 from gtr_pack.gtr_core.sampling.acceleration import prepare
 from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
-from gtr_pack.gtr_core.sampling.packed_linear import PackedLinear, packed, packed_bytes, trouble
+from gtr_pack.gtr_core.sampling.packed_linear import PackedLinear, packed, packed_bytes, unavailable_reason
 from gtr_pack.gtr_core.sampling.reference import Reference
 from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.recorded import error
@@ -28,7 +28,7 @@ from torch import nn
 CPU = torch.device("cpu")
 STAGES = Schedule("stages", "gtr", (3, 2, 2), diffusion=(9, 5, 5), decoder_scope="stage")
 LAZY = Schedule("lazy", "random", (8,), diffusion=(12, 12, 12))
-TROUBLE = trouble(torch.float32)
+TROUBLE = unavailable_reason(torch.float32)
 needs_packing = pytest.mark.skipif(TROUBLE is not None, reason=f"layers cannot be packed here: {TROUBLE}")
 
 
@@ -193,8 +193,8 @@ def test_without_packed_weights_after_one_line(fault, words, tiny_mar, wide, mon
 def test_a_head_in_16_bit_where_there_are_units_for_it(dtype, units, cached, found, tiny_mar, monkeypatch):
     monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: units)
     monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: False)
-    rounded = prepare(tiny_mar, CPU, dtype, 1, 0, cached=cached).rounded
-    assert (rounded and rounded.input_proj.weight.dtype) == found
+    low_precision = prepare(tiny_mar, CPU, dtype, 1, 0, cached=cached).low_precision
+    assert (low_precision and low_precision.input_proj.weight.dtype) == found
     assert tiny_mar.head.input_proj.weight.dtype == torch.float32
 
 

@@ -23,7 +23,7 @@ from gtr_pack.gtr_core.diffusion.cuda_graphs import (
     advance_counted,
     disagreement,
 )
-from gtr_pack.gtr_core.diffusion.loop import HeadLoop, exact_steps, phases
+from gtr_pack.gtr_core.diffusion.loop import HeadLoop, exact_steps, stretches
 from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance
@@ -106,8 +106,8 @@ def test_chains_of_different_lengths(rows, scale, tiny_mar, monkeypatch):
 
 
 def test_the_rows_that_still_run_are_the_first_ones():
-    assert list(phases([(7, chain(50)), (57, chain(20))])) == [(0, 20, 64), (20, 50, 7)]
-    assert list(phases([(3, chain(5)), (4, chain(5))])) == [(0, 5, 7)]
+    assert list(stretches([(7, chain(50)), (57, chain(20))])) == [(0, 20, 64), (20, 50, 7)]
+    assert list(stretches([(3, chain(5)), (4, chain(5))])) == [(0, 5, 7)]
 
 
 def evaluations(module, action) -> list[torch.Size]:
@@ -247,8 +247,8 @@ def first_step(request, demo_model):
         torch.randn(50, n, 16, generator=generator),
     )
 
-    def diffuse(rounded=None, graphs=None):
-        return HeadLoop(model.head, tuple(half[0] for half in z), chains, scale, 1.0, rounded).run(
+    def diffuse(low_precision=None, graphs=None):
+        return HeadLoop(model.head, tuple(half[0] for half in z), chains, scale, 1.0, low_precision).run(
             lambda j, total: None, graphs
         )
 
@@ -257,17 +257,17 @@ def first_step(request, demo_model):
 
 def test_a_head_in_16_bit_where_nothing_amplifies_its_rounding(first_step, demo_model, monkeypatch):
     """Against float32. The first step in bfloat16 as well is many times worse."""
-    exact, rounded = first_step(), demo_model.head.rounded(torch.bfloat16)
-    found = (first_step(rounded) - exact).abs().mean()
+    exact, low_precision = first_step(), demo_model.head.low_precision(torch.bfloat16)
+    found = (first_step(low_precision) - exact).abs().mean()
     monkeypatch.setattr(headloop, "AMPLIFICATION", float("inf"))
-    careless = (first_step(rounded) - exact).abs().mean()
+    careless = (first_step(low_precision) - exact).abs().mean()
     print(f"mean error {found:.4f}, with the first step {careless:.4f}, of {exact.std():.2f}")
     assert 0 < found < 0.02 * exact.std() and careless > 50 * found
 
 
 def test_the_step_that_a_graph_records_in_16_bit(first_step, demo_model):
-    rounded = demo_model.head.rounded(torch.bfloat16)
-    assert error(first_step(rounded, StepGraphs(rounded, capture=False)), first_step(rounded)) < 1e-2
+    low_precision = demo_model.head.low_precision(torch.bfloat16)
+    assert error(first_step(low_precision, StepGraphs(low_precision, capture=False)), first_step(low_precision)) < 1e-2
 
 
 @pytest.mark.parametrize("change", [0.0, 0.1, float("nan")])
@@ -290,7 +290,7 @@ from gtr_core.diffusion.triton_kernels import advance
 head, generator = DiffusionHead(HeadSpec(16, 64, 96, 3)).requires_grad_(False), torch.Generator().manual_seed(1)
 for parameter in head.parameters():
     parameter.normal_(0.0, 0.2, generator=generator)
-for each in (head, head.rounded(torch.bfloat16)):
+for each in (head, head.low_precision(torch.bfloat16)):
     print(*(disagreement(each, torch.zeros(16, sum(head.widths), dtype=each.dtype), advance, n) for n in (1, 2)))
 """
 
@@ -306,9 +306,9 @@ def test_the_step_in_triton():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    exact, rounded = (map(float, line.split()) for line in done.stdout.splitlines())
+    exact, low_precision = (map(float, line.split()) for line in done.stdout.splitlines())
     assert all(0 < difference < 1e-5 for difference in exact)
-    assert all(0 < difference < TOLERANCE_16_BIT for difference in rounded)
+    assert all(0 < difference < TOLERANCE_16_BIT for difference in low_precision)
 
 
 def test_a_failure_to_record_is_one_line_and_no_more(tiny_mar, caplog):
@@ -345,9 +345,9 @@ def test_bfloat16_in_the_transformer_stays_close(tiny_mar):
     labels, plan = torch.tensor([3, 4]), make_plan(STAGES, (8, 8), (1, 2))
     tables = [torch.from_numpy(t) for t in (plan.steps[3].known, plan.steps[3].positions, plan.steps[3].context)]
     tokens = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(1))
-    rounded = copy.deepcopy(tiny_mar).to(torch.bfloat16)
+    low_precision = copy.deepcopy(tiny_mar).to(torch.bfloat16)
     z, z_rounded = (
         model(tokens.to(dtype), *tables, [model.embed_condition(labels, dtype)])[0].float()
-        for model, dtype in ((tiny_mar, torch.float32), (rounded, torch.bfloat16))
+        for model, dtype in ((tiny_mar, torch.float32), (low_precision, torch.bfloat16))
     )
     assert 0 < error(z_rounded, z) < 0.1

@@ -1,10 +1,8 @@
-"""Everything that the pack asks of ComfyUI's model management, VAE, previews and progress bar."""
+"""Model and VAE files as objects of ComfyUI's model management."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,36 +15,22 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import folder_paths
-import latent_preview
-import numpy as np
 import torch
-from comfy.cli_args import args
-from comfy_execution.utils import get_executing_context
-from PIL import Image
 from torch import Tensor, nn
 
-from ..gtr_core.checkpoints.checkpoint import load_model, load_vae, read_checkpoint
-from ..gtr_core.costs.report import progress_text
+from ..gtr_core.checkpoints.checkpoint import checked_model, checked_vae, read_checkpoint
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
-from ..gtr_core.drawing.preview import draw_state, state_of
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import Model, ModelSpec, build
-from ..gtr_core.models.latents import preview_colours
-from ..gtr_core.models.lightgen import LightGenSpec
-from ..gtr_core.models.mar import MARSpec
 from ..gtr_core.models.vae import VAESpec, regroup
-from ..gtr_core.plans.regions import Region
-from ..gtr_core.sampling.sampler import Progress
 
 logger = logging.getLogger("gtr_mar")
 
 DEMO = "demo (built-in)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREFERRED = [torch.bfloat16, torch.float16, torch.float32]
-PREVIEW_SECONDS, PREVIEW_PIXELS = 0.25, 512
-
-
-LOADERS = {MARSpec: "Load MAR Model", LightGenSpec: "Load LightGen Model"}
+# The loader node of every family.
+LOADERS = {"MAR": "Load MAR Model", "LightGen": "Load LightGen Model"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +97,7 @@ def build_patcher(
 ):
     """A checkpoint as a model patcher: the host decides where its weights live and when they move."""
     checkpoint = read_checkpoint(path, weights=weights)
-    spec, tensors = load_model(checkpoint)
+    spec, tensors = checked_model(checkpoint)
     if corrected_positions:
         spec = replace(spec, corrected_positions=True)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
@@ -136,19 +120,14 @@ def build_patcher(
 
 
 def load_handle(
-    family: type[ModelSpec],
-    name: str,
-    weight_dtype: str,
-    *,
-    weights: str | None = None,
-    corrected_positions: bool = False,
+    family: str, name: str, weight_dtype: str, *, weights: str | None = None, corrected_positions: bool = False
 ) -> ModelHandle:
     """The model of a loader's combo entry. Raises GtRError for a file of the other family."""
     path = model_path("diffusion_models", name)
     patcher = build_patcher(str(path), weight_dtype, weights, corrected_positions)
     spec = patcher.model.diffusion_model.spec
-    if not isinstance(spec, family):
-        raise GtRError(f"{name} is a {spec.name} checkpoint: use '{LOADERS[type(spec)]}' for it")
+    if spec.family != family:
+        raise GtRError(f"{name} is a {spec.name} checkpoint: use '{LOADERS[spec.family]}' for it")
     note = patcher.model.note
     if note:
         logger.warning("%s", note)
@@ -157,7 +136,7 @@ def load_handle(
 
 def load_mar_vae(name: str) -> comfy.sd.VAE:
     """A KL VAE in LDM layout as the host's own VAE object, with the sizes that the host would guess wrong."""
-    spec, tensors = regroup(*load_vae(read_checkpoint(model_path("vae", name))))
+    spec, tensors = regroup(*checked_vae(read_checkpoint(model_path("vae", name))))
     vae = comfy.sd.VAE(sd=tensors, config={"params": vae_config(spec)})
     vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = spec.embed_channels, spec.stride, spec.stride
     pixels = spec.stride**2
@@ -205,101 +184,3 @@ def file_fingerprint(folder: str, name: str) -> tuple[int, int]:
     """Changes when the file behind a combo entry is replaced, so that the host loads it again."""
     status = model_path(folder, name).stat()
     return status.st_mtime_ns, status.st_size
-
-
-class RunMonitor:
-    """Sampler callback of one node execution: interrupt, progress bar, progress text and preview."""
-
-    def __init__(self, model: ModelHandle, grid: tuple[int, int], steps: int):
-        self.latent, self.grid, self.done = model.spec.latent, grid, 0
-        form = model.patcher.model.latent_format
-        self.rgb = form.latent_rgb_factors and [
-            *form.latent_rgb_factors,
-            form.latent_rgb_factors_bias or (0.0, 0.0, 0.0),
-        ]
-        self.bar = comfy.utils.ProgressBar(steps)
-        self.previews = args.preview_method != latent_preview.LatentPreviewMethod.NoPreviews
-        self.last_preview = 0.0
-        self.marks: list[float] = []
-
-    def enter(self, regions: Sequence[Region], current: int, canvas: Tensor) -> None:
-        """The next run draws region ``current`` of ``regions``; ``canvas`` (L, C) holds its first image's tokens."""
-        self.regions, self.current, self.canvas, self.spent = regions, current, canvas, None
-
-    def take_seconds(self) -> list[float]:
-        """Seconds of every AR step of the run that has just ended. On a GPU work is queued: only the sum is exact."""
-        marks, self.marks = [*self.marks[:-1], time.monotonic()], []
-        return [after - before for before, after in zip(marks, marks[1:])]
-
-    def __call__(self, progress: Progress) -> None:
-        mm.throw_exception_if_processing_interrupted()
-        if progress.diffusion_step:
-            return
-        preview = None
-        now = time.monotonic()
-        self.marks.append(now)
-        ended = progress.step == progress.steps
-        if self.previews and progress.step and (now - self.last_preview > PREVIEW_SECONDS or ended):
-            self.last_preview = now
-            preview = ("JPEG", self._picture(progress), PREVIEW_PIXELS)
-        self.bar.update_absolute(self.done + progress.step, preview=preview)
-        if ended:
-            self.done += progress.steps
-            self.spent = progress.spent.cpu().numpy()
-        else:
-            plan = self.regions[self.current].plan
-            show_text(progress_text(plan, progress.step, self.current + 1, len(self.regions)))
-
-    def _picture(self, progress: Progress) -> Image.Image:
-        """The first image in approximate colours, with what is still to come marked."""
-        tokens = self.canvas.clone()
-        tokens[self.regions[self.current].positions] = progress.tokens[0].cpu()
-        colours = preview_colours(tokens[None], self.grid, self.latent, self.rgb)[0]
-        state = state_of(self.regions, self.current, progress.step, self.grid)
-        return Image.fromarray(draw_state((colours * 255).round().byte().numpy(), state, PREVIEW_PIXELS))
-
-
-def show_text(text: str) -> None:
-    """Show ``text`` in the node that is being executed; outside of a server's execution there is none."""
-    context = get_executing_context()
-    if context is None:
-        return
-    from server import PromptServer
-
-    PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
-
-
-def activation_budget(patcher) -> int:
-    """Bytes of the model's device that are left beside its weights, once the host has moved everything else away."""
-    return int(mm.get_total_memory(patcher.load_device) - mm.minimum_inference_memory() - patcher.model_size())
-
-
-def stays_resident(patcher) -> bool:
-    """Whether all weights lie on the device and stay at their addresses, after the model was loaded."""
-    return not patcher.is_dynamic() and patcher.loaded_size() >= patcher.model_size()
-
-
-def reset_peak(patcher) -> None:
-    """Start measuring peak memory, where the device can."""
-    if patcher.load_device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(patcher.load_device)
-
-
-def peak_bytes(patcher) -> int | None:
-    """The most memory in use on a CUDA device since :func:`reset_peak`."""
-    return torch.cuda.max_memory_allocated(patcher.load_device) if patcher.load_device.type == "cuda" else None
-
-
-def to_wire(latent: Tensor) -> Tensor:
-    """A latent on the device and in the dtype that the host wants on wires."""
-    return latent.to(device=mm.intermediate_device(), dtype=mm.intermediate_dtype())
-
-
-def picture_to_image(*pictures: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8, of one size -> the host's IMAGE (B, H, W, 3) in [0, 1]."""
-    return torch.from_numpy(np.stack(pictures)).float() / 255
-
-
-def image_to_pictures(image: Tensor) -> np.ndarray:
-    """The host's IMAGE (B, H, W, C) in [0, 1] -> (B, H, W, 3) uint8."""
-    return (image[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -1,0 +1,141 @@
+"""What a family of models registers, and what its specs answer: no other file asks which family it has before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..diffusion.chain import DiffusionSpec
+from ..diffusion.head import HeadSpec
+from ..errors import GtRError
+from .latents import LatentSpec
+from .shapes import Shapes
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating point operations by part of the model: encoder, decoder, head, and what else a family has."""
+
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops({part: self.parts.get(part, 0) + other.parts.get(part, 0) for part in self.parts | other.parts})
+
+    def __mul__(self, times: int) -> Flops:
+        return Flops({part: times * count for part, count in self.parts.items()})
+
+    def tera(self) -> dict[str, float]:
+        """TFLOPs per part and in total."""
+        return {part: count / 1e12 for part, count in (self.parts | {"total": self.total}).items()}
+
+
+class ModelSpec:
+    """A frozen description of a model, which answers what the rest of the library has to know about it.
+
+    Families derive a frozen dataclass from it, in their own file.
+    """
+
+    family: ClassVar[str]
+    """The family's name, as in FAMILIES and for people."""
+    origin: ClassVar[str]
+    """The preset that a model's speed is compared with: what the original code does by default."""
+    condition: ClassVar[str]
+    """What the model is conditioned on: 'label' (int64, -1 = none) or 'text' (states of a text encoder)."""
+    supports_lazymar: ClassVar[bool] = False
+    stored: ClassVar[tuple[str, ...]] = ("name", "grid", "heads", "latent", "diffusion", "norm_eps")
+    """Fields that shapes do not tell: they travel in a file's metadata."""
+
+    name: str
+    grid: tuple[int, int]  # the usual one
+    dim: int
+    heads: int
+    encoder_depth: int
+    decoder_depth: int
+    head: HeadSpec
+    latent: LatentSpec
+    diffusion: DiffusionSpec
+    buffer: int
+    mlp_ratio: int
+    classes: int  # 0 where there are none
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the usual grid."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Numbers of blocks: encoder, decoder, head, and what else a family has."""
+        return self.encoder_depth, self.decoder_depth, self.head.depth
+
+    def can_draw(self, grid: tuple[int, int]) -> bool:
+        """Whether the model decodes a grid at once."""
+        raise NotImplementedError
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Raises GtRError for a grid that the model cannot draw at once."""
+        raise NotImplementedError
+
+    def check_condition(self, condition: Tensor) -> None:
+        """Raises GtRError for a condition that the model does not know; meta tensors pass."""
+        raise NotImplementedError
+
+    def random_condition(self, batch: int) -> Tensor:
+        """Conditions for a benchmark."""
+        raise NotImplementedError
+
+    def transformer_flops(self, known: int, masked: int) -> Flops:
+        """FLOPs of one evaluation for one image and one guidance branch, ``masked`` counting targets and context."""
+        raise NotImplementedError
+
+    def condition_bytes(self, itemsize: int) -> int:
+        """Bytes that a run keeps of the condition of one image and one guidance branch."""
+        return self.dim * itemsize
+
+
+@dataclass(frozen=True)
+class Family:
+    """One entry of FAMILIES: how the family's files are recognised and read, and what runs them.
+
+    ``matches(shapes)`` recognises a state dict. ``infer(shapes, heads=None, **stored)`` reads the spec off it,
+    completed by what the file's metadata stores, and raises GtRError. ``published`` are specs that people name.
+    ``weights`` says which of a training checkpoint's weights the original code samples with: ``ema`` or ``model``.
+    """
+
+    spec: type[ModelSpec]
+    model: type
+    matches: Callable[[Shapes], bool]
+    infer: Callable[..., ModelSpec]
+    published: Mapping[str, ModelSpec] = field(default_factory=dict)
+    weights: str = "ema"
+    parsers: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """How metadata fields of this family alone are read; they raise ValueError."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.family
+
+
+def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None) -> None:
+    """A file that lost its last blocks still looks like a model, of fewer blocks. Raises GtRError.
+
+    Compares with the depths stored in the metadata; without them encoder and decoder must be equally deep, as in
+    all published models.
+    """
+    if min(spec.depths) < 1 or (stated is not None and spec.depths != tuple(stated)):
+        raise GtRError(
+            f"{spec.depths} blocks (encoder, decoder, head, ...), expected "
+            f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete"
+        )
+    if stated is None and spec.encoder_depth != spec.decoder_depth:
+        raise GtRError(
+            f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
+            "blocks are missing; the file is incomplete"
+        )
