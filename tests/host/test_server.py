@@ -142,7 +142,7 @@ def test_a_replaced_file_is_loaded_again(client: Client, demo: dict, comfy_base:
     from safetensors.torch import save_file
 
     source, target = (
-        ROOT / "demo" / "models" / "demo_mar.safetensors",
+        ROOT / "gtr_core" / "demo" / "demo_mar.safetensors",
         comfy_base / "models" / "diffusion_models" / "copy.safetensors",
     )
     with safe_open(source, "pt") as file:

@@ -69,7 +69,10 @@ class MetaNoise(SeededNoise):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("batch, at_once", [(1, 100), (12, 100), (12, 3)])
+@pytest.mark.parametrize(
+    "batch, at_once",
+    [(1, 100), pytest.param(12, 100, marks=pytest.mark.slow), pytest.param(12, 3, marks=pytest.mark.slow)],
+)
 def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch, at_once, monkeypatch):
     """Whether the transformer takes all images at once, or as on a processor a few."""
     for module in (memory, engine):
