@@ -1,7 +1,8 @@
-"""Fixtures of the core tests: golden arrays and the tiny models that produced them."""
+"""Fixtures of the core tests: golden arrays, the tiny models that produced them, and a seeded one."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def golden():
 def golden_weights():
     """Loads a golden state dict by name, in float32."""
     return lambda name: {key: t.float() for key, t in load_file(GOLDEN / f"{name}.safetensors").items()}
+
+
+@pytest.fixture(scope="session")
+def golden_layout():
+    """Names and shapes of a published state dict, by name."""
+    layouts = json.loads((GOLDEN / "state_dict_layouts.json").read_text())
+    return lambda name: {key: tuple(shape) for key, shape in layouts[name].items()}
 
 
 @pytest.fixture(scope="session")
