@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from gtr_pack.gtr_core.diffusion.chain import ChainGroup, Chains, Evaluate, chain, denoise_in_turn, guided
 from gtr_pack.gtr_core.diffusion.head import DiffusionHead
@@ -22,18 +23,19 @@ def run(
     seeds: Sequence[int] | None = None,
     *,
     grid: tuple[int, int] | None = None,
-    unknown=None,
+    unknown: np.ndarray | None = None,
+    noise: type[SeededNoise] = SeededNoise,
     **settings,
 ) -> Tensor:
     """Tokens of one call of ``sample``; image k has the seed ``3 + k`` unless ``seeds`` say otherwise."""
     seeds = image_seeds(3, len(condition)) if seeds is None else tuple(seeds)
     plan = make_plan(method, grid or model.spec.grid, seeds, unknown=unknown)
-    return sample(model, plan, condition, SeededNoise(seeds, model.spec.head.channels), **settings)
+    return sample(model, plan, condition, noise(seeds, model.spec.head.channels), **settings)
 
 
-def positions_of(step: Step) -> Positions:
+def positions_of(step: Step, device: str = "cpu") -> Positions:
     """A step's positions as the models take them."""
-    return Positions(*(torch.from_numpy(array) for array in (step.known, step.targets, step.context)))
+    return Positions(*(torch.from_numpy(array).to(device) for array in (step.known, step.targets, step.context)))
 
 
 def inputs_of(module: nn.Module, action) -> list[torch.Size]:
