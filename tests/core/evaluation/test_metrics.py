@@ -17,14 +17,7 @@ from gtr_pack.gtr_core.evaluation.classifier import (
     load_classifier,
     save_classifier,
 )
-from gtr_pack.gtr_core.evaluation.features import (
-    ClassifierFeatures,
-    joined,
-    load_reference,
-    make_reference,
-    quantized,
-    save_features,
-)
+from gtr_pack.gtr_core.evaluation.features import ClassifierFeatures, joined, load_reference, make_reference, quantized, save_features
 from gtr_pack.gtr_core.files import digest
 from gtr_tests.stand_ins import randomised
 from safetensors.torch import save_file
