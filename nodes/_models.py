@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..gtr_core.checkpoints.checkpoint import checked_model, checked_vae, read_checkpoint
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
+from ..gtr_core.device import Machine
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import Model, ModelSpec, build
 from ..gtr_core.models.vae import VAESpec, regroup
@@ -42,6 +43,8 @@ class ModelHandle:
     name: str
     notes: tuple[str, ...] = ()
     """What the user should know about the file, for the sampler's report."""
+    machine: Machine | None = None
+    """What the hardware is good at; asked at every run unless it is stated."""
 
     def is_dynamic(self) -> bool:
         """Asked by the host's cache and model tracker."""

@@ -127,10 +127,10 @@ def carried(picture: bytes) -> Graph:
 
 def demo_spec() -> Any:
     """What the demo model's file says of it."""
-    from gtr_pack.gtr_core.checkpoints.checkpoint import load_model, read_checkpoint
+    from gtr_pack.gtr_core.checkpoints.checkpoint import checked_model, read_checkpoint
     from gtr_pack.gtr_core.demo import DEMO_MAR
 
-    return load_model(read_checkpoint(DEMO_MAR))[0]
+    return checked_model(read_checkpoint(DEMO_MAR))[0]
 
 
 def stopper(client: Client) -> Any:
