@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gtr_core.drawing.plan_figure import draw_plan
 from gtr_core.plans.fts import FTS
+from gtr_core.plans.method import Method
 from gtr_core.plans.plan import make_plan
 from gtr_core.plans.presets import preset
 
@@ -115,7 +116,7 @@ def banner() -> Image.Image:
 
 def plan_picture(name: str) -> Image.Image:
     """What `python -m gtr_core schedule --preset NAME --png F` draws, with FTS in the legend where it counts."""
-    return Image.fromarray(draw_plan(make_plan(preset(name), PLANS[name], (0,)), FTS()))
+    return Image.fromarray(draw_plan(make_plan(Method(preset(name)), PLANS[name], (0,)), FTS()))
 
 
 def main() -> None:
