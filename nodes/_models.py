@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import comfy.latent_formats
 import comfy.ldm.modules.attention as host_attention_module
@@ -38,7 +37,7 @@ LOADERS = {"MAR": "Load MAR Model", "LightGen": "Load LightGen Model"}
 class ModelHandle:
     """What a MAR_MODEL wire carries."""
 
-    patcher: Any
+    patcher: comfy.model_patcher.ModelPatcher
     spec: ModelSpec
     name: str
     notes: tuple[str, ...] = ()
@@ -97,7 +96,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def build_patcher(
     path: str, weight_dtype: str, weights: str | None, corrected_positions: bool, disable_dynamic: bool = False
-):
+) -> comfy.model_patcher.ModelPatcher:
     """A checkpoint as a model patcher: the host decides where its weights live and when they move."""
     checkpoint = read_checkpoint(path, weights=weights)
     spec, tensors = checked_model(checkpoint)

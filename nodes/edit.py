@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from ..gtr_core.errors import GtRError
 from ..gtr_core.plans.regions import REDRAWS, redrawn_tokens, windows
+from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrSchedule, MarModel, io
+from ._models import ModelHandle
 from .latent import WINDOWS, latent_samples, masked_latent, token_grid, unknown_tokens
 
 
@@ -53,7 +55,9 @@ class Redraw(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, schedule, latent, redraw: str, denoise: float = 0.5) -> io.NodeOutput:
+    def execute(
+        cls, model: ModelHandle, schedule: Schedule, latent: io.Latent.Type, redraw: str, denoise: float = 0.5
+    ) -> io.NodeOutput:
         samples = picture_samples(latent, model)
         grid = token_grid(samples, model.spec)
         redrawn = torch.from_numpy(redrawn_tokens(schedule, grid, redraw, denoise))
@@ -103,7 +107,14 @@ class Outpaint(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, latent, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, overlap: int = 0
+        cls,
+        model: ModelHandle,
+        latent: io.Latent.Type,
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        overlap: int = 0,
     ) -> io.NodeOutput:
         spec = model.spec
         samples = picture_samples(latent | {WINDOWS: 0}, model)
@@ -122,9 +133,9 @@ class Outpaint(io.ComfyNode):
         return io.NodeOutput(masked_latent(kept, larger, unknown, spec))
 
 
-def picture_samples(latent: dict, model) -> Tensor:
+def picture_samples(latent: io.Latent.Type, model: ModelHandle) -> Tensor:
     """The samples of a picture's LATENT, checked. Raises GtRError for an empty one."""
-    samples = latent_samples(latent, model.patcher, model.spec)
+    samples = latent_samples(latent, model)
     if not samples.any():
         raise GtRError("the latent is empty: connect a picture's, from a sampler or from VAE Encode")
     return samples

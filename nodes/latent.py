@@ -48,7 +48,7 @@ class EmptyLatent(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, width: int, height: int, batch_size: int = 1) -> io.NodeOutput:
+    def execute(cls, model: ModelHandle, width: int, height: int, batch_size: int = 1) -> io.NodeOutput:
         spec = model.spec
         own_height, own_width = spec.latent.size(spec.grid)
         pixels = spec.latent.stride * spec.latent.patch
@@ -65,9 +65,9 @@ class EmptyLatent(io.ComfyNode):
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": spec.latent.stride})
 
 
-def latent_samples(latent: dict, patcher, spec: ModelSpec) -> Tensor:
+def latent_samples(latent: io.Latent.Type, model: ModelHandle) -> Tensor:
     """The samples (B, C, H, W) of a LATENT, checked; stock empty latents are fitted to the model. Raises GtRError."""
-    samples = fitted_samples(latent, patcher)
+    spec, samples = model.spec, fitted_samples(latent, model.patcher)
     if samples.ndim != 4:
         raise GtRError(f"a latent of shape {tuple(samples.shape)}: expected pictures (batch, channels, height, width)")
     if samples.shape[0] < 1:
@@ -93,7 +93,7 @@ def token_grid(samples: Tensor, spec: ModelSpec) -> tuple[int, int]:
     return samples.shape[2] // spec.latent.patch, samples.shape[3] // spec.latent.patch
 
 
-def batch_images(latent: dict, batch: int) -> list[int]:
+def batch_images(latent: io.Latent.Type, batch: int) -> list[int]:
     """The indices of the images in their original batch: ``batch_index``, or 0, 1, ... Raises GtRError."""
     given = latent.get("batch_index")
     images = list(range(batch)) if given is None else [int(index) for index in given]
@@ -102,7 +102,7 @@ def batch_images(latent: dict, batch: int) -> list[int]:
     return images
 
 
-def unknown_tokens(latent: dict, batch: int, grid: tuple[int, int]) -> Tensor:
+def unknown_tokens(latent: io.Latent.Type, batch: int, grid: tuple[int, int]) -> Tensor:
     """Which tokens are to be drawn, (B, h, w) bool: all, or those with a pixel in ``noise_mask`` above one half."""
     mask = latent.get("noise_mask")
     if mask is None:
@@ -114,7 +114,7 @@ def unknown_tokens(latent: dict, batch: int, grid: tuple[int, int]) -> Tensor:
     return tokens[torch.arange(batch) % tokens.shape[0]]
 
 
-def masked_latent(latent: dict, samples: Tensor, unknown: Tensor, spec: ModelSpec) -> dict:
+def masked_latent(latent: io.Latent.Type, samples: Tensor, unknown: Tensor, spec: ModelSpec) -> io.Latent.Type:
     """A LATENT of ``samples`` in which the ``unknown`` tokens, (B or 1, h, w) bool, are to be drawn: its mask covers
     their pixels."""
     pixels = spec.latent.patch * spec.latent.stride
@@ -127,7 +127,7 @@ class LatentBatch:
     """A LATENT as the sampler decodes it: ``samples`` (B, C, H, W) on a ``grid`` of tokens, ``images`` are the indices
     of its images in their original batch, ``unknown`` (B, h, w) bool the tokens to decode."""
 
-    latent: dict
+    latent: io.Latent.Type
     spec: ModelSpec
     samples: Tensor
     grid: tuple[int, int]
@@ -135,9 +135,9 @@ class LatentBatch:
     unknown: Tensor
 
     @classmethod
-    def read(cls, latent: dict, model: ModelHandle) -> LatentBatch:
+    def read(cls, latent: io.Latent.Type, model: ModelHandle) -> LatentBatch:
         """Raises GtRError for a latent that does not fit the model."""
-        samples = latent_samples(latent, model.patcher, model.spec)
+        samples = latent_samples(latent, model)
         grid, batch = token_grid(samples, model.spec), len(samples)
         unknown = unknown_tokens(latent, batch, grid)
         return cls(latent, model.spec, samples, grid, batch_images(latent, batch), unknown)
@@ -151,7 +151,7 @@ class LatentBatch:
         """Model-scale tokens (B, L, C) on the CPU."""
         return latent_to_tokens(self.samples, self.spec.latent).cpu()
 
-    def finished(self, tokens: Tensor) -> dict:
+    def finished(self, tokens: Tensor) -> io.Latent.Type:
         """The LATENT to pass on: known tokens exactly as they came, bookkeeping of empty latents dropped."""
         after = tokens_to_latent(tokens, self.grid, self.spec.latent)
         patch = self.spec.latent.patch

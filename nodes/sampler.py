@@ -10,10 +10,11 @@ from ..gtr_core.costs.report import decoding_report
 from ..gtr_core.drawing.heatmap import Spent
 from ..gtr_core.pipeline import Decoded, decode
 from ..gtr_core.plans.fts import FTS
-from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Guidance, Method
-from ..gtr_core.sampling.lazymar import LazyMAR
+from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
+from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
 from ._device import activation_budget, bring_to_device, host_runtime, peak_bytes
+from ._models import ModelHandle
 from ._progress import RunMonitor, show_text
 from .conditioning import labels_for_batch
 from .latent import LatentBatch
@@ -100,17 +101,17 @@ class Sampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        positive,
-        schedule,
-        latent_image,
+        model: ModelHandle,
+        positive: io.Conditioning.Type,
+        schedule: Schedule,
+        latent_image: io.Latent.Type,
         seed: int,
         cfg: float,
         cfg_schedule: str,
         temperature: float,
         fts: FTS | None = None,
-        negative=None,
-        cache: LazyMAR | None = None,
+        negative: io.Conditioning.Type | None = None,
+        cache: Cache | None = None,
         acceleration: str = "auto",
         cfg_start: float = 0.0,
     ) -> io.NodeOutput:
