@@ -123,7 +123,7 @@ class Sampler(io.ComfyNode):
         runtime = host_runtime(model, accelerate=acceleration == "auto")
         decoding = latent.plan(method, seed, runtime, activation_budget(model.patcher))
         runtime = bring_to_device(model, decoding, runtime)
-        monitor = RunMonitor(model, latent.grid, decoding.ar_steps)
+        monitor = RunMonitor(model, latent.canvas.grid, decoding.ar_steps)
         network = model.patcher.model.diffusion_model
         tokens = latent.tokens()
         decoded = decode(network, decoding, tokens, condition, negative=against, runtime=runtime, observer=monitor)
@@ -131,7 +131,7 @@ class Sampler(io.ComfyNode):
         done = decoding_report(decoding, decoded, model.spec, peak_bytes(model.patcher))
         report = "\n".join([*model.notes, done])
         return io.NodeOutput(
-            latent.finished(decoded.tokens), report, spent_steps(decoded, latent.grid), ui=ui.PreviewText(report)
+            latent.finished(decoded.tokens), report, spent_steps(decoded, latent.canvas.grid), ui=ui.PreviewText(report)
         )
 
 
