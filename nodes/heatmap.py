@@ -34,7 +34,7 @@ class HeatMap(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, steps, image, show: str) -> io.NodeOutput:
+    def execute(cls, steps: StepCounts, image: io.Image.Type, show: str) -> io.NodeOutput:
         images = from_host_image(image)
         if len(images) != len(steps.steps):
             raise GtRError(

@@ -294,7 +294,8 @@ def test_node_widgets_at_random(nodes: Nodes) -> None:
             if node in made:
                 try:
                     make_plan = nodes.pack.module("gtr_core.plans.plan").make_plan
-                    assert make_plan(made[node], (rows, columns), (1,)).steps
+                    method = nodes.pack.module("gtr_core.plans.method").Method(made[node])
+                    assert make_plan(method, (rows, columns), (1,)).steps
                 except ValueError as error:
                     one_line(error)
 

@@ -132,7 +132,10 @@ def test_bad_files_are_explained(client: Client, demo: dict, comfy_base: Path) -
     folder = comfy_base / "models" / "diffusion_models"
     (folder / "broken.safetensors").write_bytes(b"nothing")
     torch.save({"model": {"a": torch.zeros(2)}}, folder / "foreign.pth")
-    for name, words in (("broken.safetensors", "damaged or truncated"), ("foreign.pth", "not a MAR checkpoint")):
+    for name, words in (
+        ("broken.safetensors", "damaged or truncated"),
+        ("foreign.pth", "not a model: expected a checkpoint of MAR or LightGen"),
+    ):
         demo["1"]["inputs"]["model_name"] = name
         assert words in client.prompt(demo, expect_errors=True).error["exception_message"]
 
