@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gtr_core.drawing.heatmap import HEATS, heatmap
+from ..gtr_core.drawing.heatmap import HEATS, StepCounts, heatmap
 from ..gtr_core.errors import GtRError
 from ._api import GtrSteps, io, ui
 from ._images import from_host_image, to_host_image
