@@ -114,3 +114,35 @@ def test_pools_that_cannot_be_are_refused(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(GtRError, match="pip install ray, or use --engine local"):
         run_tasks(WorkerPool("ray"), lambda device: None, [1])
+
+
+class FullCluster:
+    """What Ray looks like where there is no room; it remembers how it was started."""
+
+    def __init__(self):
+        self.settings: dict = {}
+        self.ended = False
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **settings) -> None:
+        self.settings = settings
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 3.0}
+
+    def shutdown(self) -> None:
+        self.ended = True
+
+
+def test_a_cluster_without_room_is_refused_and_left(monkeypatch) -> None:
+    """Its workers would have found this package where it is."""
+    cluster = FullCluster()
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    with pytest.raises(GtRError, match="has 3 CPUs and 0 GPUs, a worker needs 4 and 0: lower --threads"):
+        run_tasks(WorkerPool("ray", threads=4), lambda device: None, [1])
+    paths = cluster.settings["runtime_env"]["env_vars"]["PYTHONPATH"].split(os.pathsep)
+    assert paths == [str(ROOT), "elsewhere"] and (Path(paths[0]) / "gtr_core" / "__init__.py").is_file()
+    assert cluster.ended
