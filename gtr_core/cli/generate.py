@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,6 +44,18 @@ from .options import (
     print_report,
     runtime_of,
     vae_file,
+)
+
+# What Pillow decodes by itself (for EPS it would start another program), and what it raises for damaged files.
+FORMATS = ("PNG", "JPEG", "WEBP")
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    LookupError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
 
 
@@ -148,11 +162,13 @@ def canvas_of(options: Options, method: Method, model: Model, vae: KLVAE, batch:
 
 
 def read_image(path: str, mode: str) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 (``RGB``) or (H, W) uint8 (``L``). Raises GtRError."""
+    """An image file, upright, as (H, W, 3) uint8 (``RGB``) or (H, W) uint8 (``L``). Raises GtRError."""
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert(mode))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                return np.array(ImageOps.exif_transpose(image).convert(mode))
+    except UNREADABLE as error:
         raise GtRError(f"{path} is not a readable image ({type(error).__name__}): give a PNG or JPEG file") from error
 
 
