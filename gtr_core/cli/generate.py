@@ -141,13 +141,15 @@ def canvas_of(options: Options, method: Method, model: Model, vae: KLVAE, batch:
         raise GtRError("the image has a size of its own: leave out --size")
     image = read_image(options.image, "RGB")
     grid = spec.latent.grid(image.shape[:2])
+    if options.outpaint and len(wanted) > 1:
+        raise GtRError("--outpaint keeps the whole image: leave out --mask and --redraw")
+    room = _room(options.outpaint, spec) if options.outpaint else None
+    if room is None:
+        spec.check_grid(grid)
     latents = encode_images(vae, image[None]).cpu().expand(batch, -1, -1, -1)
     canvas = Canvas(latents, torch.ones(batch, *grid, dtype=torch.bool))
-    if options.outpaint:
-        if options.mask or options.redraw:
-            raise GtRError("--outpaint keeps the whole image: leave out --mask and --redraw")
-        return canvas.extended(spec, _room(options.outpaint, spec))
-    spec.check_grid(grid)
+    if room is not None:
+        return canvas.extended(spec, room)
     if options.redraw:
         canvas = canvas.only(torch.from_numpy(redrawn_tokens(method.schedule, grid, options.redraw, options.denoise)))
     if options.mask:
