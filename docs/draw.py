@@ -1,4 +1,4 @@
-"""Draws the icon, the banner and the pictures of the plan: `python -m docs.draw`, from the repository's root.
+"""Draws the icon, the banner and the figures of the plans: `python -m docs.draw`, from the repository's root.
 
 The icon and the banner show what the pack does: structure tokens of a checkerboard come first, all others then at
 once, and the tokens turn into a picture.
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gtr_core.drawing.plan_figure import draw_plan
+from gtr_core.drawing.plan_figure import plan_figure
 from gtr_core.plans.fts import FTS
+from gtr_core.plans.method import Method
 from gtr_core.plans.plan import make_plan
 from gtr_core.plans.presets import preset
 
@@ -113,16 +114,16 @@ def banner() -> Image.Image:
     return sheet
 
 
-def plan_picture(name: str) -> Image.Image:
+def plan_image(name: str) -> Image.Image:
     """What `python -m gtr_core schedule --preset NAME --png F` draws, with FTS in the legend where it counts."""
-    return Image.fromarray(draw_plan(make_plan(preset(name), PLANS[name], (0,)), FTS()))
+    return Image.fromarray(plan_figure(make_plan(Method(preset(name), fts=FTS()), PLANS[name], (0,))))
 
 
 def main() -> None:
     icon().save(HERE / "icon.png", optimize=True)
     banner().quantize(256, dither=Image.Dither.NONE).save(HERE / "banner.png", optimize=True)
     for name in PLANS:
-        plan_picture(name).quantize(64, dither=Image.Dither.NONE).save(HERE / f"plan_{name}.png", optimize=True)
+        plan_image(name).quantize(64, dither=Image.Dither.NONE).save(HERE / f"plan_{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

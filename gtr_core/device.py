@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -113,21 +115,17 @@ class Runtime:
         return torch.device(self.device).type
 
 
-def available_bytes() -> int | None:
-    """Main memory that a process can still have, swap included; all there is where the system tells no more.
+def available_bytes(root: Path = Path("/"), system: Any = psutil) -> int | None:
+    """Main memory that this process can still have, swap included and within the limit of its container.
 
-    None where it does not tell (Windows): the allocation itself must fail then.
+    None where the system does not tell: the allocation itself must fail then. ``system`` tells as psutil does;
+    /proc and /sys are read below ``root``.
     """
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {name: int(size.split()[0]) * 1024 for name, _, size in (line.partition(":") for line in lines)}
-        return sizes["MemAvailable"] + sizes["SwapFree"]
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
+        free, swap = system.virtual_memory().available, system.swap_memory().free
+    except (psutil.Error, OSError, RuntimeError, LookupError, ValueError):
         return None
+    return min([free + swap, *_container_limits(root, swap)])
 
 
 def check_budget(needed: int, what: str, available: int | None = None) -> None:
@@ -146,3 +144,67 @@ def check_budget(needed: int, what: str, available: int | None = None) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on any device."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _container_limits(root: Path, swap: int) -> Iterator[int]:
+    """Bytes that every control group of this process still allows, with at most ``swap`` of them swapped out.
+
+    A group is limited by those above it too. In a container the path that a process is told may be the one outside;
+    the container's own group is the topmost then.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    groups = root / "sys/fs/cgroup"
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if "memory" in controllers.split(","):
+            top, allowed = groups / "memory", _allowed_v1
+        elif not controllers:
+            top, allowed = groups, _allowed_v2
+        else:
+            continue
+        inside = Path(path.lstrip("/"))
+        for folder in (inside, *inside.parents):
+            found = allowed(top / folder, swap)
+            if found is not None:
+                yield max(found, 0)
+
+
+def _allowed_v2(group: Path, swap: int) -> int | None:
+    """What a group of cgroup v2 still allows; None without a limit."""
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if limit is None or used is None:
+        return None
+    swap_limit, swapped = _number(group / "memory.swap.max"), _number(group / "memory.swap.current")
+    if swap_limit is not None and swapped is not None:
+        swap = min(swap, max(swap_limit - swapped, 0))
+    return limit - used + _cached(group, ("active_file", "inactive_file")) + swap
+
+
+def _allowed_v1(group: Path, swap: int) -> int | None:
+    """What a group of cgroup v1 still allows; None where it cannot be read. ``memsw`` is memory and swap together."""
+    cached = _cached(group, ("total_active_file", "total_inactive_file"))
+    limit, used = _number(group / "memory.limit_in_bytes"), _number(group / "memory.usage_in_bytes")
+    if limit is None or used is None:
+        return None
+    both, used_of_both = _number(group / "memory.memsw.limit_in_bytes"), _number(group / "memory.memsw.usage_in_bytes")
+    allowed = limit - used + cached + swap
+    return allowed if both is None or used_of_both is None else min(allowed, both - used_of_both + cached)
+
+
+def _cached(group: Path, names: tuple[str, ...]) -> int:
+    """Bytes of files that are counted as the group's, and given up when memory is needed."""
+    try:
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        return sum(int(size) for name, _, size in (line.partition(" ") for line in lines) if name in names)
+    except (OSError, ValueError):
+        return 0
+
+
+def _number(path: Path) -> int | None:
+    """The number that a file holds; None where there is no file, or 'max'."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

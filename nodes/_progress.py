@@ -12,7 +12,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 
 from ..gtr_core.costs.report import progress_text
-from ..gtr_core.drawing.preview import draw_state, state_of
+from ..gtr_core.drawing.preview import preview_figure, state_of
 from ..gtr_core.models.latents import preview_colours
 from ..gtr_core.pipeline import Place
 from ..gtr_core.sampling.sampler import Progress
@@ -56,7 +56,7 @@ class RunMonitor:
         tokens[place.regions[place.window].positions] = progress.tokens[0].cpu()
         colours = preview_colours(tokens[None], self.grid, self.latent, self.rgb)[0]
         state = state_of(place.regions, place.window, progress.step, self.grid)
-        return Image.fromarray(draw_state((colours * 255).round().byte().numpy(), state, PREVIEW_PIXELS))
+        return Image.fromarray(preview_figure((colours * 255).round().byte().numpy(), state, PREVIEW_PIXELS))
 
 
 def show_text(text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gtr_core.drawing.heatmap import HEATS, draw_heat
+from ..gtr_core.drawing.heatmap import HEATS, StepCounts, heatmap
 from ..gtr_core.errors import GtRError
 from ._api import GtrSteps, io, ui
 from ._images import from_host_image, to_host_image
@@ -34,13 +34,13 @@ class HeatMap(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, steps, image, show: str) -> io.NodeOutput:
+    def execute(cls, steps: StepCounts, image: io.Image.Type, show: str) -> io.NodeOutput:
         images = from_host_image(image)
         if len(images) != len(steps.steps):
             raise GtRError(
                 f"{len(images)} pictures for the steps of {len(steps.steps)}: connect the picture and the "
                 "steps of the same sampler"
             )
-        most = int((steps.extra if show == "fts" else steps.steps).max())
-        drawn = to_host_image(*(draw_heat(image, steps, show, index, most) for index, image in enumerate(images)))
+        most = int(steps.of(show).max())
+        drawn = to_host_image(*(heatmap(image, steps, show, index, most) for index, image in enumerate(images)))
         return io.NodeOutput(drawn, ui=ui.PreviewImage(drawn, cls=cls))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gtr_core.drawing.plan_figure import draw_plan
+from ..gtr_core.drawing.plan_figure import plan_figure
 from ..gtr_core.errors import GtRError
 from ..gtr_core.plans.fts import FTS, SELECTIONS
 from ..gtr_core.plans.method import Method
@@ -14,6 +14,7 @@ from ..gtr_core.plans.presets import preset as named_schedule
 from ..gtr_core.plans.schedule import ORDERS, SCOPES, Schedule
 from ._api import GtrFts, GtrSchedule, MarModel, io, ui
 from ._images import to_host_image
+from ._models import ModelHandle
 
 CUSTOM = "custom"
 BASELINES = {
@@ -254,7 +255,7 @@ class FTSNode(io.ComfyNode):
 
 
 class PreviewSchedule(io.ComfyNode):
-    """A picture of the plan."""
+    """A figure of the plan."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -277,9 +278,17 @@ class PreviewSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, schedule, rows: int, columns: int, seed: int, fts=None, model=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        schedule: Schedule,
+        rows: int,
+        columns: int,
+        seed: int,
+        fts: FTS | None = None,
+        model: ModelHandle | None = None,
+    ) -> io.NodeOutput:
         grid = (rows, columns) if model is None else model.spec.grid
-        image = to_host_image(draw_plan(make_plan(Method(schedule, fts=fts), grid, (seed,)), fts))
+        image = to_host_image(plan_figure(make_plan(Method(schedule, fts=fts), grid, (seed,))))
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
 

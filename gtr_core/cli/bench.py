@@ -7,9 +7,9 @@ import sys
 from ..checkpoints import load_model
 from ..costs import bench
 from ..device import DTYPES
-from ..drawing.bars import draw_bars
-from ..drawing.png import write_png
+from ..drawing.bars import bar_chart, check_chart, write_chart
 from ..errors import GtRError
+from ..files import check_writable
 from ..models import ModelSpec, published_specs
 from ..plans.method import Guidance, Method
 from ..plans.presets import preset
@@ -22,7 +22,6 @@ from .options import (
     add_fts_options,
     add_runtime_options,
     check_device,
-    check_folder_of,
     dtype_of,
     fts_of,
     grid_of,
@@ -43,7 +42,7 @@ def add_options(sub: Parser) -> None:
         "runs it; name@dtype has a --dtype of its own",
     )
     sub.add_argument("--rounds", type=int, default=3)
-    sub.add_argument("--png", metavar="FILE", help="draw the seconds")
+    sub.add_argument("--png", metavar="FILE", help="draw the seconds, as .png, .svg or .pdf")
     sub.add_argument("--batch", type=int, default=1)
     sub.add_argument("--size", help="LightGen: width x height in pixels")
     sub.add_argument("--cfg", type=float, default=3.0, help="guidance scale; 1 = off")
@@ -55,7 +54,8 @@ def run(options: Options) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     check_device(options.device)
     if options.png:
-        check_folder_of(options.png)
+        check_writable(options.png)
+        check_chart(options.png)
     spec = model_spec(options.model)
     cases = [_case(name, options, spec) for name in names(options.presets)]
     if not cases or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
@@ -77,9 +77,9 @@ def run(options: Options) -> None:
     )
     if options.png:
         bars = [
-            (row["preset"], row["seconds"], f"{row['seconds']:.2f} s {row['ratio']:.2f}x") for row in result["rows"]
+            (row["preset"], row["seconds"], f"{row['seconds']:.2f} s, {row['ratio']:.2f}×") for row in result["rows"]
         ]
-        write_png(options.png, draw_bars(bars, f"{result['model']} seconds per batch (median)"))
+        write_chart(options.png, bar_chart(bars, f"{result['model']}: seconds per batch (median)"))
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     print_report(options, result, f"{result['model']}, batch {result['batch']}; {machine}\n\n{bench.markdown(result)}")
 

@@ -11,8 +11,7 @@ from ..costs.bench import describe_machine
 from ..costs.flops import report
 from ..demo import DEMO_JUDGE, DEMO_REFERENCE
 from ..device import DTYPES
-from ..drawing.bars import draw_bars
-from ..drawing.png import write_png
+from ..drawing.bars import bar_chart, check_chart, write_chart
 from ..errors import GtRError
 from ..evaluation import tables
 from ..evaluation.evaluate import Effort, Evaluation, Kept, OnTask, Task, evaluate
@@ -20,6 +19,7 @@ from ..evaluation.features import load_reference
 from ..evaluation.fid import FidMeasures, read_statistics
 from ..evaluation.files import EvaluationFiles
 from ..evaluation.metrics import Interval
+from ..files import check_writable
 from ..models import ModelSpec
 from ..plans.method import Method
 from ..plans.presets import preset
@@ -35,7 +35,6 @@ from .options import (
     add_runtime_options,
     add_worker_options,
     check_device,
-    check_folder_of,
     fts_of,
     guidance_of,
     model_file,
@@ -62,7 +61,7 @@ def add_options(sub: Parser) -> None:
     add_guidance_options(sub)
     sub.add_argument("--metrics", default=DEFAULT, help="default, or fid,is for real checkpoints (torch-fidelity)")
     sub.add_argument("--pictures", metavar="DIR", help="keep every image as PNG")
-    sub.add_argument("--png", metavar="FILE", help="draw the first figure of every method")
+    sub.add_argument("--png", metavar="FILE", help="draw the first metric of every method, as .png, .svg or .pdf")
     add_fts_options(sub)
 
 
@@ -81,7 +80,8 @@ def run(options: Options) -> None:
     """Make and measure images by every preset, and report figures and differences with their intervals."""
     check_device(options.device)
     if options.png:
-        check_folder_of(options.png)
+        check_writable(options.png)
+        check_chart(options.png)
     inception = options.metrics != DEFAULT
     files = files_of(options, inception=inception)
     evaluation = open_evaluation(options, files)
@@ -106,7 +106,7 @@ def run(options: Options) -> None:
         "rows": tables.rows(features, seeds, measures, costs),
     } | measures.floor(seeds)
     if options.png:
-        write_png(options.png, _draw(result))
+        write_chart(options.png, _draw(result))
     note = f"\n\nno row of real images: {result['floor_missing']}" if "floor_missing" in result else ""
     print_report(
         options,
@@ -195,9 +195,9 @@ def _draw(result: dict):
     rows = [*result["rows"], *([result["floor"]] if "floor" in result else [])]
     key = next(iter(rows[0]["figures"]))
     intervals = [Interval(**row["figures"][key]) for row in rows]
-    return draw_bars(
+    return bar_chart(
         [(row["method"], interval.mean, str(interval)) for row, interval in zip(rows, intervals)],
-        f"{result['model']}: {tables.FIGURES[key][0]}, {len(result['seeds'])} x {result['images']} images",
+        f"{result['model']}: {tables.FIGURES[key][0]}, {len(result['seeds'])} × {result['images']} images",
         [interval.half or 0.0 for interval in intervals],
     )
 

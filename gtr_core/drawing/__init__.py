@@ -1,1 +1,1 @@
-"""."""
+"""Figures of plans and runs, charts, and the writing of images."""

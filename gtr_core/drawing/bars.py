@@ -1,29 +1,112 @@
-"""Pictures of a plan: stage, AR step and diffusion steps of the tokens, and what every AR step does."""
+"""Charts, drawn with matplotlib (in the extra ``eval``): bars with intervals, and how every chart looks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from ..errors import GtRError
+from ..files import replace_file
+from .canvas import FAINT, INK, OKABE_ITO
 
-from .canvas import INK, STAGE_COLOURS, blank, draw_text, text_width
-from .plan_figure import GAP
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What a format writes beside the drawing: no dates and versions, so that equal charts are equal files.
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Creator": None, "Date": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+DOTS = 144  # per inch, in a PNG
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "gtr",
+}
 
 
-def draw_bars(rows: list[tuple[str, float, str]], title: str, errors: Sequence[float] = ()) -> np.ndarray:
-    """Horizontal bars for (name, value, label) as (H, W, 3) uint8, with half widths of intervals if given."""
-    line, width = 26, 560
-    errors = tuple(errors) or (0.0,) * len(rows)
-    left = GAP + max((text_width(name) for name, _, _ in rows), default=0) + GAP
-    right = max((text_width(label) for _, _, label in rows), default=0) + GAP
-    sheet = blank(2 * GAP + line * (len(rows) + 1), left + width + GAP + right)
-    draw_text(sheet, title, GAP, GAP)
-    top = max((value + error for (_, value, _), error in zip(rows, errors)), default=1.0) or 1.0
-    for index, ((name, value, label), error) in enumerate(zip(rows, errors), start=1):
-        y, length, reach = GAP + line * index, max(1, int(width * value / top)), int(width * error / top)
-        draw_text(sheet, name, y + 3, GAP)
-        sheet[y : y + line - 6, left : left + length] = STAGE_COLOURS[0 if index == 1 else 1]
-        if reach:
-            sheet[y + 9 : y + 11, max(left, left + length - reach) : left + length + reach] = INK
-        draw_text(sheet, label, y + 3, left + length + reach + 8)
-    return sheet
+def rgb(colour: Sequence[int]) -> tuple[float, ...]:
+    """A colour of 0 to 255 as matplotlib takes it."""
+    return tuple(float(channel) / 255 for channel in colour)
+
+
+COLOURS = tuple(map(rgb, OKABE_ITO))
+
+
+def bar_chart(rows: Sequence[tuple[str, float, str]], title: str, errors: Sequence[float] = ()) -> Figure:
+    """Horizontal bars for (name, value, label), the first in a colour of its own; ``errors`` are the half widths of
+    their intervals."""
+    names, values, labels = zip(*rows)
+    halves = tuple(errors) or (0.0,) * len(rows)
+    places = range(len(rows))
+    with new_chart(7.2, 0.5 + 0.3 * len(rows)) as (figure, axes):
+        axes.barh(places, values, 0.7, color=[COLOURS[min(place, 1)] for place in places])
+        for place, value, half, label in zip(places, values, halves, labels):
+            if half:
+                axes.errorbar(value, place, xerr=half, color=rgb(INK), capsize=3, linewidth=1.2)
+            axes.annotate(label, (value + half, place), (6, 0), textcoords="offset points", va="center_baseline")
+        axes.set_title(title)
+        axes.set_yticks(places, names)
+        axes.tick_params("y", length=0)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xticks([])
+        axes.margins(x=0, y=0.02)
+        axes.invert_yaxis()
+    return figure
+
+
+@contextmanager
+def new_chart(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """An empty chart of so many inches; what is drawn in this context has the style of all charts.
+
+    Raises GtRError where matplotlib is missing.
+    """
+    matplotlib = _matplotlib()
+    with matplotlib.rc_context(STYLE):
+        figure = matplotlib.figure.Figure((width, height), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def grid_lines(axes: Axes, axis: str = "both") -> None:
+    """Faint lines behind the data."""
+    axes.grid(axis=axis, color=rgb(FAINT), linewidth=0.6, alpha=0.6)
+
+
+def write_chart(path: str | os.PathLike, figure: Figure) -> None:
+    """Write as .png, .svg or .pdf, so that no reader sees half a file. Raises GtRError when that fails."""
+    check_chart(path)
+    form, data = Path(path).suffix[1:].lower(), io.BytesIO()
+    with _matplotlib().rc_context(STYLE):
+        figure.savefig(data, format=form, dpi=DOTS, metadata=METADATA[form])
+    replace_file(path, lambda beside: beside.write_bytes(data.getvalue()))
+
+
+def check_chart(path: str | os.PathLike) -> None:
+    """Raises GtRError where a chart cannot be drawn into this file: to be called before long work."""
+    if Path(path).suffix[1:].lower() not in METADATA:
+        raise GtRError(f"chart '{Path(path).name}': expected a name that ends in .png, .svg or .pdf")
+    _matplotlib()
+
+
+def _matplotlib():
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise GtRError("charts need matplotlib, which is not installed: pip install 'gtr-mar[eval]'") from error
+    return matplotlib

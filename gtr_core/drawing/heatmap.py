@@ -1,63 +1,61 @@
-"""Pictures over pictures: the state of a run while it goes on, and where its diffusion steps went."""
+"""Where the diffusion steps of a run went, drawn over its images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
-from ..plans.plan import Plan
-from .canvas import LINE, blank, draw_colour_bar, draw_text, enlarge, text_width, viridis
+from .canvas import LINE, Sheet, enlarge, text_width, viridis
 
 HEATS = ("fts", "all")
-HEAT_SIDE, MARGIN = 384, 12
+SIDE, MARGIN = 384, 16  # the longer side of the image, at least, and what lies around it
 
 
 @dataclass(frozen=True, eq=False)
-class Spent:
-    """Diffusion steps per token of a run's images, (B, h, w) int: those done, 0 for given tokens, and those of them
+class StepCounts:
+    """Diffusion steps per token of a run's images, (B, h, w) int: those done, 0 for known tokens, and those of them
     that FTS added to the schedule's."""
 
     steps: np.ndarray
     extra: np.ndarray
 
-
-def planned_steps(plan: Plan) -> np.ndarray:
-    """The schedule's own diffusion steps per token, (B, L); 0 where the plan leaves a token alone."""
-    result = np.zeros((plan.batch, plan.tokens), np.int64)
-    for step in plan.steps:
-        np.put_along_axis(result, step.targets, step.diffusion_steps, 1)
-    return result
+    def of(self, heat: str) -> np.ndarray:
+        """The counts that a figure of this kind shows, (B, h, w)."""
+        return self.extra if heat == "fts" else self.steps
 
 
-def draw_heat(picture: np.ndarray, spent: Spent, heat: str, image: int = 0, most: int | None = None) -> np.ndarray:
-    """Where the diffusion steps of an image went, over its ``picture`` (H, W, 3) uint8, with a legend below.
-
-    ``fts``: the picture in grey, tokens with extra steps lit in viridis and framed; ``all``: every decoded token by
-    its steps. ``most`` is the end of the scale, by default the image's own largest value.
-    """
-    values = spent.extra[image] if heat == "fts" else spent.steps[image]
-    rows, columns = values.shape
-    cell = max(2, -(-HEAT_SIDE // max(rows, columns)))
-    height, width = rows * cell, columns * cell
-    most = max(int(values.max()) if most is None else most, 1)
-    grey = _resized(picture, height, width).mean(2, keepdims=True).repeat(3, 2)
-    lit = enlarge(values > 0, cell)[..., None]
-    tint = enlarge(viridis(values / most), cell).astype(float)
-    body = np.where(lit, 0.4 * grey + 0.6 * tint, 0.8 * grey)
-    frame = _frame(cell, values.shape)[..., None] & lit
-    body = np.where(frame, tint, body)
+def heatmap(image: np.ndarray, counts: StepCounts, heat: str, index: int = 0, most: int | None = None) -> np.ndarray:
+    """Where the diffusion steps of a batch's image ``index`` went: :func:`overlay` with a legend below."""
+    values = counts.of(heat)[index]
+    most = int(values.max()) if most is None else most
+    body = overlay(image, values, most)
     words = (
         "extra diffusion steps (FTS)" if heat == "fts" else "diffusion steps",
         f"{int((values > 0).sum())} of {values.size} tokens",
     )
-    sheet = blank(height + 3 * LINE + 3 * MARGIN, max(width, *map(text_width, words)) + 2 * MARGIN)
-    sheet[MARGIN : MARGIN + height, MARGIN : MARGIN + width] = body.astype(np.uint8)
+    height, width, _ = body.shape
+    sheet = Sheet(max(width, *map(text_width, words)) + 2 * MARGIN, height + 3 * LINE + 2 * MARGIN + 8)
+    sheet.paste(MARGIN, MARGIN, body)
+    top = height + 2 * MARGIN
     for line, text in enumerate(words):
-        draw_text(sheet, text, height + 2 * MARGIN + line * LINE, MARGIN)
-    top = height + 2 * MARGIN + 2 * LINE
-    draw_colour_bar(sheet, top, MARGIN, sheet.shape[1] - 2 * MARGIN, "0", str(most))
-    return sheet
+        sheet.text(MARGIN, top + line * LINE, text)
+    sheet.colour_bar(MARGIN, top + 2 * LINE, sheet.width - 2 * MARGIN, "0", str(max(most, 1)))
+    return sheet.pixels()
+
+
+def overlay(image: np.ndarray, values: np.ndarray, most: int) -> np.ndarray:
+    """An ``image`` (H, W, 3) uint8 in grey, about ``SIDE`` pixels, with the tokens whose ``values`` (h, w) are above 0
+    lit in viridis, brightest at ``most``, and framed."""
+    rows, columns = values.shape
+    cell = max(2, -(-SIDE // max(rows, columns)))
+    grey = _resized(image, rows * cell, columns * cell).mean(2, keepdims=True).repeat(3, 2)
+    lit = enlarge(values > 0, cell)[..., None]
+    tint = enlarge(viridis(values / max(most, 1)), cell).astype(float)
+    body = np.where(lit, 0.4 * grey + 0.6 * tint, 0.8 * grey)
+    frame = _frame(cell, values.shape)[..., None] & lit
+    return np.where(frame, tint, body).astype(np.uint8)
 
 
 def _frame(cell: int, grid: tuple[int, int]) -> np.ndarray:
@@ -67,7 +65,6 @@ def _frame(cell: int, grid: tuple[int, int]) -> np.ndarray:
     return np.tile(square, grid)
 
 
-def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Nearest neighbours."""
-    rows, columns = (np.arange(size) * old // size for size, old in zip((height, width), picture.shape))
-    return picture[rows][:, columns].astype(float)
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) float."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS), float)

@@ -1,49 +1,40 @@
-"""Pictures of a plan: stage, AR step and diffusion steps of the tokens, and what every AR step does."""
+"""The figure of a plan: stage, AR step and diffusion steps of every token, and what every AR step does."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..plans.fts import FTS
 from ..plans.plan import Plan, Step
-from .canvas import (
-    FAINT,
-    INK,
-    KNOWN,
-    LINE,
-    PAPER,
-    STAGE_COLOURS,
-    blank,
-    draw_colour_bar,
-    draw_text,
-    enlarge,
-    text_width,
-    viridis,
-)
+from .canvas import FAINT, KNOWN, LINE, PAPER, STAGE_COLOURS, SWATCH, Sheet, enlarge, text_width, viridis
 
-MAP, GAP, CHART = 288, 24, 120
+MAP, GAP = 320, 32  # the longer side of a map, and what lies between maps
+TITLE, AXIS, CHART = 24, 36, 120  # the title's letters, the width of an axis' labels, the height of a chart
+MAPS_TOP = GAP + 3 * LINE + 16  # below the title, a line of facts and the maps' own titles
 
 
-def draw_plan(plan: Plan, fts: FTS | None = None, image: int = 0) -> np.ndarray:
-    """The plan of one image as (H, W, 3) uint8: maps of the grid, bars per AR step, and a legend below."""
-    lines = _legend(plan, fts)
+def plan_figure(plan: Plan, index: int = 0) -> np.ndarray:
+    """The plan of a batch's image ``index`` as (H, W, 3) uint8: maps of the grid, a chart per AR step, a legend."""
+    rows = _legend(plan)
     cell = max(1, MAP // max(plan.grid))
-    maps, charts = GAP + 2 * LINE, GAP + 3 * LINE + cell * plan.grid[0] + LINE + GAP
+    charts = MAPS_TOP + cell * plan.grid[0] + 10 + LINE + GAP
     legend = charts + LINE + CHART + LINE + GAP
-    sheet = blank(legend + LINE * len(lines) + GAP, 3 * MAP + 4 * GAP)
-    draw_text(sheet, _title(plan), GAP, GAP)
-    _draw_maps(sheet[maps:], plan, cell, image)
-    half = (sheet.shape[1] - 3 * GAP) // 2
+    sheet = Sheet(3 * MAP + 4 * GAP, legend + LINE * len(rows) + GAP - LINE // 3)
+    sheet.text(GAP, GAP, plan.schedule.name, size=TITLE)
+    sheet.text(GAP, GAP + LINE + 8, _facts(plan))
+    _draw_maps(sheet, plan, cell, index)
+    half = (sheet.width - 3 * GAP) // 2
     tokens, diffusion = [step.tokens for step in plan.steps], [step.diffusion_steps for step in plan.steps]
-    detail = [fts.detail_steps if fts is not None and step.reconstruction else 0 for step in plan.steps]
-    _draw_bars(sheet[charts:, GAP : GAP + half], plan, tokens, [0] * len(tokens), "tokens")
-    _draw_bars(sheet[charts:, 2 * GAP + half : 2 * GAP + 2 * half], plan, diffusion, detail, "diffusion steps")
-    for row, (text, colour) in enumerate(lines):
+    detail = [max((g.diffusion_steps for g in step.groups if g.detail), default=0) for step in plan.steps]
+    _draw_chart(sheet, GAP, charts, half, plan, tokens, [0] * len(tokens), "tokens per AR step")
+    _draw_chart(sheet, 2 * GAP + half, charts, half, plan, diffusion, detail, "diffusion steps per AR step")
+    for row, (text, colour) in enumerate(rows):
         top = legend + LINE * row
-        if colour is not None:
-            sheet[top : top + 14, GAP : GAP + 14] = colour
-        draw_text(sheet, text, top, GAP + 22)
-    return sheet
+        if colour is None:
+            sheet.frame(GAP, top + 2, SWATCH, SWATCH)
+        else:
+            sheet.swatch(GAP, top, colour)
+        sheet.text(GAP + SWATCH + 10, top, text)
+    return sheet.pixels()
 
 
 def stage_colour(stage: int) -> np.ndarray:
@@ -51,86 +42,99 @@ def stage_colour(stage: int) -> np.ndarray:
     return STAGE_COLOURS[(stage - 1) % len(STAGE_COLOURS)]
 
 
-def token_values(plan: Plan, values: list[int], image: int = 0) -> np.ndarray:
+def token_values(plan: Plan, values: list[int], index: int = 0) -> np.ndarray:
     """A value per AR step as a map of the tokens, (h, w) int64; 0 where the plan leaves a token alone."""
     result = np.zeros(plan.tokens, np.int64)
     for step, value in zip(plan.steps, values):
-        result[step.targets[image]] = value
+        result[step.targets[index]] = value
     return result.reshape(plan.grid)
 
 
-def _draw_maps(area: np.ndarray, plan: Plan, cell: int, image: int) -> None:
+def _draw_maps(sheet: Sheet, plan: Plan, cell: int, index: int) -> None:
     """Side by side: stage in the stages' colours, AR step and diffusion steps from dark to light."""
-    stage = token_values(plan, [step.stage for step in plan.steps], image)
-    order = token_values(plan, list(range(1, len(plan.steps) + 1)), image)
-    diffusion = token_values(plan, [step.diffusion_steps for step in plan.steps], image)
-    below = LINE + cell * plan.grid[0] + 6
+    stage = token_values(plan, [step.stage for step in plan.steps], index)
+    order = token_values(plan, list(range(1, len(plan.steps) + 1)), index)
+    diffusion = token_values(plan, [step.diffusion_steps for step in plan.steps], index)
+    below = MAPS_TOP + cell * plan.grid[0] + 10
     colours = np.stack([KNOWN, *(stage_colour(k) for k in range(1, plan.schedule.stages + 1))])[stage]
-    left = _draw_map(area, colours, cell, 0, "stage")
+    place = _draw_map(sheet, colours, cell, 0, "stage")
     for k in range(1, plan.schedule.stages + 1):
-        place = left + 44 * (k - 1)
-        area[below : below + 14, place : place + 14] = stage_colour(k)
-        draw_text(area, str(k), below, place + 18)
+        sheet.swatch(place, below, stage_colour(k))
+        sheet.text(place + SWATCH + 6, below, str(k))
+        place += SWATCH + text_width(str(k)) + 24
     for column, (values, title) in enumerate(((order, "AR step"), (diffusion, "diffusion steps")), start=1):
         low, high = (int(f(values[stage > 0])) if plan.steps else 0 for f in (np.min, np.max))
         shades = viridis((values - low) / max(high - low, 1))
-        left = _draw_map(area, np.where(stage[..., None] > 0, shades, KNOWN), cell, column, title)
+        left = _draw_map(sheet, np.where(stage[..., None] > 0, shades, KNOWN), cell, column, title)
         if low < high:
-            draw_colour_bar(area, below, left, MAP, str(low), str(high))
+            sheet.colour_bar(left, below, MAP, str(low), str(high))
         else:
-            draw_text(area, f"{low} everywhere", below, left)
+            sheet.text(left, below, f"{low} everywhere")
 
 
-def _draw_map(area: np.ndarray, colours: np.ndarray, cell: int, column: int, title: str) -> int:
+def _draw_map(sheet: Sheet, colours: np.ndarray, cell: int, column: int, title: str) -> int:
     """Draws colours (h, w, 3) below a title; returns the left edge."""
     left = GAP + column * (MAP + GAP)
-    draw_text(area, title, 0, left)
-    picture = enlarge(colours, cell)
+    sheet.text(left, MAPS_TOP - LINE, title)
+    squares = enlarge(colours, cell)
     if cell > 4:
-        picture[::cell] = picture[:, ::cell] = PAPER
-    area[LINE : LINE + picture.shape[0], left : left + picture.shape[1]] = picture
+        squares[cell - 1 :: cell] = squares[:, cell - 1 :: cell] = PAPER
+    sheet.paste(left, MAPS_TOP, squares)
     return left
 
 
-def _draw_bars(panel: np.ndarray, plan: Plan, values: list[int], outlines: list[int], title: str) -> None:
+def _draw_chart(
+    sheet: Sheet, left: int, top: int, width: int, plan: Plan, values: list[int], outlines: list[int], title: str
+) -> None:
     """A bar per AR step in its stage's colour, inside the outline of another value where that is larger."""
-    top, base = max([*values, *outlines], default=1), LINE + CHART
-    draw_text(panel, f"{title} (at most {top})", 0, 0)
-    panel[base : base + 2] = FAINT
-    width = panel.shape[1] / max(len(values), 1)
-    for index, (step, value, outline) in enumerate(zip(plan.steps, values, outlines)):
-        left, right = int(index * width), max(int((index + 1) * width) - 1, int(index * width) + 1)
-        height, frame = (max(1, (CHART - 8) * number // top) for number in (value, outline))
+    most = max([*values, *outlines], default=1)
+    sheet.text(left, top, title)
+    left, top, width = left + AXIS, top + LINE + 4, width - AXIS
+    base = top + CHART
+    edges = [left + edge for edge in _edges(len(values), width)]
+    for line, label in ((top, str(most)), (base, "0")):
+        sheet.rectangle(left, line, edges[-1] - left, 1, FAINT)
+        sheet.text(left - 8, line - 8, label, align="right")
+    gap = 1 if len(values) <= width // 4 else 0
+    for step, value, outline, start, end in zip(plan.steps, values, outlines, edges, edges[1:]):
+        side = max(end - start - gap, 1)
+        height, frame = (max(1, CHART * number // most) for number in (value, outline))
         if outline > value:
-            panel[base - frame : base, left:right] = INK
-            panel[base - frame + 2 : base, left + 2 : right - 2] = PAPER
-        panel[base - height : base, left:right] = stage_colour(step.stage)
-    draw_text(panel, "1", base + 6, 0)
-    draw_text(panel, "AR step", base + 6, (panel.shape[1] - text_width("AR step")) // 2)
-    draw_text(panel, str(len(values)), base + 6, panel.shape[1] - text_width(str(len(values))))
+            sheet.frame(start, base - frame, side, frame)
+        sheet.rectangle(start, base - height, side, height, stage_colour(step.stage))
+    sheet.text(left, base + 8, "1")
+    sheet.text((left + edges[-1]) // 2, base + 8, "AR step", align="middle")
+    sheet.text(edges[-1], base + 8, str(len(values)), align="right")
 
 
-def _title(plan: Plan) -> str:
-    schedule = plan.schedule
+def _edges(count: int, width: int) -> list[int]:
+    """Where ``count`` bars begin and the last one ends: all equally wide while there is room for that."""
+    if 0 < count <= width // 4:
+        width -= width % count
+    return [width * k // max(count, 1) for k in range(count + 1)]
+
+
+def _facts(plan: Plan) -> str:
     return (
-        f"{schedule.name}: {len(plan.steps)} AR steps, {plan.grid[0]} x {plan.grid[1]} tokens, {schedule.order} "
-        f"order, {schedule.decoder_scope} decoder scope"
+        f"{len(plan.steps)} AR steps, {plan.grid[0]} x {plan.grid[1]} tokens, {plan.schedule.order} order, "
+        f"{plan.schedule.decoder_scope} decoder scope"
     )
 
 
-def _legend(plan: Plan, fts: FTS | None) -> list[tuple[str, np.ndarray | tuple | None]]:
-    lines: list[tuple[str, np.ndarray | tuple | None]] = []
+def _legend(plan: Plan) -> list[tuple[str, np.ndarray | tuple | None]]:
+    """Lines of text, each with its colour; None for the outline."""
+    fts, lines = plan.method.fts, []
     for stage in range(1, plan.schedule.stages + 1):
-        own = [step for step in plan.steps if step.stage == stage]
-        if own:
-            lines.append((_describe(own), stage_colour(stage)))
-    given = plan.tokens - sum(step.tokens for step in plan.steps)
-    if given:
-        lines.append((f"given: {given} tokens", KNOWN))
+        steps = [step for step in plan.steps if step.stage == stage]
+        if steps:
+            lines.append((_describe(steps), stage_colour(stage)))
+    known = plan.tokens - sum(step.tokens for step in plan.steps)
+    if known:
+        lines.append((f"known: {known} tokens", KNOWN))
     if fts is not None and any(step.reconstruction for step in plan.steps):
         lines.append(
             (
-                f"FTS (outlined): {fts.selection} {fts.fraction:.0%} of each reconstruction step, "
+                f"FTS: {fts.selection} {fts.fraction:.0%} of each reconstruction step, "
                 f"{fts.detail_steps} diffusion steps",
                 None,
             )
@@ -140,9 +144,9 @@ def _legend(plan: Plan, fts: FTS | None) -> list[tuple[str, np.ndarray | tuple |
 
 def _describe(steps: list[Step]) -> str:
     """One stage in words."""
-    kind = "reconstruction" if steps[0].reconstruction else "generation"
-    diffusion = " - ".join(map(str, dict.fromkeys((steps[0].diffusion_steps, steps[-1].diffusion_steps))))
+    phase = "reconstruction" if steps[0].reconstruction else "generation"
+    diffusion = " to ".join(map(str, dict.fromkeys((steps[0].diffusion_steps, steps[-1].diffusion_steps))))
     return (
-        f"stage {steps[0].stage}, {kind}: {sum(step.tokens for step in steps)} tokens in {len(steps)} AR step"
+        f"stage {steps[0].stage}, {phase}: {sum(step.tokens for step in steps)} tokens in {len(steps)} AR step"
         f"{'s' * (len(steps) > 1)}, {diffusion} diffusion steps"
     )

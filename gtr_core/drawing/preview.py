@@ -1,20 +1,22 @@
-"""Pictures over pictures: the state of a run while it goes on, and where its diffusion steps went."""
+"""The state of a run while it goes on, drawn over what is known of its image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt, uniform_filter
 
 from ..plans.regions import Region
 from .canvas import FAINT, PAPER, enlarge
 from .plan_figure import stage_colour, token_values
 
-DIM = 0.5
-NOW = -1
+DIM = 0.5  # brightness of tokens to come
+NOW = -1  # the state of tokens that are decoded now
+SAMPLES = 4  # per pixel and side, for smooth edges
 
 
-def draw_state(colours: np.ndarray, state: np.ndarray, side: int) -> np.ndarray:
+def preview_figure(colours: np.ndarray, state: np.ndarray, side: int) -> np.ndarray:
     """A run in the middle, about ``side`` pixels: colours (h * p, w * p, 3) uint8 of the cells, valid where tokens are
     known, and ``state`` (h, w) per token: 0 known, k > 0 to come in stage k, -1 decoded now.
 
@@ -23,50 +25,39 @@ def draw_state(colours: np.ndarray, state: np.ndarray, side: int) -> np.ndarray:
     """
     patch = colours.shape[0] // state.shape[0]
     cell = max(1, side // max(colours.shape[:2])) * patch
-    spread = enlarge(
-        _spread(colours.reshape(state.shape[0], patch, state.shape[1], patch, 3).mean((1, 3)), state == 0), patch
-    )
-    picture = enlarge(
-        np.where(enlarge(state == 0, patch)[..., None], colours, spread * DIM).astype(np.uint8), cell // patch
-    )
-    dots = np.stack([PAPER, *(stage_colour(k) for k in range(1, max(int(state.max()), 1) + 1))])[np.maximum(state, 0)]
-    disc, ring = _disc(cell, 0.17, state.shape), _disc(cell, 0.4, state.shape) & ~_disc(cell, 0.27, state.shape)
-    marked = enlarge(state > 0, cell) & disc | enlarge(state == NOW, cell) & ring
-    return np.where(marked[..., None], enlarge(dots, cell), picture).astype(np.uint8)
+    known = state == 0
+    spread = _spread(colours.reshape(state.shape[0], patch, state.shape[1], patch, 3).mean((1, 3)), known)
+    image = np.where(enlarge(known, patch)[..., None], colours, enlarge(spread, patch) * DIM).astype(np.uint8)
+    marks = np.stack([PAPER, *(stage_colour(k) for k in range(1, max(int(state.max()), 1) + 1))])[np.maximum(state, 0)]
+    disc, ring = _disc(cell, 0.17), _disc(cell, 0.4) - _disc(cell, 0.27)
+    cover = np.stack([np.zeros((cell, cell)), disc, ring])[np.where(state == NOW, 2, np.minimum(state, 1))]
+    cover = cover.swapaxes(1, 2).reshape(state.shape[0] * cell, state.shape[1] * cell, 1)
+    image = enlarge(image, cell // patch)
+    return (image * (1 - cover) + enlarge(marks, cell) * cover).round().astype(np.uint8)
 
 
-def state_of(regions: Sequence[Region], current: int, step: int, grid: tuple[int, int], image: int = 0) -> np.ndarray:
-    """What :func:`draw_state` takes, (h, w): a run of ``regions`` at AR step ``step`` of region ``current``."""
+def state_of(regions: Sequence[Region], current: int, step: int, grid: tuple[int, int], index: int = 0) -> np.ndarray:
+    """What :func:`preview_figure` takes, (h, w): a run of ``regions`` at AR step ``step`` of region ``current``."""
     state = np.zeros(grid[0] * grid[1], np.int64)
-    for index, region in enumerate(regions[current:]):
+    for later, region in enumerate(regions[current:]):
         values = [
-            entry.stage if index or k > step else NOW if k == step else 0 for k, entry in enumerate(region.plan.steps)
+            entry.stage if later or k > step else NOW if k == step else 0 for k, entry in enumerate(region.plan.steps)
         ]
-        state[region.positions[region.unknown.ravel()]] = token_values(region.plan, values, image)[region.unknown]
+        state[region.positions[region.unknown.ravel()]] = token_values(region.plan, values, index)[region.unknown]
     return state.reshape(grid)
 
 
 def _spread(colours: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Colours (h, w, 3) with the tokens that are not ``known`` (h, w) filled from known ones around them."""
-    weight = known.astype(float)[..., None]
-    total = colours * weight
+    """Colours (h, w, 3) with the tokens that are not ``known`` (h, w) filled from the nearest known one, blurred."""
     if not known.any():
-        return np.full_like(total, FAINT[0])
-    filled = np.where(known[..., None], total, 0.0)
-    while (weight == 0).any():
-        total, weight = _around(total), _around(weight)
-        new = (filled.sum(2, keepdims=True) == 0) & (weight > 0) & ~known[..., None]
-        filled = np.where(new, total / np.maximum(weight, 1e-9), filled)
-    return filled
+        return np.full(colours.shape, float(FAINT[0]))
+    nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
+    filled = colours[tuple(nearest)]
+    return np.where(known[..., None], filled, uniform_filter(filled, (3, 3, 0), mode="nearest"))
 
 
-def _around(values: np.ndarray) -> np.ndarray:
-    """The sum of every token and its eight neighbours, (h, w, c)."""
-    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
-    return sum(padded[i : i + values.shape[0], j : j + values.shape[1]] for i in range(3) for j in range(3))
-
-
-def _disc(cell: int, radius: float, grid: tuple[int, int]) -> np.ndarray:
-    """A disc in the middle of every token's square; ``radius`` in squares."""
-    place = (np.arange(cell) + 0.5) / cell - 0.5
-    return np.tile(place[:, None] ** 2 + place**2 <= radius**2, grid)
+def _disc(cell: int, radius: float) -> np.ndarray:
+    """How much of each pixel a disc in the middle of a square covers, (cell, cell) in [0, 1]; ``radius`` in squares."""
+    place = (np.arange(cell * SAMPLES) + 0.5) / (cell * SAMPLES) - 0.5
+    inside = place[:, None] ** 2 + place**2 <= radius**2
+    return inside.reshape(cell, SAMPLES, cell, SAMPLES).mean((1, 3))

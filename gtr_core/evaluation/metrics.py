@@ -1,4 +1,4 @@
-"""Measures of how good images are, on features, class scores and spectra; and how sure a figure is.
+"""Measures of how good images are, on features, class scores and spectra; and how sure a measure is.
 
 Everything is computed in float64. Inputs are tensors of rows, one per image; results are plain numbers.
 """
@@ -126,8 +126,11 @@ class Interval:
 def interval(values: Sequence[float]) -> Interval:
     """Student's t interval of the mean of ``values``."""
     n = len(values)
-    half = student_quantile(0.975, n - 1) * stdev(values) / math.sqrt(n) if n > 1 else None
-    return Interval(fmean(values), half, n)
+    if n < 2:
+        return Interval(fmean(values), None, n)
+    from scipy import stats  # takes longer to import than all else here
+
+    return Interval(fmean(values), float(stats.t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n), n)
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Interval:
@@ -135,34 +138,6 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Interval:
     if len(a) != len(b):
         raise GtRError(f"{len(a)} and {len(b)} values cannot be paired: expected the same seeds")
     return interval([x - y for x, y in zip(a, b)])
-
-
-def student_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) of Student's distribution with a whole number of degrees of freedom, by its finite series."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term, total = (cosine, cosine) if odd else (1.0, 1.0)
-    for k in range(3 if odd else 2, freedom - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    if odd:
-        series = sine * total if freedom > 1 else 0.0
-        return 0.5 + (angle + series) / math.pi
-    return 0.5 + sine * total / 2
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """The t with ``student_cdf(t, freedom) = probability``, for probabilities from 0.5 to below 1, by bisection."""
-    if freedom < 1 or not 0.5 <= probability < 1:
-        raise GtRError(f"no quantile {probability} for {freedom} degrees of freedom: expected 0.5 to 1 and 1 or more")
-    low, high = 0.0, 1.0
-    while student_cdf(high, freedom) < probability:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_cdf(middle, freedom) < probability else (low, middle)
-    return high
 
 
 def _discrepancy(a: Tensor, b: Tensor) -> float:

@@ -19,7 +19,7 @@ from .latents import LatentSpec
 from .layers import Attention, Block, Mlp, block_flops, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
-from .spec import Family, Flops, ModelSpec, check_depths
+from .spec import Family, Flops, ModelSpec, check_depths, check_finite
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LightGenSpec(ModelSpec):
 
     ``text_length`` text positions of ``caption_dim`` values come from the text encoder; position tables have
     ``table`` x ``table`` entries and are resized. Upstream swaps the axes of resized tables; that is reproduced
-    unless ``corrected_positions`` is set, which matters for non-square pictures only.
+    unless ``corrected_positions`` is set, which matters for non-square images only.
     """
 
     family: ClassVar[str] = "LightGen"
@@ -76,6 +76,7 @@ class LightGenSpec(ModelSpec):
                 f"{self.name} is conditioned on text states (images, {expected[0]}, {expected[1]}), found "
                 f"{condition.dtype} of shape {tuple(condition.shape)}: encode the prompts for this model"
             )
+        check_finite(condition, "text")
 
     def random_condition(self, batch: int) -> Tensor:
         return torch.randn(batch, self.text_length, self.caption_dim, generator=torch.Generator().manual_seed(0))
@@ -117,7 +118,7 @@ LIGHTGEN = LightGenSpec(
 
 
 class CrossAttention(nn.Module):
-    """Queries from the picture, keys and values from the text; ``kv`` is laid out [k | v], each head-major."""
+    """Queries from the image, keys and values from the text; ``kv`` is laid out [k | v], each head-major."""
 
     def __init__(self, dim: int, heads: int, *, operations, attention: Attention, **factory):
         super().__init__()

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = ROOT / "gtr_core"
+CORE, NODES = ROOT / "gtr_core", ROOT / "nodes"
+# ComfyUI's own packages and modules.
+HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "server"}
 # From the ground up: a folder imports only what stands above it in this list. models and plans are neighbours that
 # do not know each other.
 LAYERS = (
@@ -88,3 +90,68 @@ def test_an_import_under_type_checking_is_seen(tmp_path: Path) -> None:
     source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..sampling import sampler\n"
     tree = ast.parse(source)
     assert [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level] == ["sampling"]
+
+
+PACK = [*MODULES, *sorted((ROOT / "nodes").glob("*.py"))]
+packs = pytest.mark.parametrize("path", PACK, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@packs
+def test_no_function_takes_more_than_eight_parameters(path: Path) -> None:
+    """But for the inputs of a node, which are its widgets, and Triton's kernels, which take addresses."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "execute":
+            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len(names) - (names[:1] in (["self"], ["cls"]))
+            assert count <= 8 or path.stem == "triton_kernels", f"{node.name} takes {count}: which noun is missing?"
+
+
+@packs
+def test_no_file_outside_the_families_asks_which_family_a_spec_is(path: Path) -> None:
+    if path.parent.name == "models":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            assert "Spec" not in ast.unparse(node.args[1]), f"line {node.lineno}: let the spec answer"
+
+
+def absolute_imports(source: str) -> set[str]:
+    """Top-level names that a source imports absolutely anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(NODES.rglob("*.py")), ids=lambda path: path.stem)
+def test_only_the_private_files_of_the_nodes_import_the_host(path: Path) -> None:
+    private = path.stem.startswith("_") and path.stem != "__init__"
+    assert private or not absolute_imports(path.read_text(encoding="utf-8")) & HOST
+
+
+def test_an_import_of_the_host_inside_a_function_is_seen() -> None:
+    assert absolute_imports("def f():\n    from comfy.sd import VAE\n    import server") == {"comfy", "server"}
+
+
+@pytest.mark.parametrize("path", sorted(NODES.rglob("*.py")), ids=lambda path: path.stem)
+def test_every_parameter_of_the_nodes_has_a_type(path: Path) -> None:
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            untyped = [a.arg for a in parameters(function) if a.annotation is None and a.arg not in ("self", "cls")]
+            assert not untyped, f"{function.name}: {', '.join(untyped)}"
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+    found = function.args
+    extra = [argument for argument in (found.vararg, found.kwarg) if argument is not None]
+    return [*found.posonlyargs, *found.args, *found.kwonlyargs, *extra]
+
+
+def test_the_sampler_node_is_thin() -> None:
+    """All of the work is the core's: the body of ``execute`` puts it together in at most 20 lines."""
+    tree = ast.parse((NODES / "sampler.py").read_text(encoding="utf-8"))
+    (execute,) = (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "execute")
+    assert execute.body[-1].end_lineno - execute.body[0].lineno < 20

@@ -85,6 +85,7 @@ def generated(name: str) -> torch.Tensor:
     return torch.from_numpy(decode_images(vae, latents)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
+@pytest.mark.slow
 def test_the_transformer_in_16_bit_draws_the_same_images():
     """Those of float32: their latents differ by a small share of their deviation, in the median image."""
     kinds = (torch.float32, torch.bfloat16, torch.float16)
@@ -103,6 +104,7 @@ def test_the_names_are_those_of_the_data():
     assert CLASS_NAMES == SHIPPED_NAMES == load_model(DEMO_MAR).spec.class_names
 
 
+@pytest.mark.slow
 def test_pictures_show_their_class(judge):
     """One in ten would be chance."""
     assert (judge(generated("gtr-full"))["class"].argmax(1) == LABELS).float().mean() > 0.6

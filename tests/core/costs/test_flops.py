@@ -72,6 +72,7 @@ def meta_model(spec: ModelSpec) -> Model:
     return build(spec, device="meta").requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps, diffusion", [(24, 16), (12, 21)])
 def test_agreement_with_torchs_counter_under_lazymar(steps, diffusion):
     spec = replace(mar_spec("mar-b"), encoder_depth=2, decoder_depth=5)
@@ -90,6 +91,7 @@ def test_the_papers_table(capsys):
     assert lazy["speedup"] == pytest.approx(2.83, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule, guided, fts",
     [

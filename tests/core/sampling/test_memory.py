@@ -49,7 +49,10 @@ def few_images(spec, images: int) -> Machine:
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("batch, at_once", [(1, 100), (12, 100), (12, 3)])
+@pytest.mark.parametrize(
+    "batch, at_once",
+    [(1, 100), pytest.param(12, 100, marks=pytest.mark.slow), pytest.param(12, 3, marks=pytest.mark.slow)],
+)
 def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch, at_once):
     """Whether the transformer takes all images at once, or as on a processor a few."""
     spec, seeds = SPECS[name], image_seeds(0, batch)
