@@ -1,5 +1,7 @@
 """Cache nodes."""
 
+from __future__ import annotations
+
 from ..gtr_core.sampling.lazymar import LazyMAR
 from ..gtr_core.sampling.recap import ReCAP
 from ._api import GtrCache, io

@@ -26,9 +26,10 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parents[2]
 # A command line that tells where it is and then stands still, to be killed there.
 STOPPED = """
-import sys, time
+import importlib, os, sys, time
 from pathlib import Path
-from gtr_core import checkpoint, cli, png
+from gtr_core import cli
+convert = importlib.import_module("gtr_core.checkpoints.convert")
 def stand(*_):
     print("here", flush=True)
     time.sleep(600)
@@ -37,11 +38,11 @@ def half(tensors, path, metadata=None):
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[:len(data) // 2])
     stand()
-save = checkpoint.save_file
+save = convert.save_file
 if sys.argv[1] == "half":
-    checkpoint.save_file = half
+    convert.save_file = half
 else:
-    checkpoint.os.replace = stand
+    os.replace = stand
 sys.exit(cli.main(sys.argv[2:]))
 """
 # A command line that may write so many bytes into a file, as on a full disk.

@@ -29,7 +29,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[ClassifierFeatures]:
-    made = ClassifierFeatures(ROOT, ROOT / "demo" / "models" / "demo_mar.safetensors")
+    made = ClassifierFeatures(ROOT, ROOT / "gtr_core" / "demo" / "demo_mar.safetensors")
     yield made
     made.close()
 

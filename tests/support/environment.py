@@ -25,6 +25,8 @@ TORCH_FRIENDS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 HOST_REQUIREMENTS = HERE / "requirements-host.txt"
 TEST_REQUIREMENTS = HERE / "requirements-test.txt"
 BROWSER_REQUIREMENTS = HERE / "requirements-browser.txt"
+# Extras of pyproject.toml that the tests use, and what must be importable when one is installed.
+EXTRAS = {"eval": ("torch_fidelity", "matplotlib"), "scale": ("ray", "pyarrow")}
 OLDEST_PYTHON = (3, 11)
 log = logging.getLogger("gtr_dev")
 
@@ -55,6 +57,29 @@ def add_test_tools(host: Host) -> Path | None:
         lambda: _pip(host.python, *_target(into), "-r", str(TEST_REQUIREMENTS)),
     )
     return into
+
+
+def extra_requirements(name: str) -> Path:
+    """The pinned packages of an extra."""
+    return HERE / f"requirements-{name}.txt"
+
+
+def add_extra(host: Host, into: Path | None, name: str) -> None:
+    """Install an extra beside the other test tools; DevError where this platform has no packages of it.
+
+    Without dependencies: the lists are complete, and no package of the host (torch!) is replaced or hidden.
+    """
+    requirements = extra_requirements(name)
+
+    def install() -> None:
+        _pip(host.python, *_target(into), "--no-deps", "-r", str(requirements))
+        paths = [] if into is None else [str(into)]
+        _call(
+            [str(host.python), "-c", f"import sys; sys.path[:0] = {paths}; import {', '.join(EXTRAS[name])}"],
+            f"importing {' and '.join(EXTRAS[name])} failed",
+        )
+
+    _once(_stamp(host, name), _key(requirements.read_text(), host.python), f"installing the extra '{name}'", install)
 
 
 def add_browser_driver(host: Host, into: Path | None) -> None:

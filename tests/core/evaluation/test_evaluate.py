@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import subprocess
@@ -31,6 +30,7 @@ from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
+from gtr_tests.extras import needs, why_missing
 from gtr_tests.stand_ins import randomised, small_lightgen
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -40,6 +40,7 @@ VAE = ROOT / "tests" / "golden" / "vae_tiny_fp16.safetensors"
 RANDOM = Method(Schedule("random", "random", (3,), diffusion=(4, 4, 4)), Guidance(2.0))
 GTR = Method(Schedule("gtr", "gtr", (2, 1, 1), diffusion=(4, 3, 3)), Guidance(2.0), FTS(0.5, 4))
 CLASSES, IMAGES = 10, 12
+needs_fidelity = needs("torch_fidelity", "eval")
 
 
 @pytest.fixture(scope="module")
@@ -255,12 +256,13 @@ def test_the_verb(whole, files):
 
 
 def test_the_verb_draws_a_chart(whole, files, tmp_path):
-    pytest.importorskip("matplotlib", reason="charts need matplotlib, of the extra eval")
+    pytest.importorskip("matplotlib", reason=why_missing("matplotlib", "eval"))
     run(*files, *QUICK, "--work", str(whole[1]), "--png", str(tmp_path / "plot.png"))
     with Image.open(tmp_path / "plot.png") as chart:
         assert np.asarray(chart.convert("RGB")).std() > 10
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_figures(files, tmp_path):
     """Shards made by two processes: the rows of one."""
     command = [sys.executable, "-m", "gtr_core", "eval", *files, *QUICK, "--presets", "gtr-extreme"]
@@ -337,11 +339,8 @@ def test_fid_needs_its_reference(files, capsys):
     assert "give an .npz" in capsys.readouterr().err
 
 
-INSTALLED = importlib.util.find_spec("torch_fidelity") is not None
-
-
-@pytest.mark.skipif(INSTALLED, reason="torch-fidelity is installed")
-def test_without_the_extra_there_is_one_line(files, capsys):
+def test_without_the_extra_there_is_one_line(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     assert main(["eval", *files[:4], *QUICK, "--metrics", "is"]) == 2
     assert "pip install torch-fidelity" in capsys.readouterr().err
 
@@ -349,7 +348,8 @@ def test_without_the_extra_there_is_one_line(files, capsys):
 @pytest.fixture
 def inception(tmp_path, monkeypatch) -> Path:
     """A weights file of torch-fidelity's network with random values: the published one is not at hand."""
-    source = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="torch-fidelity: extra 'eval'")
+    from torch_fidelity import feature_extractor_inceptionv3 as source
+
     with monkeypatch.context() as patch:
         patch.setattr(source, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(source.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
@@ -358,6 +358,8 @@ def inception(tmp_path, monkeypatch) -> Path:
     return tmp_path / "inception.pth"
 
 
+@pytest.mark.slow
+@needs_fidelity
 def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
     """With random weights the numbers mean nothing, but they are torch-fidelity's own for the same PNG files."""
     import torch_fidelity
@@ -386,6 +388,7 @@ def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
         samples_shuffle=True,
         feature_extractor_weights_path=str(inception),
         cache=False,
+        save_cpu_ram=True,  # no processes to load files
         verbose=False,
     )
     assert progress == "" and values["is"] == first["is"]
@@ -394,8 +397,8 @@ def test_fid_and_is_through_torch_fidelity(files, inception, tmp_path):
     assert values["fid"][1] == pytest.approx(0, abs=1e-3 * values["fid"][0])
 
 
+@needs_fidelity
 def test_inception_weights_are_not_executed(tmp_path):
-    pytest.importorskip("torch_fidelity", reason="torch-fidelity: extra 'eval'")
     torch.save({"a": time.perf_counter}, tmp_path / "evil.pth")
     with pytest.raises(GtRError, match="was not executed"):
         fidelity.inception_features(tmp_path / "evil.pth")

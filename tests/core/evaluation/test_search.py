@@ -47,6 +47,7 @@ def test_a_cost_out_of_reach_is_refused():
         candidates(Space(), Budget(mar_spec("mar-b"), 500.0), 3, seed=0)
 
 
+@pytest.mark.slow
 def test_rounds_keep_the_best(tiny_mar, tmp_path):
     names = tuple(f"class {label}" for label in range(10))
     extractor = randomised(Classifier(ClassifierSpec(128, (8, 8, 16, 16), names, (), 6)), 1).eval()
@@ -73,6 +74,7 @@ def test_rounds_keep_the_best(tiny_mar, tmp_path):
     assert last[0]["values"]["frechet"] == pytest.approx([measure(made, 0)["frechet"] for made in alone])
 
 
+@pytest.mark.slow
 def test_workers_find_the_same(tmp_path):
     """The verb on the demo model: two processes end with the winner and the figures of one."""
     command = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.jobs.workers import Engine, run_tasks
+from gtr_tests.extras import child_environment, needs
 from gtr_tests.stand_ins import randomised, small_lightgen
 from safetensors.torch import load_file, save_file
 
@@ -22,12 +22,9 @@ ROOT = Path(__file__).resolve().parents[3]
 VAE = ROOT / "tests" / "golden" / "vae_tiny_fp16.safetensors"
 QUICK = ["--steps", "2,1,1", "--diffusion", "2,2,2", "--fts", "off", "--device", "cpu", "--manifest", "jsonl"]
 SIX = ["--images", "6", "--shard", "2", "--batch", "2", "--classes", "3,1,2,0", "--seed", "7"]
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray: the extra 'scale'")
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]),
-}
+needs_ray = needs("ray", "scale")
+# The workers have to find the library as the program that starts them did: not by its folder, nor by PYTHONPATH.
+GENERATE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gtr_core.cli import main; sys.exit(main())"
 # Workers are other processes, that import what they do from a file: squares, written beside and renamed. The first to
 # try task 2 is killed, task 3 kills everyone if asked to, task 4 cannot be done, the first to try task 5 hangs.
 SQUARES = """
@@ -77,6 +74,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a Unix signal")
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=needs_ray)])
 def test_a_killed_worker_and_a_slow_one(engine: str, tmp_path: Path) -> None:
@@ -84,11 +82,10 @@ def test_a_killed_worker_and_a_slow_one(engine: str, tmp_path: Path) -> None:
     (tmp_path / "squares.py").write_text(SQUARES)
     (tmp_path / "drive.py").write_text(DRIVE)
     (tmp_path / "out").mkdir()
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])}
     done = subprocess.run(
         [sys.executable, "drive.py", engine],
         cwd=tmp_path,
-        env=environment,
+        env={**child_environment(tmp_path, ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -134,11 +131,12 @@ def make(capsys, *arguments) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def make_elsewhere(*arguments) -> None:
+def make_elsewhere(folder: Path, *arguments) -> None:
+    """The verb in a process of its own, started in an empty folder; its files go to the folder's ``out``."""
     done = subprocess.run(
-        [sys.executable, "-m", "gtr_core", "generate-many", *map(str, arguments)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
+        [sys.executable, "-c", GENERATE, "generate-many", *map(str, arguments), "-o", "out"],
+        cwd=folder,
+        env={**child_environment(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -150,19 +148,21 @@ def make_elsewhere(*arguments) -> None:
 def single(model, tmp_path_factory) -> dict[str, bytes]:
     """Every file that one worker leaves."""
     folder = tmp_path_factory.mktemp("single")
-    make_elsewhere(*model, *QUICK, *SIX, "--workers", 1, "-o", folder)
-    return contents(folder)
+    make_elsewhere(folder, *model, *QUICK, *SIX, "--workers", 1)
+    return contents(folder / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine, workers",
     [("local", 2), ("local", 4), *(pytest.param("ray", count, marks=needs_ray) for count in (1, 2, 4))],
 )
 def test_the_number_of_workers_changes_no_byte(engine, workers, model, single, tmp_path):
-    make_elsewhere(*model, *QUICK, *SIX, "--engine", engine, "--workers", workers, "-o", tmp_path)
-    assert contents(tmp_path) == single
+    make_elsewhere(tmp_path, *model, *QUICK, *SIX, "--engine", engine, "--workers", workers)
+    assert contents(tmp_path / "out") == single
 
 
+@pytest.mark.slow
 def test_the_manifest(single):
     rows = [json.loads(line) for line in single["manifest.jsonl"].splitlines()]
     assert [row["index"] for row in rows] == list(range(6)) and [row["seed"] for row in rows] == list(range(7, 13))
@@ -198,8 +198,10 @@ def test_shards_of_safetensors(model, capsys, tmp_path):
     ]
 
 
+@needs("pyarrow", "scale")
 def test_a_parquet_manifest(model, capsys, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow: the extra 'scale'")
+    from pyarrow import parquet
+
     make(capsys, *model, *QUICK, "--images", 2, "--batch", 2, "-o", tmp_path)
     make(capsys, *model, *QUICK, "--images", 2, "--batch", 2, "-o", tmp_path, "--manifest", "parquet")
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
