@@ -76,8 +76,8 @@ def test(options: argparse.Namespace) -> int:
     Without any, the tests are shared between a few processes, each with a server of its own.
     """
     host = environment.prepare()
-    tools = environment.add_test_tools(host)
-    extra = {"COMFYUI_PATH": str(host.comfy), **_extras(host, tools)}
+    environment.add_test_tools(host)
+    extra = {"COMFYUI_PATH": str(host.comfy), **_extras(host)}
     words = options.pytest
     if not words:
         cores = os.cpu_count() or 1
@@ -88,8 +88,8 @@ def test(options: argparse.Namespace) -> int:
     if options.fast:
         words = ["-m", "not slow", *words]
     else:
-        extra |= _browser(host, tools)
-    code = RUN_PYTEST.format(tools=[str(tools)] if tools else [])
+        extra |= _browser(host)
+    code = RUN_PYTEST.format(tools=[str(folder) for folder in environment.tool_folders(host)])
     return _child([str(host.python), "-c", code, "-rfEs", *words], {**os.environ, **extra})
 
 
@@ -151,21 +151,21 @@ def _pictures(entry: dict[str, Any]) -> list[Path]:
     ]
 
 
-def _extras(host: Host, tools: Path | None) -> dict[str, str]:
+def _extras(host: Host) -> dict[str, str]:
     """Install the extras that tests use; environment variables that say why one is not there."""
     reasons = {}
     for name in environment.EXTRAS:
         try:
-            environment.add_extra(host, tools, name)
+            environment.add_extra(host, name)
         except DevError as error:
             reasons[f"GTR_NO_{name.upper()}"] = f"the extra '{name}' could not be installed: {error}"
     return reasons
 
 
-def _browser(host: Host, tools: Path | None) -> dict[str, str]:
+def _browser(host: Host) -> dict[str, str]:
     """Environment variables for the browser tests: where Chromium is, or why they cannot run."""
     try:
-        environment.add_browser_driver(host, tools)
+        environment.add_browser_driver(host)
     except DevError as error:
         return {"GTR_NO_BROWSER": f"the browser driver could not be installed: {error}"}
     found = chromium.find_or_install()

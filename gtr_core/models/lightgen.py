@@ -450,7 +450,7 @@ def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides
         table=table,
         **depths,
     )
-    check_depths(spec, stated=overrides.pop("depths", None))
+    check_depths(spec, stated=overrides.pop("depths", None), symmetric=True)
     return replace(spec, **overrides)
 
 

@@ -49,7 +49,8 @@ class Targets:
         from gtr_pack.gtr_core.checkpoints import checkpoint, metadata
         from gtr_pack.gtr_core.diffusion.head import HeadSpec
         from gtr_pack.gtr_core.errors import GtRError
-        from gtr_pack.gtr_core.models import latents, lightgen, mar, vae
+        from gtr_pack.gtr_core.models import lightgen, mar, vae
+        from gtr_pack.gtr_core.models.latents import LatentSpec
 
         self.refusal, self.folder = GtRError, folder
         self.checkpoint, self.metadata = checkpoint, metadata
@@ -65,7 +66,7 @@ class Targets:
                 classes=2,
                 buffer=1,
                 head=HeadSpec(2, 4, 4, 1),
-                latent=latents.LatentSpec(channels=2),
+                latent=LatentSpec(channels=2),
             ),
             lightgen.LightGenSpec(
                 name="tiny",
@@ -131,9 +132,9 @@ class Targets:
         try:
             checkpoint = self.checkpoint.read_checkpoint(path)
             if self.vae.is_vae(checkpoint.tensors):
-                self.checkpoint.load_vae(checkpoint)
+                self.checkpoint.checked_vae(checkpoint)
             else:
-                self.checkpoint.load_model(checkpoint)
+                self.checkpoint.checked_model(checkpoint)
         except self.refusal as error:
             return self.refused(error)
         return "read"

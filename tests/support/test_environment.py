@@ -81,9 +81,9 @@ def test_an_extra_that_cannot_be_imported_is_not_taken_for_installed(
     monkeypatch.setitem(environment.EXTRAS, "eval", ("json", "no_such_module"))
     host = environment.Host(Path(sys.executable), tmp_path, owned=False)
     with pytest.raises(DevError, match="importing json and no_such_module failed"):
-        environment.add_extra(host, tmp_path / "tools", "eval")
+        environment.add_extra(host, "eval")
     monkeypatch.setitem(environment.EXTRAS, "eval", ("json",))
-    environment.add_extra(host, tmp_path / "tools", "eval")
+    environment.add_extra(host, "eval")
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["gtr-eval.stamp"]
 
 
