@@ -70,8 +70,8 @@ class ReCAPNode(io.ComfyNode):
             node_id="GtR_ReCAP",
             display_name="ReCAP Cache",
             category="GtR/sampling",
-            description="Puts cheap local steps between full AR steps: they compute the tokens that are decoded now and "
-            "reuse keys and values for all others. Works with MAR and LightGen and any schedule.",
+            description="Puts cheap local steps between full AR steps: they compute the tokens that are decoded now "
+            "and reuse keys and values of all others. For MAR and LightGen, with any schedule.",
             search_aliases=["recap", "cache", "speed", "gtr"],
             inputs=[
                 io.Int.Input(
@@ -86,7 +86,7 @@ class ReCAPNode(io.ComfyNode):
                     default=1,
                     min=0,
                     max=16,
-                    tooltip="Local steps after every full one. More is faster and less exact; 0 switches the cache off.",
+                    tooltip="Local steps after every full one. More is faster and less exact; 0 switches it off.",
                 ),
                 io.Combo.Input(
                     "buffer",

@@ -1,4 +1,4 @@
-"""ReCAP in closed form: where a local step equals a full one, what it may read, which steps are local, what they cost."""
+"""ReCAP in closed form: where a local step equals a full one, what it reads, which steps are local, what they cost."""
 
 from __future__ import annotations
 
