@@ -17,6 +17,7 @@ from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.plan import make_plan
 from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_pack.gtr_core.sampling.memory import activation_bytes, check_run, images_at_once, images_that_fit
+from gtr_pack.gtr_core.sampling.recap import ReCAP
 from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.peak import Peak
 from gtr_tests.runs import MetaNoise
@@ -66,6 +67,24 @@ def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch, at_once):
     estimate = activation_bytes(plan, spec, runtime)
     print(f"{name} {schedule.name} {batch}: {peak.most / 2**20:.1f} MiB, estimate {estimate / 2**20:.1f} MiB")
     assert peak.most <= estimate <= 5 * peak.most
+
+
+@pytest.mark.parametrize("keep_buffer", [True, False])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("name", ["mar-b", "lightgen"])
+def test_what_a_cache_keeps_is_in_the_estimate(name, schedule, keep_buffer):
+    """ReCAP's keys and values are counted on top of what the same run without it holds."""
+    spec, seeds, runtime = SPECS[name], image_seeds(0, 2), OfShapes(machine=few_images(SPECS[name], 100))
+    deep = replace(spec, encoder_depth=6, decoder_depth=6)
+    method = Method(schedule, Guidance(3.0), cache=ReCAP(0, 1, keep_buffer))
+    plan = make_plan(method, deep.grid, seeds)
+    model = build(deep, device="meta").requires_grad_(False)
+    with Peak(model) as peak:
+        sample(model, plan, deep.random_condition(2), MetaNoise(seeds, deep.head.channels), runtime=runtime)
+    estimate = activation_bytes(plan, deep, runtime)
+    assert peak.most <= estimate <= 5 * peak.most
+    without = activation_bytes(replace(plan, method=replace(method, cache=None)), deep, runtime)
+    assert estimate - without >= method.cache.kept_bytes(plan, deep, 4) >= 0
 
 
 def test_as_many_images_as_fit_a_budget():
