@@ -63,6 +63,7 @@ def peak_and_estimate(name: str, schedule: Schedule, batch: int, at_once: int) -
     return peak.most, estimate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("batch, at_once", [(1, 100), (12, 100), (12, 3)])
@@ -72,6 +73,7 @@ def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch, at_once):
     assert most <= estimate <= 5 * most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mar-b", "mar-h"])
 def test_a_chunk_of_modulations_is_gone_before_the_next_is_made(name):
     """In a batch of one they weigh most."""
