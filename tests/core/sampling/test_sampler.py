@@ -95,6 +95,7 @@ def test_runs_repeat_bitwise_also_after_a_cancel_and_an_error(small_mar):
     assert torch.equal(run(small_mar), first)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_bits(small_mar, tmp_path):
     """Invariant 3, against a process in which nothing ran before."""
     script = (
