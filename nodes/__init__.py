@@ -1,7 +1,7 @@
 """The nodes of the pack, imported by the host through ``comfy_entrypoint`` only."""
 
 from ._api import ComfyExtension, io
-from .cache import LazyMARNode
+from .cache import LazyMARNode, ReCAPNode
 from .conditioning import ClassCondition
 from .edit import Outpaint, Redraw
 from .heatmap import HeatMap
@@ -31,6 +31,7 @@ class GtRExtension(ComfyExtension):
             BaselineScheduler,
             FTSNode,
             LazyMARNode,
+            ReCAPNode,
             Sampler,
             PreviewSchedule,
             Redraw,

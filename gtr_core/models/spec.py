@@ -50,6 +50,7 @@ class ModelSpec:
     condition: ClassVar[str]
     """What the model is conditioned on: 'label' (int64, -1 = none) or 'text' (states of a text encoder)."""
     supports_lazymar: ClassVar[bool] = False
+    supports_recap: ClassVar[bool] = False
     stored: ClassVar[tuple[str, ...]] = ("name", "grid", "heads", "latent", "diffusion", "norm_eps")
     """Fields that shapes do not tell: they travel in a file's metadata."""
 
@@ -97,6 +98,10 @@ class ModelSpec:
     def transformer_flops(self, known: int, masked: int) -> Flops:
         """FLOPs of one evaluation for one image and one guidance branch, ``masked`` counting targets and context."""
         raise NotImplementedError
+
+    def read_flops(self, tokens: int) -> int:
+        """What of :meth:`transformer_flops` comes after the decoder, for so many positions."""
+        return 0
 
     def condition_bytes(self, itemsize: int) -> int:
         """Bytes that a run keeps of the condition of one image and one guidance branch."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, replace
 
 import pytest
-import torch
 from gtr_pack.gtr_core import device as hardware
 from gtr_pack.gtr_core.device import Machine, Runtime
 from gtr_pack.gtr_core.errors import GtRError
@@ -19,48 +17,22 @@ from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.plan import make_plan
 from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_pack.gtr_core.sampling.memory import activation_bytes, check_run, images_at_once, images_that_fit
+from gtr_pack.gtr_core.sampling.recap import ReCAP
 from gtr_pack.gtr_core.sampling.sampler import sample
+from gtr_tests.peak import Peak
 from gtr_tests.runs import MetaNoise
-from torch.utils._python_dispatch import TorchDispatchMode
 
 SCHEDULES = [
     Schedule("gtr", "gtr", (2, 1, 1), diffusion=(3, 2, 2)),
     Schedule("stage", "gtr", (2, 1, 1), diffusion=(3, 2, 2), decoder_scope="stage"),
     Schedule("random", "random", (3,), diffusion=(3, 3, 3)),
+    Schedule("long", "random", (6,), diffusion=(9, 9, 9)),  # several chunks of modulations
 ]
 SPECS = {
     "mar-b": replace(mar_spec("mar-b"), encoder_depth=2, decoder_depth=2),
     "mar-h": replace(mar_spec("mar-h"), encoder_depth=2, decoder_depth=2),
     "lightgen": replace(LIGHTGEN, encoder_depth=2, decoder_depth=2, aligner_depth=1),
 }
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes of storages alive at once, weights aside, of those that were made while this is on."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.alive, self.now, self.most = {p.untyped_storage()._cdata for p in model.parameters()}, 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for t in torch.utils._pytree.tree_leaves(result):
-            if isinstance(t, torch.Tensor) and t.is_meta:
-                self._watch(t.untyped_storage())
-        return result
-
-    def _watch(self, storage):
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.alive:
-            return
-        self.alive.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key, size):
-        self.alive.discard(key)
-        self.now -= size
 
 
 @dataclass(frozen=True)
@@ -95,6 +67,24 @@ def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch, at_once):
     estimate = activation_bytes(plan, spec, runtime)
     print(f"{name} {schedule.name} {batch}: {peak.most / 2**20:.1f} MiB, estimate {estimate / 2**20:.1f} MiB")
     assert peak.most <= estimate <= 5 * peak.most
+
+
+@pytest.mark.parametrize("keep_buffer", [True, False])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("name", ["mar-b", "lightgen"])
+def test_what_a_cache_keeps_is_in_the_estimate(name, schedule, keep_buffer):
+    """ReCAP's keys and values are counted on top of what the same run without it holds."""
+    spec, seeds, runtime = SPECS[name], image_seeds(0, 2), OfShapes(machine=few_images(SPECS[name], 100))
+    deep = replace(spec, encoder_depth=6, decoder_depth=6)
+    method = Method(schedule, Guidance(3.0), cache=ReCAP(0, 1, keep_buffer))
+    plan = make_plan(method, deep.grid, seeds)
+    model = build(deep, device="meta").requires_grad_(False)
+    with Peak(model) as peak:
+        sample(model, plan, deep.random_condition(2), MetaNoise(seeds, deep.head.channels), runtime=runtime)
+    estimate = activation_bytes(plan, deep, runtime)
+    assert peak.most <= estimate <= 5 * peak.most
+    without = activation_bytes(replace(plan, method=replace(method, cache=None)), deep, runtime)
+    assert estimate - without >= method.cache.kept_bytes(plan, deep, 4) >= 0
 
 
 def test_as_many_images_as_fit_a_budget():
