@@ -42,7 +42,8 @@ from gtr_tests.server import ComfyServer, link_folder, make_base, port_is_free  
 DEMO = ROOT / "workflows" / "api" / "demo.json"
 OUTPUT = ROOT / "output"
 PROCESSES = 4  # of a whole test run, at most
-FAST = ["tests/core", "tests/support"]  # the folders of --fast: no server, no kills, no fuzzing
+# Of a run with --fast: no server, no kills, no fuzzing. What it names as slowest may need the mark `slow`.
+FAST = ["--durations=5", "tests/core", "tests/support"]
 # Unlike -m, this keeps the repository root, with its folder `nodes`, off the import path.
 RUN_PYTEST = "import sys; sys.path[:] = [p for p in {tools} + sys.path if p]; import pytest; sys.exit(pytest.main())"
 
