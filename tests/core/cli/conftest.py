@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.models.vae import KLVAE, VAESpec
 from gtr_tests.evaluations import random_reference, small_classifier, write_judge, write_model
+from gtr_tests.extras import child_environment
 from gtr_tests.stand_ins import randomised, small_lightgen
 from safetensors.torch import save_file
 
@@ -50,8 +50,7 @@ def refused(capsys) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def elsewhere() -> Callable[..., subprocess.CompletedProcess]:
     """A verb in a process of its own, from which worker processes can be started."""
-    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**child_environment(ROOT), "OMP_NUM_THREADS": "1"}
 
     def elsewhere(*arguments) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "gtr_core", *map(str, arguments)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gtr_tests.extras import needs
 from PIL import Image
 
 
@@ -17,6 +18,14 @@ def test_bench_compares_presets_with_the_first(run, tmp_path):
     assert np.array(Image.open(tmp_path / "b.png")).std() > 10
     assert second["head_evaluations"] < first["head_evaluations"] and first["peak_bytes"] > 0
     assert first["processor_ratio"] == 1 and first["processor_seconds"] > 0
+
+
+@needs("matplotlib", "eval")
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_bench_draws_a_chart(suffix, run, tmp_path):
+    words = ("--model", "demo", "--presets", "gtr-extreme", "--rounds", 1, "--acceleration", "off")
+    run("bench", *words, "--png", tmp_path / f"b.{suffix}")
+    assert (tmp_path / f"b.{suffix}").stat().st_size > 1000
 
 
 def test_a_preset_can_have_a_dtype_of_its_own(run):
@@ -35,7 +44,7 @@ def test_a_preset_can_have_a_dtype_of_its_own(run):
         (["--batch", "5000"], "a batch of 1 to 4096"),
         (["--model", "lightgen", "--size", "512x500"], "multiples of 16"),
         (["--model", "nowhere"], "no file at nowhere"),
-        (["--cfg", "inf"], "expected a finite number"),
+        (["--cfg", "inf"], "guidance scale inf: expected"),
         (["--png", "none/b.png"], "no folder none"),
         (["--device", "toaster"], "cannot be used here"),
     ],

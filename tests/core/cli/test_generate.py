@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.checkpoints import load_model, load_vae
-from gtr_pack.gtr_core.cli import generate
+from gtr_pack.gtr_core.cli import generate, main
 from gtr_pack.gtr_core.demo import DEMO_MAR, DEMO_VAE
 from gtr_pack.gtr_core.device import Runtime
 from gtr_pack.gtr_core.models.latents import latent_to_tokens
@@ -305,7 +307,7 @@ def test_a_photo_is_read_upright(picture, tmp_path):
         (["--image", "image.png", "--outpaint", "7,0,0,0"], "expected left,top,right,bottom"),
         (["--image", "image.png", "--outpaint=-8,0,0,0"], "expected left,top,right,bottom"),
         (["--image", "image.png", "--outpaint", "0,0,0,0"], "expected left,top,right,bottom"),
-        (["--image", "image.png", "--outpaint", "a,b,c,d"], "is not a list of numbers"),
+        (["--image", "image.png", "--outpaint", "a,b,c,d"], "expected whole numbers separated by commas"),
         (["--image", "image.png", "--outpaint", "8000000,0,0,0"], "16 x 1000016 tokens: expected at most 512 a side"),
         (["--image", "image.png", "--outpaint", "8,0,0,0", "--mask", "mask.png"], "leave out --mask and --redraw"),
         (["--image", "image.png", "--outpaint", "8,0,0,0", "--redraw", "variations"], "leave out --mask and --redraw"),
@@ -342,9 +344,9 @@ def test_wrong_images_and_combinations_end_in_one_line(
         (["--model", DEMO_MAR], "give the model's VAE file with --vae"),
         (["--output", "x.jpg"], "ends in .png"),
         (["--model", "nowhere.safetensors", "--vae", "x"], "no file at nowhere.safetensors"),
-        (["--cfg", "nan"], "expected a finite number"),
+        (["--cfg", "nan"], "guidance scale nan: expected a number from -1000 to 1000"),
         (["--fts-fraction", "2"], "above 0 and at most 1"),
-        (["--steps", "4,x"], "not a list of numbers"),
+        (["--steps", "4,x"], "expected whole numbers separated by commas"),
         (["--class", "+-5"], "demo has no class '+-5'"),
         (["--class", "9" * 5000], "demo has no class"),
         (["--batch", "0"], "expected at least 1"),
@@ -364,3 +366,40 @@ def test_wrong_options_end_in_one_line(change, words, refused, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert words in refused("generate", *change)
     assert not list(tmp_path.iterdir())
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def generate_with(stderr: io.StringIO, *arguments) -> str:
+    """What a run writes on standard error."""
+    with contextlib.redirect_stderr(stderr):
+        assert main(["generate", *FAST, *map(str, arguments)]) == 0
+    return stderr.getvalue()
+
+
+def test_a_terminal_sees_a_progress_bar_that_is_full_in_the_end(tmp_path):
+    text = generate_with(Terminal(), "-o", tmp_path / "a.png")
+    last = text.rpartition("\r")[2]
+    assert last.startswith("stage 3/3, step 6/6 100% |") and last.endswith("\n") and text.count("\n") == 1
+
+
+def test_a_log_file_and_json_see_no_progress_bar(tmp_path):
+    assert generate_with(io.StringIO(), "-o", tmp_path / "a.png") == ""
+    assert generate_with(Terminal(), "--json", "-o", tmp_path / "a.png") == ""
+
+
+def test_a_refusal_begins_a_line_of_its_own_below_the_progress_bar(tmp_path):
+    with contextlib.redirect_stderr(Terminal()) as stderr:
+        assert main(["generate", *FAST, "--temperature", "nan", "-o", str(tmp_path / "a.png")]) == 2
+    assert stderr.getvalue().splitlines()[-1].startswith("error: ")
+
+
+def test_recap_says_what_it_saved(run, tmp_path):
+    random = ["--order", "random", "--steps", 9, "--diffusion", "3,3,3"]
+    facts = run("generate", *random, "--cache", "recap", "-o", tmp_path / "a.png")
+    assert "ReCAP: 7 full and 2 local AR steps, " in facts["report"]
+    facts = run("generate", *FAST, "--cache", "recap", "--recap", "0,2", "-o", tmp_path / "a.png")
+    assert "ReCAP: 3 full and 3 local AR steps, " in facts["report"]
