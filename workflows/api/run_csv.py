@@ -260,7 +260,8 @@ def targets(workflow: Graph, column: str, info: Graph) -> list[tuple[str, str]]:
     hint = ""
     for dot in (place.start() for place in re.finditer(r"\.", column)):
         node, name = column[:dot].strip(), column[dot + 1 :].strip()
-        nodes = [node] if node in workflow else [key for key in workflow if _title(workflow, key) == node.casefold()]
+        titled = [key for key in workflow if node and _title(workflow, key) == node.casefold()]
+        nodes = [node] if node in workflow else titled
         if len(nodes) > 1:
             hint = f"the nodes {', '.join(nodes)} have the title '{node}': use {nodes[0]}.{name}"
         elif nodes and name in takes[nodes[0]]:
@@ -917,7 +918,7 @@ class Queue:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.look.wait(), POLL_SECONDS if listener else 1.0)
             self.look.clear()
-            for prompt_id in [name for name in self.ended if name in self.waiting]:
+            for prompt_id in [name for name in self.waiting if name in self.ended]:
                 entry = await self.server.history(prompt_id)
                 if entry is not None:
                     self.ended.discard(prompt_id)
