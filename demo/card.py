@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gtr_core.checkpoints import build_model, build_vae
+from gtr_core.checkpoints import load_model, load_vae
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_core.drawing.bars import write_chart
 from gtr_core.evaluation.classifier import Classifier, load_classifier
 from gtr_core.models.mar import MAR
 from gtr_core.models.vae import KLVAE
 from gtr_core.pipeline import decode_images, generate_latents
-from gtr_core.plans.method import Guidance
+from gtr_core.plans.method import Method
 from gtr_core.plans.presets import preset
 
 from . import data, pictures, runs
@@ -24,7 +24,7 @@ from .models import VAE_SPEC
 from .train_mar import MARPlan
 from .train_vae import VAEPlan, posterior_width, psnr
 
-GUIDANCE, GRID_SEED = Guidance(1.0), 7
+GRID_SEED = 7
 SHOWN = ("origin", "gtr-full")
 
 
@@ -45,7 +45,7 @@ def measure_vae(vae: KLVAE, count: int = 100) -> VAEFigures:
 
 def draw_samples(model: MAR, vae: KLVAE, name: str, labels: Tensor, seed: int) -> Tensor:
     """Pictures (n, 3, H, W) in [-1, 1] by preset ``name``; picture k has the seed ``seed + k``."""
-    latents = generate_latents(model, preset(name), labels.tolist(), seed, guidance=GUIDANCE)
+    latents = generate_latents(model, Method(preset(name)), labels, seed)
     return torch.from_numpy(decode_images(vae, latents)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -68,7 +68,7 @@ def sample_grid(model: MAR, vae: KLVAE, target: Path) -> None:
 
 def write_card(docs: Path, folder: Path) -> None:
     """Pictures and ``MODEL_CARD.md`` in ``docs``, of the shipped files and the logs in ``folder``."""
-    model, vae = build_model(DEMO_MAR), build_vae(DEMO_VAE)
+    model, vae = load_model(DEMO_MAR), load_vae(DEMO_VAE)
     loss_curve(folder, docs / "loss.png")
     sample_grid(model, vae, docs / "samples.png")
     text = card_text(model, load_classifier(DEMO_JUDGE), folder, measure_vae(vae))

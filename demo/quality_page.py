@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gtr_core.evaluation import tables as quality
+from gtr_core.evaluation import tables
 from gtr_core.evaluation.metrics import Interval
 from gtr_core.evaluation.tables import versus
 
@@ -56,7 +56,7 @@ def section(title: str, result: dict | None, folder: str, text: str) -> list[str
         f"## {title}",
         text,
         f"`{result['command']}`",
-        quality.markdown(result),
+        tables.markdown(result),
         f"![{title}: Frechet distance against speed-up]({folder}/{result['experiment']}.png)",
     ]
 
@@ -101,7 +101,7 @@ def searched(result: dict | None) -> list[str]:
         f"steps {', '.join(map(str, winner['diffusion']))}, partition {winner['partition']}, decoder scope "
         f"{winner['decoder_scope']}, FTS {'off' if result['winner']['fts'] is None else 'on'}. "
         f"On {seeds} other seeds:",
-        quality.markdown(result),
+        tables.markdown(result),
     ]
 
 

@@ -20,7 +20,7 @@ from .models.vae import KLVAE
 from .noise import SeededNoise, image_seeds
 from .plans.method import Method
 from .plans.plan import Plan, make_plan
-from .plans.regions import Region, whole_grid, window_regions
+from .plans.regions import LARGEST_SIDE, Region, whole_grid, window_regions
 from .sampling.memory import activation_bytes, check_run, images_that_fit
 from .sampling.sampler import Callback, Progress, sample
 
@@ -73,7 +73,17 @@ def generate_latents(
     check_run(plan, spec, runtime)
     noise = SeededNoise(seeds, spec.head.channels)
     tokens = sample(model, plan, torch.as_tensor(condition), noise, runtime=runtime, callback=callback)
+    check_tokens(tokens)
     return tokens_to_latent(tokens, plan.grid, spec.latent)
+
+
+def check_tokens(tokens: Tensor) -> None:
+    """Raises GtRError when a run ended in NaN or infinite values (B, L, C): an image of them would be black."""
+    if not torch.isfinite(tokens).all():
+        raise GtRError(
+            "the run ended in NaN or infinite values, nothing was saved: lower the guidance scale or the temperature, "
+            "or use float32 or bfloat16 instead of float16"
+        )
 
 
 def check_pair(model: Model, vae: KLVAE) -> None:
@@ -127,7 +137,15 @@ class Canvas:
         return replace(self, unknown=self.unknown & unknown)
 
     def extended(self, spec: ModelSpec, room: tuple[int, int, int, int], overlap: int = 0) -> Canvas:
-        """With unknown tokens around it: ``room`` tokens left, right, top and bottom. What was given stays given."""
+        """With unknown tokens around it: ``room`` tokens left, right, top and bottom. What was given stays given.
+
+        Raises GtRError for a side that windows cannot cover."""
+        left, right, top, bottom = room
+        height, width = self.grid[0] + top + bottom, self.grid[1] + left + right
+        if max(height, width) > LARGEST_SIDE:
+            raise GtRError(
+                f"a canvas of {height} x {width} tokens: expected at most {LARGEST_SIDE} a side; add less room"
+            )
         patch = spec.latent.patch
         latents = F.pad(self.latents, [tokens * patch for tokens in room])
         given = torch.zeros(len(self.latents), *self.grid)
@@ -281,6 +299,7 @@ def decode(
                 runtime=runtime,
                 callback=clock,
             )
+            check_tokens(values)
             tokens[area] = values.cpu()
             steps[area] += clock.spent
             scheduled[area] += plan.scheduled_steps()

@@ -1,5 +1,7 @@
 """Cache nodes."""
 
+from __future__ import annotations
+
 from ..gtr_core.sampling.lazymar import LazyMAR
 from ._api import GtrCache, io
 

@@ -1,4 +1,4 @@
-"""ImageFeatures latency and memory of schedules: all of them in one run, interleaved, so that ratios mean something."""
+"""Measured latency and memory of schedules: all of them in one run, interleaved, so that ratios mean something."""
 
 from __future__ import annotations
 

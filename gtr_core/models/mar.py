@@ -332,7 +332,7 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
         latent=latent,
         head=head,
     )
-    check_depths(spec, stated=overrides.pop("depths", None))
+    check_depths(spec, stated=overrides.pop("depths", None), symmetric=True)
     spec = replace(spec, **overrides)
     if len(spec.class_names) not in (0, classes):
         raise GtRError(f"{len(spec.class_names)} class names for {classes} classes: correct the file's metadata")

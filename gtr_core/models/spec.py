@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..diffusion.chain import DiffusionSpec
@@ -64,6 +65,8 @@ class ModelSpec:
     buffer: int
     mlp_ratio: int
     classes: int  # 0 where there are none
+    text_length: int  # of what is conditioned on text: its positions,
+    caption_dim: int  # and the values of each
 
     @property
     def tokens(self) -> int:
@@ -72,7 +75,7 @@ class ModelSpec:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Numbers of blocks: encoder, decoder, head, and what else a family has."""
+        """Numbers of blocks, of all kinds that a family has: encoder, decoder, head, ..."""
         return self.encoder_depth, self.decoder_depth, self.head.depth
 
     def can_draw(self, grid: tuple[int, int]) -> bool:
@@ -123,19 +126,32 @@ class Family:
         return self.spec.family
 
 
-def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None) -> None:
+def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None, *, symmetric: bool = False) -> None:
     """A file that lost its last blocks still looks like a model, of fewer blocks. Raises GtRError.
 
-    Compares with the depths stored in the metadata; without them encoder and decoder must be equally deep, as in
-    all published models.
+    Compares with the depths stored in the metadata. Without them encoder and decoder of a ``symmetric`` family must be
+    equally deep, as in all its published models.
     """
     if min(spec.depths) < 1 or (stated is not None and spec.depths != tuple(stated)):
         raise GtRError(
             f"{spec.depths} blocks (encoder, decoder, head, ...), expected "
             f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete"
         )
-    if stated is None and spec.encoder_depth != spec.decoder_depth:
+    if symmetric and stated is None and spec.encoder_depth != spec.decoder_depth:
         raise GtRError(
             f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
             "blocks are missing; the file is incomplete"
+        )
+
+
+def check_finite(condition: Tensor, what: str) -> None:
+    """Raises GtRError naming the first row of a condition (B, ...) that holds NaN or infinite values."""
+    if condition.is_meta:
+        return
+    rows = torch.isfinite(condition).flatten(1).all(1)
+    if not rows.all():
+        row = int((~rows).nonzero()[0, 0])
+        raise GtRError(
+            f"{what} {row} of {len(rows)} holds NaN or infinite values, as text encoders in float16 give: encode it in "
+            "bfloat16 or float32"
         )

@@ -95,6 +95,6 @@ def check_run(plan: Plan, spec: ModelSpec, runtime: Runtime) -> None:
     needed = noise_bytes(plan, spec)
     if runtime.type == "cpu":
         needed = max(needed, activation_bytes(plan, spec, runtime))
-    available = runtime.hardware.available_bytes
+    available = runtime.available_bytes
     if available is not None:
         check_budget(needed, f"{plan.batch} x {plan.tokens} tokens need", available)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 # Python reports every connection, name look-up and new process to audit hooks, whoever makes it.
 AUDITED = """
@@ -30,6 +32,7 @@ except PermissionError:
 """
 
 
+@pytest.mark.slow
 def test_no_network_and_no_programs(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{AUDITED}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

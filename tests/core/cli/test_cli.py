@@ -18,6 +18,7 @@ from gtr_pack.gtr_core.demo import CLASS_NAMES, DEMO_MAR, DEMO_VAE
 from gtr_pack.gtr_core.models.labels import imagenet_names
 from gtr_pack.gtr_core.models.vae import KLVAE, VAESpec
 from gtr_pack.gtr_core.plans.presets import PRESETS
+from gtr_tests.extras import needs
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -126,9 +127,9 @@ def test_lazymar_on_the_command_line(capsys, tmp_path):
     assert facts["speedup"] > run(capsys, "flops", "--model", "mar-b", "--preset", "gtr-full")["speedup"]
 
 
+@needs("matplotlib", "eval")
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_bench_draws_a_chart(suffix, capsys, tmp_path):
-    pytest.importorskip("matplotlib", reason="charts need matplotlib, of the extra eval")
     words = ("--model", "demo", "--presets", "gtr-extreme", "--rounds", 1, "--acceleration", "off")
     run(capsys, "bench", *words, "--png", tmp_path / f"b.{suffix}")
     assert (tmp_path / f"b.{suffix}").stat().st_size > 1000
@@ -163,6 +164,7 @@ def test_a_refusal_begins_a_line_of_its_own_below_the_progress_bar(tmp_path):
     assert stderr.getvalue().splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.slow
 def test_bench(capsys):
     facts = run(
         capsys,

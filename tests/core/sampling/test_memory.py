@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from gtr_pack.gtr_core import device as hardware
+from gtr_pack.gtr_core.device import Machine, Runtime
+from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models import build
 from gtr_pack.gtr_core.models.lightgen import LIGHTGEN
 from gtr_pack.gtr_core.models.mar import mar_spec
-from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
+from gtr_pack.gtr_core.noise import image_seeds
 from gtr_pack.gtr_core.plans.fts import FTS
-from gtr_pack.gtr_core.plans.method import Guidance
+from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.plan import make_plan
 from gtr_pack.gtr_core.plans.schedule import Schedule
-from gtr_pack.gtr_core.sampling import evaluator as engine
-from gtr_pack.gtr_core.sampling import memory
-from gtr_pack.gtr_core.sampling.memory import activation_bytes, images_that_fit
+from gtr_pack.gtr_core.sampling.memory import activation_bytes, check_run, images_at_once, images_that_fit
 from gtr_pack.gtr_core.sampling.sampler import sample
+from gtr_tests.runs import MetaNoise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SCHEDULES = [
@@ -61,49 +63,58 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-class MetaNoise(SeededNoise):
-    def draw(self, step, tokens, diffusion_steps):
-        shape = (len(self.seeds), tokens, self.channels)
-        return torch.empty(shape, device="meta"), torch.empty(diffusion_steps, *shape, device="meta")
+@dataclass(frozen=True)
+class OfShapes(Runtime):
+    """A processor of which only the shapes are computed."""
+
+    device: str = "meta"
+    type = "cpu"
+
+
+def few_images(spec, images: int) -> Machine:
+    """A machine that takes so many images at once, in both branches of guidance, or more where they are shorter."""
+    return Machine(part_bytes=images * 2 * (spec.buffer + spec.tokens) * spec.dim * spec.mlp_ratio * 4)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("batch, at_once", [(1, 100), (12, 100), (12, 3)])
-def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch, at_once, monkeypatch):
+@pytest.mark.parametrize(
+    "batch, at_once",
+    [(1, 100), pytest.param(12, 100, marks=pytest.mark.slow), pytest.param(12, 3, marks=pytest.mark.slow)],
+)
+def test_an_upper_estimate_that_is_not_far_off(name, schedule, batch, at_once):
     """Whether the transformer takes all images at once, or as on a processor a few."""
-    for module in (memory, engine):
-        monkeypatch.setattr(module, "images_at_once", lambda *_: at_once)
-    spec, seeds, fts = SPECS[name], image_seeds(0, batch), FTS(0.1, 4)
-    plan = make_plan(schedule, spec.grid, seeds)
+    spec, seeds = SPECS[name], image_seeds(0, batch)
+    runtime = OfShapes(machine=few_images(spec, at_once))
+    assert images_at_once(spec, spec.tokens, 2, runtime) == at_once
+    plan = make_plan(Method(schedule, Guidance(3.0), FTS(0.1, 4)), spec.grid, seeds)
     model = build(spec, device="meta").requires_grad_(False)
-    condition = (
-        torch.zeros(batch, dtype=torch.int64)
-        if name != "lightgen"
-        else torch.zeros(batch, spec.text_length, spec.caption_dim, device="meta")
-    )
+    condition = spec.random_condition(batch)
     with Peak(model) as peak:
-        sample(
-            model, plan, condition, MetaNoise(seeds, spec.head.channels), guidance=Guidance(3.0), fts=fts, device="meta"
-        )
-    estimate = activation_bytes(plan, spec, guided=True, itemsize=4, device="meta", fts=fts)
+        sample(model, plan, condition, MetaNoise(seeds, spec.head.channels), runtime=runtime)
+    estimate = activation_bytes(plan, spec, runtime)
     print(f"{name} {schedule.name} {batch}: {peak.most / 2**20:.1f} MiB, estimate {estimate / 2**20:.1f} MiB")
     assert peak.most <= estimate <= 5 * peak.most
 
 
-def test_what_fits():
-    spec = SPECS["mar-b"]
-    plan = make_plan(SCHEDULES[0], spec.grid, image_seeds(0, 10))
-    settings = dict(guided=True, itemsize=4, device="cuda", fts=None)
-    parts = [activation_bytes(replace(plan, batch=batch), spec, **settings) for batch in range(1, 11)]
+def test_as_many_images_as_fit_a_budget():
+    spec, runtime = SPECS["mar-b"], Runtime("cuda")
+    plan = make_plan(Method(SCHEDULES[0], Guidance(3.0)), spec.grid, image_seeds(0, 10))
+    parts = [activation_bytes(replace(plan, batch=batch), spec, runtime) for batch in range(1, 11)]
     slopes = {after - before for before, after in zip(parts, parts[1:])}
     assert len(slopes) == 1 and min(slopes) > 0
     budgets = (0, parts[3], parts[3] - 1, 10 * parts[9])
-    assert [images_that_fit(budget, plan, spec, **settings) for budget in budgets] == [1, 4, 3, 10]
+    assert [images_that_fit(budget, plan, spec, runtime) for budget in budgets] == [1, 4, 3, 10]
 
 
-def test_a_part_of_a_plan():
-    plan = make_plan(SCHEDULES[1], (16, 16), image_seeds(5, 5))
-    alone = make_plan(SCHEDULES[1], (16, 16), image_seeds(5, 5)[3:])
-    part = plan.part(slice(3, 8))
-    assert part.batch == 2 and [s.positions.tolist() for s in part.steps] == [s.positions.tolist() for s in alone.steps]
+def test_a_run_that_main_memory_cannot_hold_is_refused(monkeypatch):
+    spec = SPECS["mar-b"]
+    plan = make_plan(Method(SCHEDULES[0], Guidance(3.0)), spec.grid, image_seeds(0, 3))
+    needed = activation_bytes(plan, spec, Runtime())
+    check_run(plan, spec, Runtime(machine=Machine(available_bytes=needed)))
+    with pytest.raises(GtRError, match="3 x 256 tokens need .* make the batch"):
+        check_run(plan, spec, Runtime(machine=Machine(available_bytes=needed - 1)))
+    # Of an accelerator's run main memory holds the noise alone; and a system that does not tell is believed.
+    check_run(plan, spec, Runtime("cuda", machine=Machine(available_bytes=needed // 2)))
+    monkeypatch.setattr(hardware, "available_bytes", lambda: 0)
+    check_run(plan, spec, Runtime(machine=Machine(available_bytes=None)))
