@@ -18,8 +18,13 @@ API = Path(__file__).resolve().parents[2] / "workflows" / "api"
 def cell(run_csv: ModuleType, column: str, text: str, info: dict[str, Any] = INFO) -> Any:
     """What the input holds after a row of one cell."""
     (graph,) = run_csv.graphs(GRAPH, [{column: text}], info)
-    ((node, name),) = run_csv.targets(GRAPH, column, info)
+    ((node, name),) = targets(run_csv, GRAPH, column, info)
     return graph[node]["inputs"][name]
+
+
+def targets(run_csv: ModuleType, graph: dict[str, Any], column: str, info: dict[str, Any]) -> list[tuple[str, str]]:
+    """The inputs (node, name) that a column sets."""
+    return [(found.node, found.name) for found in run_csv.resolve(graph, [column], info)[column]]
 
 
 def refused(run_csv: ModuleType, column: str, text: str, info: dict[str, Any] = INFO) -> str:
@@ -166,14 +171,14 @@ def test_wires_are_not_cut(run_csv, column, info):
 def test_a_wire_into_a_value_is_named(run_csv):
     graph = copy.deepcopy(GRAPH) | {"12": {"class_type": "Number", "inputs": {"value": 3}}}
     graph["7"]["inputs"]["seed"] = ["12", 0]
-    with pytest.raises(run_csv.Problem, match="row 1, column 'seed': node 12 is wired to this input"):
+    with pytest.raises(run_csv.Problem, match="column 'seed': node 12 is wired to this input"):
         run_csv.graphs(graph, [{"seed": "5"}], INFO)
     assert run_csv.graphs(graph, [{"12.value": "5"}], INFO)[0]["12"]["inputs"]["value"] == 5
 
 
 def test_an_input_without_a_wire_that_needs_one(run_csv):
     graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "a"}}}
-    with pytest.raises(run_csv.Problem, match="takes IMAGE from another node"):
+    with pytest.raises(run_csv.Problem, match="the input takes IMAGE from another node"):
         run_csv.graphs(graph, [{"1.images": "one.png"}], INFO)
 
 
@@ -196,18 +201,18 @@ def test_empty_cells_keep_the_workflows_value(run_csv):
     + [("order", ("5", "order")), ("7.cfg_start", ("7", "cfg_start"))],
 )
 def test_columns(run_csv, column, target):
-    assert run_csv.targets(GRAPH, column, INFO) == [target]
+    assert targets(run_csv, GRAPH, column, INFO) == [target]
 
 
 def test_titles_with_points(run_csv):
     graph = copy.deepcopy(GRAPH)
     graph["5"]["_meta"]["title"] = "Plan v1.5"
-    assert run_csv.targets(graph, "Plan v1.5.order", INFO) == [("5", "order")]
+    assert targets(run_csv, graph, "Plan v1.5.order", INFO) == [("5", "order")]
 
 
 def test_a_name_sets_every_sampler(run_csv):
     graph = copy.deepcopy(GRAPH) | {"8": copy.deepcopy(GRAPH["7"])}
-    assert run_csv.targets(graph, "seed", INFO) == [("7", "seed"), ("8", "seed")]
+    assert targets(run_csv, graph, "seed", INFO) == [("7", "seed"), ("8", "seed")]
 
 
 @pytest.mark.parametrize(
@@ -217,16 +222,16 @@ def test_a_name_sets_every_sampler(run_csv):
 )
 def test_columns_that_set_nothing(run_csv, column, words):
     with pytest.raises(run_csv.Problem, match="sets nothing in this workflow") as problem:
-        run_csv.targets(GRAPH, column, INFO)
+        targets(run_csv, GRAPH, column, INFO)
     assert words in str(problem.value)
 
 
 def test_columns_that_could_mean_two_nodes(run_csv):
     graph = copy.deepcopy(GRAPH) | {"6": copy.deepcopy(GRAPH["5"])}
     with pytest.raises(run_csv.Problem, match="use 5.order"):
-        run_csv.targets(graph, "order", INFO)
+        targets(run_csv, graph, "order", INFO)
     with pytest.raises(run_csv.Problem, match="have the title 'The plan': use 5.order"):
-        run_csv.targets(graph, "The plan.order", INFO)
+        targets(run_csv, graph, "The plan.order", INFO)
 
 
 def test_two_columns_for_one_input(run_csv, tmp_path):
@@ -355,7 +360,7 @@ def test_the_shipped_workflows(run_csv, path):
     graph = run_csv.read_workflow(path)
     saves = any(entry["class_type"] == "SaveImage" for entry in graph.values())
     for column in ("seed", "cfg", *(["name"] if saves else [])):
-        assert run_csv.targets(graph, column, {})
+        assert targets(run_csv, graph, column, {})
 
 
 # -- seeds -------------------------------------------------------------------------------------------------------------
@@ -446,28 +451,40 @@ def test_names_stay_in_the_folder(run_csv, tmp_path, name):
 @pytest.mark.parametrize("data", ["a,b\n1,2\n", "row,file\n", "\0", '"', "name,seed\nx,1\n"])
 def test_a_record_of_somebody_else(run_csv, tmp_path, data):
     (tmp_path / "results.csv").write_text(data, encoding="utf-8")
-    with pytest.raises(run_csv.Problem, match="not a record of this script"):
+    with pytest.raises(run_csv.Problem, match="is no record of this script"):
         run_csv.Results(tmp_path)
 
 
-def test_a_record_that_was_cut(run_csv, tmp_path):
-    """A kill in the middle of a line."""
+@pytest.mark.parametrize("cut", [1, 2, 15, 22, 40])
+def test_a_record_that_was_cut(run_csv, tmp_path, cut):
+    """A kill in the middle of a line: the row of it is drawn again, what there is of it stays in the record."""
     jobs, _ = run_csv.make_jobs(GRAPH, table(run_csv, tmp_path, "seed\n1\n2\n"), INFO)
     results = run_csv.Results(tmp_path / "out")
     results.begin(jobs, {})
     for job in jobs:
-        (tmp_path / "out" / f"{job.row}.png").write_bytes(b"x")
-        results.add(job, [(f"{job.row}.png", job.seed())], "1.0")
-    data = results.path.read_bytes()
-    results.path.write_bytes(data[:-15])
-    del results
-    import gc
+        names = [f"{job.row}_{number}.png" for number in range(3)]
+        for name in names:
+            (tmp_path / "out" / name).write_bytes(b"x")
+        results.add(job, [(name, job.seed()) for name in names], "1.0")
+    results.path.write_bytes(results.path.read_bytes()[:-cut])
+    results.lines = results._read()
+    assert [job.row for job in results.begin(jobs, {})] == [2]
+    assert {"1_0.png", "1_1.png", "1_2.png", "2_0.png", "2_1.png"} <= {line["file"] for line in results.lines}
 
-    gc.collect()
-    cut = run_csv.Results.__new__(run_csv.Results)
-    cut.out, cut.path = tmp_path / "out", tmp_path / "out" / "results.csv"
-    cut.lines = cut._read()
-    assert [job.row for job in cut.begin(jobs, {})] == [2]
+
+def test_a_row_of_which_a_file_is_gone(run_csv, tmp_path):
+    """It is drawn again; its other files stay, are named, and never make the row look done."""
+    jobs, _ = run_csv.make_jobs(GRAPH, table(run_csv, tmp_path, "seed\n1\n"), INFO)
+    results = run_csv.Results(tmp_path / "out")
+    results.begin(jobs, {})
+    for name in ("a.png", "b.png"):
+        (tmp_path / "out" / name).write_bytes(b"x")
+    results.add(jobs[0], [("a.png", 1), ("b.png", 2)], "1.0")
+    (tmp_path / "out" / "b.png").unlink()
+    for _ in range(2):
+        assert results.begin(jobs, {}) == jobs
+        assert [line["file"] for line in results.lines] == ["a.png"]
+        results.lines = results._read()
 
 
 def test_the_source_can_be_read_by_old_pythons():

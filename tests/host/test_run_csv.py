@@ -1,4 +1,4 @@
-"""The batch client in a real ComfyUI: a table, bad rows among thirty, an interrupt, a server that is killed and restarted."""
+"""The batch client in a real ComfyUI: a table, bad rows among thirty, an interrupt, a server that is killed."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_table(comfy_server: ComfyServer, begin: Any, graph: Graph, tmp_path: 
         ({"seed": "-1"}, "row 1, column 'seed': -1 is too small: 0 is the least"),
         ({"preset": "gtr-papr"}, "row 1, column 'preset': 'gtr-papr' is not in the list: use gtr-paper"),
         ({"batch": "5000"}, "row 1, column 'batch': 5000 is too large: 4096 is the most"),
-        ({"GtR Sampler.model": "mar"}, "row 1, column 'GtR Sampler.model': node 1 is wired to this input"),
+        ({"GtR Sampler.model": "mar"}, "column 'GtR Sampler.model': node 1 is wired to this input"),
         ({"class": "unheard of"}, "unheard of"),
     ],
 )
@@ -190,7 +190,7 @@ def test_equal_rows_and_a_second_start_of_a_killed_client(
     comfy_server: ComfyServer, begin: Any, tmp_path: Path
 ) -> None:
     """The server answers equal rows from its cache; each still has its file."""
-    rows = [{"name": "same", "seed": 3}] * 3
+    rows = [{"name": "same", "seed": 3, "class": 1}] * 3
     process = begin(comfy_server.url, rows)
     until(lambda: (tmp_path / "out" / "results.csv").exists() and len(record(tmp_path)) >= 1)
     process.kill()
@@ -240,13 +240,13 @@ def test_sigterm_takes_the_rows_back(comfy_server: ComfyServer, begin: Any, grap
 
 def test_the_example_table_fits_the_demo() -> None:
     """Columns, classes and presets of prompts.csv exist."""
-    from gtr_pack.gtr_core.checkpoints.checkpoint import load_model, read_checkpoint
+    from gtr_pack.gtr_core.checkpoints.checkpoint import checked_model, read_checkpoint
     from gtr_pack.gtr_core.demo import DEMO_MAR
     from gtr_pack.gtr_core.models.labels import parse_labels
     from gtr_pack.gtr_core.plans.presets import PRESETS
 
     with (API / "prompts.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    spec = load_model(read_checkpoint(DEMO_MAR))[0]
+    spec = checked_model(read_checkpoint(DEMO_MAR))[0]
     for row in rows:
         assert parse_labels(row["class"], spec) and row["preset"] in PRESETS and int(row["seed"]) and float(row["cfg"])

@@ -42,9 +42,10 @@ import re
 import signal
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import aiohttp
@@ -217,12 +218,21 @@ def read_workflow(path: Path) -> Graph:
     return graph
 
 
-def inputs_of(workflow: Graph, info: Graph, node: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Type and settings of what a node takes: as the server says, else by the values that the workflow holds."""
+class Input(NamedTuple):
+    """What a node takes under a name."""
+
+    node: str
+    name: str
+    kind: str
+    settings: dict[str, Any]
+
+
+def inputs_of(workflow: Graph, info: Graph, node: str) -> dict[str, Input]:
+    """The inputs of a node by name: as the server declares them, else by the values that the workflow holds."""
     entry = workflow[node]
-    found = {name: (_kind_of(value), {}) for name, value in entry["inputs"].items()}
-    found.update(_declared(info.get(entry["class_type"], {}).get("input") or {}))
-    return found
+    declared = _declared(info.get(entry["class_type"], {}).get("input") or {})
+    kinds = {name: (_kind_of(value), {}) for name, value in entry["inputs"].items()} | declared
+    return {name: Input(node, name, *kind) for name, kind in kinds.items()}
 
 
 def _declared(groups: dict[str, Any], prefix: str = "") -> dict[str, tuple[str, dict[str, Any]]]:
@@ -234,9 +244,10 @@ def _declared(groups: dict[str, Any], prefix: str = "") -> dict[str, tuple[str, 
             if isinstance(kind, list):
                 kind, settings["options"] = "COMBO", kind
             elif kind == "COMFY_DYNAMICCOMBO_V3":
-                for option in settings.get("options", ()):
+                options = settings.get("options", ())
+                for option in options:
                     found.update(_declared(option["inputs"], f"{prefix}{name}."))
-                kind, settings["options"] = "COMBO", [option["key"] for option in settings.get("options", ())]
+                kind, settings["options"] = "COMBO", [option["key"] for option in options]
             found[prefix + name] = (str(kind), settings)
     return found
 
@@ -248,15 +259,28 @@ def _kind_of(held: Any) -> str:
     return "a link"
 
 
-def targets(workflow: Graph, column: str, info: Graph) -> list[tuple[str, str]]:
-    """The inputs (node, name) that a column sets. Raises Problem if there are none."""
+def resolve(workflow: Graph, columns: Iterable[str], info: Graph) -> dict[str, list[Input]]:
+    """The inputs that each column sets. Raises Problem for a column that sets none, or none that a table can set."""
     takes = {node: inputs_of(workflow, info, node) for node in workflow}
+    found = {column: _targets(workflow, column, takes) for column in columns if column.casefold() != "count"}
+    owner: dict[tuple[str, str], str] = {}
+    for column, inputs in found.items():
+        for node, name, kind, _ in inputs:
+            held = workflow[node]["inputs"].get(name)
+            if isinstance(held, list):
+                raise Problem(f"column '{column}': node {held[0]} is wired to this input: set that one's value")
+            if not VALUES.intersection(kind.split(",")):
+                raise Problem(f"column '{column}': the input takes {kind} from another node: remove the column")
+            if owner.setdefault((node, name), column) != column:
+                raise Problem(f"the columns '{owner[node, name]}' and '{column}' set the same input: keep one of them")
+    return found
+
+
+def _targets(workflow: Graph, column: str, takes: dict[str, dict[str, Input]]) -> list[Input]:
     class_type, short = COLUMNS.get(column.casefold(), ("", ""))
-    found = [
-        node for node, entry in workflow.items() if short in takes[node] and class_type in ("", entry["class_type"])
-    ]
+    found = [node for node in workflow if short in takes[node] and class_type in ("", workflow[node]["class_type"])]
     if short and found:
-        return [(node, short) for node in found]
+        return [takes[node][short] for node in found]
     hint = ""
     for dot in (place.start() for place in re.finditer(r"\.", column)):
         node, name = column[:dot].strip(), column[dot + 1 :].strip()
@@ -265,23 +289,18 @@ def targets(workflow: Graph, column: str, info: Graph) -> list[tuple[str, str]]:
         if len(nodes) > 1:
             hint = f"the nodes {', '.join(nodes)} have the title '{node}': use {nodes[0]}.{name}"
         elif nodes and name in takes[nodes[0]]:
-            return [(nodes[0], name)]
+            return [takes[nodes[0]][name]]
         elif nodes:
             hint = f"node {nodes[0]} ({workflow[nodes[0]]['class_type']}) has {_listing(takes[nodes[0]], name)}"
     found = [node for node in workflow if column in takes[node]]
     if len(found) == 1:
-        return [(found[0], column)]
+        return [takes[found[0]][column]]
     if found:
         hint = f"the nodes {', '.join(found)} have such an input: use {found[0]}.{column}"
-    known = [name for name, (kind, key) in COLUMNS.items() if _used(workflow, kind, key)] + ["count"]
+    types = {entry["class_type"] for entry in workflow.values()} | {""}
+    known = [name for name, (class_type, _) in COLUMNS.items() if class_type in types] + ["count"]
     hint = hint or f"use {_listing(known, column)}, NODE.INPUT (such as {next(iter(workflow))}.INPUT) or TITLE.INPUT"
     raise Problem(f"column '{shorten(column)}' sets nothing in this workflow: {hint}")
-
-
-def _used(workflow: Graph, class_type: str, name: str) -> bool:
-    return any(
-        class_type == entry["class_type"] or not class_type and name in entry["inputs"] for entry in workflow.values()
-    )
 
 
 def _title(workflow: Graph, node: str) -> str:
@@ -290,21 +309,16 @@ def _title(workflow: Graph, node: str) -> str:
 
 def graphs(workflow: Graph, rows: list[dict[str, str]], info: Graph | None = None) -> list[Graph]:
     """One graph per row: the workflow with the row's values. Raises Problem with the first bad row and its column."""
-    return [fill(workflow, number, row, info or {}) for number, row in enumerate(rows, start=1)]
+    columns = resolve(workflow, dict.fromkeys(name for row in rows for name in row), info or {})
+    return [fill(workflow, number, row, columns) for number, row in enumerate(rows, start=1)]
 
 
-def fill(workflow: Graph, number: int, row: dict[str, str], info: Graph) -> Graph:
+def fill(workflow: Graph, number: int, row: dict[str, str], columns: dict[str, list[Input]]) -> Graph:
     """The workflow with the values of one row."""
     graph = copy.deepcopy(workflow)
     for column, cell in row.items():
-        if not cell.strip() or column.casefold() == "count":
-            continue
-        for node, name in targets(workflow, column, info):
-            kind, settings = inputs_of(workflow, info, node)[name]
-            held = workflow[node]["inputs"].get(name)
+        for node, name, kind, settings in columns.get(column, ()) if cell.strip() else ():
             try:
-                if isinstance(held, list):
-                    raise Problem(f"node {held[0]} is wired to this input: set that one's value, or cut the wire")
                 graph[node]["inputs"][name] = value_of(cell, kind, settings)
             except Problem as problem:
                 raise Problem(f"row {number}, column '{column}': {problem}") from None
@@ -313,6 +327,7 @@ def fill(workflow: Graph, number: int, row: dict[str, str], info: Graph) -> Grap
 
 # -- cells -------------------------------------------------------------------------------------------------------------
 
+VALUES = {"COMBO", "BOOLEAN", "INT", "FLOAT", "STRING"}
 SWITCH = {word: on for on, words in ((True, "true yes on 1"), (False, "false no off 0")) for word in words.split()}
 WHOLE, TENTHS = re.compile(r"[+-]?\d+"), re.compile(r"([+-]?\d+)[.,]0{1,2}")
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -336,9 +351,7 @@ def value_of(cell: str, kind: str, settings: dict[str, Any]) -> Any:
         return _within(_whole(text), settings)
     if "FLOAT" in kinds:
         return _within(_number(text), settings)
-    if "STRING" in kinds:
-        return text
-    raise Problem(f"this input takes {kind} from another node, which a table cannot hold: remove the column")
+    return text
 
 
 def _whole(text: str) -> int:
@@ -438,32 +451,25 @@ def make_jobs(
     workflow: Graph, table: Table, info: Graph, first_seed: int | None = None
 ) -> tuple[list[Job], dict[int, str]]:
     """The runs of the table, and what is wrong with its other rows. Raises Problem for a column that sets nothing."""
-    settings: dict[tuple[str, str], str] = {}
-    for column in table.columns:
-        for target in [] if column.casefold() == "count" else targets(workflow, column, info):
-            if target in settings:
-                raise Problem(f"the columns '{settings[target]}' and '{column}' set the same input: keep one of them")
-            settings[target] = column
+    columns = resolve(workflow, table.columns, info)
     bad, filled = dict(table.bad), []
     for number, row in table.rows.items():
         try:
-            filled.append((number, row, fill(workflow, number, row, info), _count(number, row)))
+            filled.append((number, row, fill(workflow, number, row, columns), _count(number, row)))
         except Problem as problem:
             bad[number] = str(problem)
     needed = first_seed is not None or any(count > 1 for *_, count in filled)
-    seeds = targets(workflow, "seed", info) if needed else []
+    seeds = resolve(workflow, ["seed"], info)["seed"] if needed else []
+    setters = {column for column, inputs in columns.items() if any(seed in inputs for seed in seeds)}
     room = max((batch_of(graph) * count for *_, graph, count in filled), default=1)
     jobs = []
     for number, row, graph, count in filled:
-        start = None if first_seed is None or _has_seed(row, settings, seeds) else first_seed + (number - 1) * room
+        start = None if first_seed is None or setters & set(row) else first_seed + (number - 1) * room
         for repeat in range(count):
             own = copy.deepcopy(graph)
-            if start is not None or repeat:
-                for node, name in seeds:
-                    base = own[node]["inputs"][name] if start is None else start
-                    if not isinstance(base, int):
-                        raise Problem(f"node {node} has no seed of its own to count from: cut the wire to its seed")
-                    own[node]["inputs"][name] = (base + repeat * batch_of(graph)) % SEEDS
+            for node, name, *_ in seeds:
+                base = own[node]["inputs"].get(name, 0) if start is None else start
+                own[node]["inputs"][name] = (base + repeat * batch_of(graph)) % SEEDS
             jobs.append(Job(number, f", run {repeat + 1} of {count}" if count > 1 else "", own))
     _name(jobs)
     return jobs, dict(sorted(bad.items()))
@@ -475,10 +481,6 @@ def _count(number: int, row: dict[str, str]) -> int:
         return int(value_of(cell, "INT", {"min": 1, "max": 100_000}))
     except Problem as problem:
         raise Problem(f"row {number}, column 'count': {problem}") from None
-
-
-def _has_seed(row: dict[str, str], settings: dict[tuple[str, str], str], seeds: list[tuple[str, str]]) -> bool:
-    return any(settings.get(target) in row for target in seeds)
 
 
 def batch_of(graph: Graph) -> int:
@@ -555,7 +557,8 @@ class Results:
             lines = old.get(job.key, [])
             if lines and all(self._is_there(line["file"]) for line in lines):
                 kept += [{**line, "row": str(job.row)} for line in lines]
-            else:
+            else:  # What is there of it stays, and is named, and does not count.
+                kept += [{**line, "key": f"{job.key}-old"} for line in lines if self._is_there(line["file"])]
                 left.append(job)
         kept += [{**dict.fromkeys(FIELDS, ""), "row": str(row), "error": shorten(words)} for row, words in bad.items()]
         self.lines = kept
@@ -609,16 +612,18 @@ class Results:
         if not self.path.exists():
             return []
         try:
-            with self.path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                if not set(FIELDS) <= set(reader.fieldnames or ()):
-                    raise ValueError
-                lines = [{name: line[name] or "" for name in FIELDS} for line in reader]
+            text = self.path.read_text(encoding="utf-8-sig")
+            reader = csv.DictReader(io.StringIO(text))
+            if not set(FIELDS) <= set(reader.fieldnames or ()):
+                raise ValueError
+            lines = [{name: line[name] or "" for name in FIELDS} for line in reader]
         except (ValueError, csv.Error):
-            raise Problem(
-                f"{self.path} is not a record of this script: move it away, or choose another --out"
-            ) from None
-        return [line for line in lines if line["row"].isascii() and line["row"].isdigit()]
+            raise Problem(f"{self.path} is no record of this script: move it away, or choose another --out") from None
+        if lines and not text.endswith("\n"):  # cut by a kill: the last row may not be whole
+            lines = [
+                line | {"key": line["key"] + "-old"} if line["row"] == lines[-1]["row"] else line for line in lines
+            ]
+        return [line for line in lines if line["row"].isdecimal()]
 
 
 def _lock(folder: Path) -> int:
@@ -787,7 +792,8 @@ def outcome(entry: dict[str, Any]) -> tuple[str, str]:
     if "execution_interrupted" in messages:
         return f"interrupted on the server, in {where}", seconds
     if "execution_error" in messages:
-        return f"{where}: {data.get('exception_type')}: {data.get('exception_message')}", seconds
+        kind = str(data.get("exception_type")).rpartition(".")[2]
+        return f"{where}: {kind}: {data.get('exception_message')}", seconds
     return ("" if status.get("status_str", "success") == "success" else "the run failed: see the server's log"), seconds
 
 
@@ -1145,7 +1151,8 @@ async def draw(server: Server, jobs: list[Job], bad: dict[int, str], options: ar
             labels = [label for label, _ in group]
             names = labels[0] if len(labels) == 1 else f"{labels[0]} to {labels[-1]} ({len(labels)} of them)"
             say(f"  {words if words.startswith(names) else f'{names}: {words}'}")
-    say(f"{done} of {len(jobs) + len(bad)} rows done, {queue.images} images saved: {options.out}")
+    unit = "runs" if any(job.part for job in jobs) else "rows"
+    say(f"{done} of {len(jobs) + len(bad)} {unit} done, {queue.images} images saved: {options.out}")
     if signals.received:
         return 128 + signals.received
     return 1 if failures or end else 0
