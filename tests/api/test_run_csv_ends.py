@@ -329,7 +329,7 @@ def test_signals_take_the_rows_back(begin, server, tmp_path, number):
     said = finish(process, 128 + number)
     server.until(lambda: not server.left)
     assert "stopped; what was queued is taken back; 3 runs are to go" in said and "1 of 4 rows done" in said
-    assert len(server.interrupted) == 1
+    assert server.interrupted and len(set(server.interrupted)) == 1
     finish(begin(rows("one", "two", "three", "four")), 0)
     assert server.drawn == ["one", "hold", "two", "three", "four"]
 

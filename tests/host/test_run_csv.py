@@ -238,6 +238,20 @@ def test_sigterm_takes_the_rows_back(comfy_server: ComfyServer, begin: Any, grap
     until(lambda: not rest.get(f"{comfy_server.url}/prompt")["exec_info"]["queue_remaining"])
 
 
+def test_the_client_of_the_documentation(comfy_server: ComfyServer, tmp_path: Path) -> None:
+    """The 25 lines of docs/api.md, as they stand there: the report comes back, and the image."""
+    page = (API.parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) <= 25
+    code = code.replace("http://127.0.0.1:8188", comfy_server.url).replace("workflows/api", API.as_posix())
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "gtr-paper" in done.stdout
+    (file,) = tmp_path.glob("*.png")
+    made = json.loads(Image.open(file).text["prompt"])
+    assert made[the(made, "GtR_Sampler")]["inputs"]["seed"] == 42
+
+
 def test_the_example_table_fits_the_demo() -> None:
     """Columns, classes and presets of prompts.csv exist."""
     from gtr_pack.gtr_core.checkpoints.checkpoint import checked_model, read_checkpoint

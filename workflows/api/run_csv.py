@@ -862,10 +862,17 @@ class Queue:
     async def _take_back(self) -> None:
         ours = set(self.waiting)
         await self.server.ask("POST", "/queue", {"delete": sorted(ours)})
-        for prompt_id, extra, runs in await self.server.queue():
-            if prompt_id in ours or extra.get("client_id") == self.client:
+        for _ in range(10):  # A row that just starts forgets an interrupt, one that is just sent is queued late.
+            found = [entry for entry in await self.server.queue() if self._is_ours(entry[0], entry[1], ours)]
+            for prompt_id, _, runs in found:
                 path, body = ("/interrupt", {"prompt_id": prompt_id}) if runs else ("/queue", {"delete": [prompt_id]})
                 await self.server.ask("POST", path, body)
+            if not found:
+                break
+            await asyncio.sleep(0.5)
+
+    def _is_ours(self, prompt_id: str, extra: dict[str, Any], known: set[str]) -> bool:
+        return prompt_id in known or extra.get("client_id") == self.client
 
     async def _adopt(self) -> None:
         """Find the jobs that an earlier start has queued, or that were drawn and not fetched."""
