@@ -353,7 +353,9 @@ def test_a_signal_that_is_ignored_on_purpose(client, server, tmp_path):
     words = list(map(str, process.args))
     finish(process, 0)
     (tmp_path / "rows.csv").write_text(rows("hold", "two"), encoding="utf-8")
-    held = subprocess.Popen([sys.executable, "-c", script, *words], stderr=subprocess.PIPE, text=True, process_group=0)
+    held = subprocess.Popen(
+        [sys.executable, "-c", script, *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     server.until(lambda: server.running)
     os.killpg(held.pid, signal.SIGHUP)
     time.sleep(0.3)

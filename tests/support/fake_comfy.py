@@ -224,7 +224,10 @@ class FakeComfy:
             kind = "execution_interrupted"
         elif word == "boom":
             kind = "execution_error"
-            said |= {"exception_type": "/path/of/the/pack.gtr_core.errors.GtRError", "exception_message": "class 17 should be\none of 0 to 9\n"}
+            said |= {
+                "exception_type": "/path/of/the/pack.gtr_core.errors.GtRError",
+                "exception_message": "class 17 should be\none of 0 to 9\n",
+            }
         elif word != "none":
             names = {"evil": [r"..\..\evil.png"], "twice": ["a_00001_.png", "a_00002_.png"]}.get(word)
             names = names or [f"{prefix.rpartition('/')[2]}_{number:05d}_.png"]

@@ -1199,7 +1199,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--url", default="http://127.0.0.1:8188", help="of the server (default: %(default)s)")
     made.add_argument("--out", type=Path, default=Path("pictures"), help="output folder (default: %(default)s)")
     made.add_argument(
-        "--seed", type=int, help="row n without a seed gets SEED + (n - 1) x its images (default: the workflow's seed)"
+        "--seed",
+        type=int,
+        help="row n without one gets SEED + (n - 1) x the most images of a row (default: the workflow's)",
     )
     made.add_argument("--strict", action="store_true", help="queue nothing if any row of the table cannot be used")
     made.add_argument("--check", action="store_true", help="check the table and queue nothing")
