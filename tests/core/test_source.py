@@ -11,11 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CORE = sorted((ROOT / "gtr_core").rglob("*.py"))
 PACK = [ROOT / "__init__.py", *CORE, *sorted((ROOT / "nodes").rglob("*.py"))]
-ALLOWED = {"torch", "numpy", "safetensors", "einops"} | set(sys.stdlib_module_names)
+# What the user named, what every ComfyUI brings anyway, and Python's own.
+ALLOWED = (
+    {"torch", "numpy", "safetensors", "einops"} | {"PIL", "scipy", "psutil", "tqdm"} | set(sys.stdlib_module_names)
+)
 NETWORK = {"socket", "http", "urllib", "ssl", "ftplib", "asyncio", "requests", "aiohttp", "subprocess"}
 # Triton comes with torch for CUDA; its compiler's failures are named by the exceptions of subprocess.
 KERNELS = {"triton_kernels": {"triton", "subprocess"}}
-HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "PIL"}
+HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server"}
 
 
 def absolute_imports(path: Path) -> set[str]:
