@@ -23,6 +23,7 @@ sys.addaudithook(refuse)
 fast = ["--steps", "1,1,1", "--diffusion", "2,2,2", "--fts-steps", "2"]
 for line in (["info", str(DEMO_VAE)], ["convert", str(DEMO_MAR), "a.safetensors"], ["schedule", "--png", "a.png"],
              ["flops", "--model", "demo"], ["generate", *fast, "-o", "b.png"],
+             ["generate", *fast, "--image", "b.png", "--redraw", "variations", "-o", "c.png"],
              ["bench", "--model", "demo", "--presets", "gtr-extreme", "--rounds", "1"]):
     assert main(line) == 0, line
 try:
@@ -38,4 +39,4 @@ def test_no_network_and_no_programs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.endswith("AUDIT WORKS\n"), done.stderr[-2000:]
     assert done.stderr.count("FORBIDDEN") == 1, done.stderr[-2000:]
-    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "a.png", "b.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "a.png", "b.png", "c.png"}

@@ -170,4 +170,6 @@ def test_jobs_that_cannot_be_are_refused(job, text_job):
         generate_many(replace(job, labels=(), prompts=text_job.prompts), ALONE)
     with pytest.raises(GtRError, match="draws from text: give its encoded prompts"):
         generate_many(replace(text_job, labels=(1,), prompts=None), ALONE)
+    with pytest.raises(GtRError, match="pixels only"):
+        generate_many(replace(job, grid=(4, 4)), ALONE)
     assert not job.output.exists()
