@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+from ..costs.bench import describe_machine
 from ..jobs.generate_many import FORMATS, MANIFESTS, GenerationJob, check_manifest, generate_many, write_manifest
 from ..jobs.resume import CHUNK
 from .options import (
@@ -70,6 +71,7 @@ def run(options: Options) -> None:
         "made": result.made,
         "seconds": seconds,
         "settings": job.method.settings(),
+        "machine": describe_machine(options.device),
     }
     print_report(
         options,
