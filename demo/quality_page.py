@@ -110,7 +110,7 @@ def budgets(result: dict) -> Sequence[str]:
     names = ("gtr 24,6,2 stage", "gtr 10,6,2 full", "gtr 8,3,2 stage")
     gtr = {f"{name.removeprefix('gtr ')} scope ({ratio(result, name)})": name for name in names}
     return (
-        f"Against `origin`, in random order with fewer AR steps {each(result, fewer, 'origin')}.",
+        f"Against `origin`, random order needs its AR steps, as {each(result, fewer, 'origin')}.",
         f"Against `origin`, GtR with {each(result, gtr, 'origin')}.",
         f"Against `origin`, {each(result, disa, 'origin')}.",
     )
@@ -118,15 +118,15 @@ def budgets(result: dict) -> Sequence[str]:
 
 def defaults(result: dict, by_order: dict | None, by_budget: dict | None) -> Sequence[str]:
     """What scope and partition change, and what a custom schedule has unless told otherwise."""
-    scope = f"At equal steps, stage scope {versus(result, 'quincunx, stage', 'quincunx, full')} against full scope."
+    scope = f"Against full scope at equal steps, stage scope {versus(result, 'quincunx, stage', 'quincunx, full')}."
     if by_budget is not None:
         long, short = "gtr 24,6,2 stage", "gtr 8,3,2 full"
         scope += (
-            f" At equal FLOPs, 24,6,2 in stage scope ({ratio(by_budget, long)}) {versus(by_budget, long, short)} "
-            f"against 8,3,2 in full scope ({ratio(by_budget, short)}). This is why stage scope is the default."
+            f" Against 8,3,2 in full scope ({ratio(by_budget, short)}), 24,6,2 in stage scope ({ratio(by_budget, long)}) "
+            f"{versus(by_budget, long, short)} at about equal FLOPs. This is why stage scope is the default."
         )
     partition = (
-        f"Diagonal {versus(result, 'diagonal, stage', 'quincunx, stage')} against quincunx in stage scope, and "
+        f"Against quincunx, diagonal {versus(result, 'diagonal, stage', 'quincunx, stage')} in stage scope and "
         f"{versus(result, 'diagonal, full', 'quincunx, full')} in full scope."
     )
     if by_order is not None:
@@ -162,14 +162,14 @@ def guidance(result: dict) -> Sequence[str]:
         for share in (0.25, 0.5)
     }
     return (
-        f"Against no guidance, a scale of 2 by the schedules {each(result, scales, 'no guidance')}.",
+        f"Against no guidance, a scale of 2 with the guidance schedule {each(result, scales, 'no guidance')}.",
         f"Against no guidance, the linear schedule {each(result, later, 'no guidance')}.",
     )
 
 
 def best(result: dict) -> Sequence[str]:
     pairs = (("gtr-best-4x", "gtr-paper"), ("gtr-best-4x", "gtr-full"), ("gtr-best-6x", "gtr-extreme"))
-    return [f"`{own}` {versus(result, own, other)} against `{other}`." for own, other in pairs]
+    return [f"Against `{other}`, `{own}` {versus(result, own, other)}." for own, other in pairs]
 
 
 def best_table(result: dict) -> str:
@@ -192,8 +192,8 @@ def searched(result: dict | None, folder: str, name: str) -> list[str]:
     return [
         f"- At {result['target']:g} times fewer FLOPs, the best of {len(result['rounds'][0])} candidates has AR steps "
         f"{steps}, diffusion steps {diffusion}, partition {schedule['partition']} and {schedule['decoder_scope']} "
-        f"scope. On {len(result['verification_seeds'])} other seeds it "
-        f"{versus(result, winner['method'], other['method'])} against `{other['method']}` "
+        f"scope. Against `{other['method']}`, on {len(result['verification_seeds'])} other seeds, it "
+        f"{versus(result, winner['method'], other['method'])} "
         f"([{name}.json]({folder}/{name}.json))."
     ]
 
@@ -204,7 +204,7 @@ def observations(result: dict | None, folder: str) -> list[str]:
         return [title, "Not run yet."]
     spread, count = result["spread"], result["pictures"]
     near = [
-        f"with {known} tokens known it is {_interval(found['1'])} at distance 1 and {_interval(found['4'])} at distance 4"
+        f"with {known} known tokens it falls from {_interval(found['1'])} at distance 1 to {_interval(found['4'])} at 4"
         for known, found in result["change"].items()
     ]
     words = "Four images filled in seven times from a checkerboard, then from their upper half"
@@ -216,8 +216,8 @@ def observations(result: dict | None, folder: str) -> list[str]:
         f"pixels' standard deviation over seeds is {_interval(spread['checkerboard'])} with a known checkerboard and "
         f"{_interval(spread['upper half'])} with a known upper half, in [-1, 1] units. The mean ratio per image is "
         f"{_interval(result['ratio'])}.\n"
-        "- When one more token becomes known, the conditioning of masked tokens changes. The relative change depends "
-        f"on the distance, and {' while '.join(near)}.",
+        "- When one more token becomes known, the conditioning of masked tokens changes, and less the farther they are. "
+        f"The relative change tells how much, {' and '.join(near)}.",
         f"n = {count}. `{result['command']}` wrote [observations.json]({folder}/observations.json).",
     ]
 
