@@ -110,7 +110,7 @@ def budgets(result: dict) -> Sequence[str]:
     names = ("gtr 24,6,2 stage", "gtr 10,6,2 full", "gtr 8,3,2 stage")
     gtr = {f"{name.removeprefix('gtr ')} scope ({ratio(result, name)})": name for name in names}
     return (
-        f"Against `origin`, random order needs its AR steps, as {each(result, fewer, 'origin')}.",
+        f"Against `origin` with its 64 AR steps, {each(result, fewer, 'origin')}.",
         f"Against `origin`, GtR with {each(result, gtr, 'origin')}.",
         f"Against `origin`, {each(result, disa, 'origin')}.",
     )
@@ -122,8 +122,9 @@ def defaults(result: dict, by_order: dict | None, by_budget: dict | None) -> Seq
     if by_budget is not None:
         long, short = "gtr 24,6,2 stage", "gtr 8,3,2 full"
         scope += (
-            f" Against 8,3,2 in full scope ({ratio(by_budget, short)}), 24,6,2 in stage scope ({ratio(by_budget, long)}) "
-            f"{versus(by_budget, long, short)} at about equal FLOPs. This is why stage scope is the default."
+            f" Against 8,3,2 in full scope ({ratio(by_budget, short)}), 24,6,2 in stage scope "
+            f"({ratio(by_budget, long)}) {versus(by_budget, long, short)} at about equal FLOPs. This is why stage "
+            "scope is the default."
         )
     partition = (
         f"Against quincunx, diagonal {versus(result, 'diagonal, stage', 'quincunx, stage')} in stage scope and "
@@ -216,8 +217,8 @@ def observations(result: dict | None, folder: str) -> list[str]:
         f"pixels' standard deviation over seeds is {_interval(spread['checkerboard'])} with a known checkerboard and "
         f"{_interval(spread['upper half'])} with a known upper half, in [-1, 1] units. The mean ratio per image is "
         f"{_interval(result['ratio'])}.\n"
-        "- When one more token becomes known, the conditioning of masked tokens changes, and less the farther they are. "
-        f"The relative change tells how much, {' and '.join(near)}.",
+        "- When one more token becomes known, the conditioning of masked tokens changes. This relative change depends "
+        f"on the distance, and {' and '.join(near)}.",
         f"n = {count}. `{result['command']}` wrote [observations.json]({folder}/observations.json).",
     ]
 
