@@ -266,8 +266,8 @@ def table(found: Figures, compared: int, machine: str) -> str:
         [
             *lines,
             "",
-            f"Memory peaked at {found.most_memory:.0f} MiB at the end of a prompt. {compared} prompts were repeated in a "
-            "fresh process each, and every pixel was equal.",
+            f"Memory peaked at {found.most_memory:.0f} MiB at the end of a prompt. {compared} prompts were repeated "
+            "in a fresh process each, and every pixel was equal.",
             "",
             f"Measured on {machine}.",
         ]
