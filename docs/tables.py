@@ -432,7 +432,8 @@ def filled(text: str, missing: set[str]) -> str:
         except Missing as error:
             missing.add(str(error))
             return match[0]
-        return f"<!-- {kind}: {name} -->{new if kind == 'value' else f'{chr(10)}{new}{chr(10)}'}<!-- end -->"
+        new = new if kind == "value" else f"\n\n{new}\n\n"
+        return f"<!-- {kind}: {name} -->{new}<!-- end -->"
 
     return BLOCK.sub(fill, text)
 

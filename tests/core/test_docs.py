@@ -26,7 +26,8 @@ STAND_INS = {
     '"cuda", dtype="bfloat16"': '"cpu"',
     '"cuda"': '"cpu"',
     "[207, 360]": "[2, 3]",
-    '"gtr-paper"), guidance': '"gtr-extreme"), guidance',
+    'gtr.preset("gtr-paper"), guidance': 'gtr.Schedule("short", "gtr", (2, 1, 1), diffusion=(3, 2, 2)), guidance',
+    "gtr.FTS())": "gtr.FTS(detail_steps=4))",
     "import gtr_core as gtr\n": "",
     "from gtr_core": "from gtr_pack.gtr_core",
 }
