@@ -28,13 +28,14 @@ from gtr_core.costs.paper_table import SPEEDS
 from gtr_core.device import Machine, Runtime
 from gtr_core.drawing.bars import bar_chart, write_chart
 from gtr_core.evaluation.metrics import Interval
-from gtr_core.models import ModelSpec, published_specs
+from gtr_core.models import ModelSpec, build, published_specs
 from gtr_core.plans.fts import FTS
 from gtr_core.plans.method import Guidance, Method
 from gtr_core.plans.plan import make_plan
 from gtr_core.plans.presets import PRESETS, preset
 from gtr_core.sampling.lazymar import LazyMAR
 from gtr_core.sampling.memory import activation_bytes
+from gtr_core.sampling.packed_linear import packed_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "figures"
@@ -256,6 +257,16 @@ def memory() -> str:
     return table(head, rows)
 
 
+def packed_weights() -> str:
+    """GiB of packed weights in fp32."""
+    sizes = {}
+    for name, spec in published_specs().items():
+        model = build(spec, device="meta", dtype=torch.float32)
+        sizes[name] = digits(packed_bytes(model, torch.float32, GPU.smallest_packed) / GIB, 2)
+    mar_b, mar_l, mar_h, lightgen = (sizes[name] for name in (*MARS, "lightgen"))
+    return f"{mar_b} GiB for MAR-B, {mar_l} for MAR-L, {mar_h} for MAR-H and {lightgen} for LightGen"
+
+
 def plan_of_50000() -> str:
     """Arithmetic on stated assumptions: 80 TFLOP/s per GPU, 10 GB/s of shared disk, 0.5 GB/s of hashing."""
     images, rate, disk, hashing, weights = 50_000, 80, 10, 0.5, 3.77
@@ -414,6 +425,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flops-lightgen-default": lambda: f"{flops('lightgen', 'gtr-lightgen')[1]:.1f}×",
     "flops-lightgen-fast": lambda: f"{flops('lightgen', 'gtr-lightgen-fast')[1]:.1f}×",
     "flops-lazymar": lambda: f"{flops('mar-b', 'gtr-full', cache=LazyMAR())[1]:.1f}×",
+    "packed-weights": packed_weights,
     "tflops-paper": lambda: f"{flops('mar-h', 'gtr-paper')[0]:.2f}",
     "tflops-origin": lambda: f"{flops('mar-h', 'origin')[0]:.2f}",
 }

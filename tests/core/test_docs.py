@@ -149,9 +149,9 @@ def test_a_measured_file_becomes_a_table_with_its_command_and_machine(
     monkeypatch.setattr(tables, "measured", lambda name: RESULT)
     page = "A\n<!-- table: bench-mar-b -->\nold\n<!-- end -->\n<!-- value: speed-mar-b -->old<!-- end -->.\n"
     lines = tables.filled(page, set()).splitlines()
-    assert lines[2:4] == ["```", "python -m gtr_core bench --presets reference"]
+    assert lines[3:5] == ["```", "python -m gtr_core bench --presets reference"]
     assert "| `gtr-paper` | 2.37 | 6.25 (6.10 to 6.42) | 23.1× | 3.74 (6.10 to 6.42) | 38.7× |" in lines
-    assert "Measured on A processor (AVX2), 2 threads, torch 2.13.0." in lines[-3]
+    assert "Measured on A processor (AVX2), 2 threads, torch 2.13.0." in lines[-4]
     assert lines[-1] == "<!-- value: speed-mar-b -->23.1× faster in fp32 and 38.7× in bf16<!-- end -->."
 
 
