@@ -115,13 +115,11 @@ def command(result: dict) -> str:
 
 
 def machine(result: dict) -> str:
-    """What a result was measured on."""
+    """What a result was measured on; the threads are those of the process that reports."""
     facts = result["machine"]
-    vectors = facts.get("vectors", "")
-    return (
-        f"{facts['name']}{f' ({vectors})' if vectors else ''}, {facts['threads']} "
-        f"thread{'s' * (facts['threads'] != 1)}, torch {facts['torch']}"
-    )
+    vectors = f" ({facts['vectors']})" if "vectors" in facts else ""
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    return f"{facts['name']}{vectors}, {threads}, torch {facts['torch']}"
 
 
 def conditions(result: dict) -> str:
@@ -380,7 +378,7 @@ def scaling() -> str:
         for n, result, rate in zip((1, 2), results, rates)
     ]
     head = ("workers", "seconds, loading included ↓", "images per second ↑", "speed-up ↑")
-    where = f"Measured on {machine(results[0])} per worker, one run each."
+    where = f"Measured on {machine(results[0])}, one run each. Workers have one thread."
     return "\n\n".join([code(*map(command, results)), table(head, rows), where])
 
 
