@@ -68,7 +68,7 @@ def run(options: Options) -> None:
         else load_model(model_file(options.model), device=options.device, dtype=dtype)
         for dtype in {case.dtype for case in cases}
     }
-    result = bench.bench(
+    result = {"command": options.command} | bench.bench(
         models,
         cases,
         setting,
