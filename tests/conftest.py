@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update",
         action="store_true",
-        help="write recorded files anew: schemas, names, thumbnails, pictures of the documentation",
+        help="write recorded files anew: schemas, names, thumbnails, images of the documentation",
     )
     parser.addoption(
         "--long",

@@ -78,7 +78,7 @@ def run(options: Options) -> None:
         "command": options.command,
         "output": str(job.output),
         "manifest": str(manifest),
-        "pictures": count,
+        "images": count,
         "made": result.made,
         "seconds": seconds,
         "settings": job.method.settings(),

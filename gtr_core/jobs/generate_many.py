@@ -170,7 +170,7 @@ class Generator:
             for index, image in zip(indices, made):
                 write_png(job.output / job.name(index), image)
         else:
-            tensors = {"pictures": torch.from_numpy(made), "latents": torch.cat(latents).float().cpu()}
+            tensors = {"images": torch.from_numpy(made), "latents": torch.cat(latents).float().cpu()}
             write_tensors(job.output / job.name(start), tensors, {"gtr.first": str(start)})
         names = sorted({job.name(index) for index in indices})
         files = {name: _sha256((job.output / name).read_bytes()) for name in names}

@@ -73,7 +73,7 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, upda
     for text in texts:
         assert "AR steps" in text and "TFLOPs" in text, "a report should be readable on its node"
     drawn = [node["type"] for node in read_json(path)["nodes"]]
-    assert min(front.picture_size("SaveImage" if "SaveImage" in drawn else "PreviewImage")) >= 64
+    assert min(front.image_size("SaveImage" if "SaveImage" in drawn else "PreviewImage")) >= 64
     reports = front.widget_texts("GtR_Sampler", "gtr_report")
     assert len(reports) == drawn.count("GtR_Sampler")
     assert all(" on demo:" in text or "window 1 of" in text for text in reports)
@@ -187,7 +187,7 @@ def test_the_blueprint_draws_a_picture(front: FrontEnd) -> None:
     } == inner
     events = front.click_run()
     assert "execution_success" in [name for name, _ in events], events
-    width, height = front.picture_size("PreviewImage")
+    width, height = front.image_size("PreviewImage")
     assert min(width, height) >= 64
     front.fit()
     front.screenshot("blueprint-run")

@@ -35,7 +35,7 @@ def test_an_experiment_ends_in_rows_a_floor_and_a_plot(experiments: ModuleType, 
     assert [row["method"] for row in result["rows"]] == ["random-2", "random-1"]
     assert result["rows"][0]["speedup"] < result["rows"][1]["speedup"] and result["floor"]["seeds"] == 2
     assert result["command"] == "python -m demo.experiments gate --images 4 --seeds 2"
-    assert result["together"]["pictures"] == 8 and "| random-1 - random-2 |" in experiments.tables.markdown(result)
+    assert result["together"]["images"] == 8 and "| random-1 - random-2 |" in experiments.tables.markdown(result)
     experiments.plot(result)
     assert (experiments.OUTPUT / "gate.png").is_file()
 

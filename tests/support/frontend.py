@@ -51,7 +51,7 @@ ENDED = """() => { const end = window.gtrEvents.findIndex(([name]) =>
         name === 'executing' && detail === null); }"""
 NODES = """() => window.app.graph._nodes.map(n => ({id: String(n.id), type: n.type, title: n.title,
     known: n.type in window.LiteGraph.registered_node_types, size: [n.size[0], n.size[1]]}))"""
-PICTURE = """type => { const n = window.app.graph._nodes.find(n => n.type === type);
+IMAGE = """type => { const n = window.app.graph._nodes.find(n => n.type === type);
     const image = n && n.imgs && n.imgs[0];
     return image && image.naturalWidth > 0 ? [image.naturalWidth, image.naturalHeight] : null; }"""
 DROP = """([data, name, type]) => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
@@ -126,9 +126,9 @@ class FrontEnd:
         """Every node on the canvas."""
         return [DrawnNode(**{**node, "size": tuple(node["size"])}) for node in self.page.evaluate(NODES)]
 
-    def picture_size(self, node_type: str, timeout: float = 20) -> tuple[int, int]:
-        """Width and height of the picture that a node of this type shows; waits for it."""
-        handle = self.page.wait_for_function(PICTURE, arg=node_type, timeout=timeout * 1000)
+    def image_size(self, node_type: str, timeout: float = 20) -> tuple[int, int]:
+        """Width and height of the image that a node of this type shows; waits for it."""
+        handle = self.page.wait_for_function(IMAGE, arg=node_type, timeout=timeout * 1000)
         width, height = handle.json_value()
         return width, height
 
@@ -145,7 +145,7 @@ class FrontEnd:
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
 
     def drop(self, file: Path) -> None:
-        """Drop a workflow or a picture that carries one on the canvas."""
+        """Drop a workflow or an image that carries one on the canvas."""
         words = [base64.b64encode(file.read_bytes()).decode(), file.name, MEDIA_TYPES[file.suffix]]
         self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": self.page.evaluate_handle(DROP, words)})
 

@@ -125,8 +125,8 @@ def test_the_batch_is_in_no_key(job):
 def test_shards_of_safetensors_hold_images_and_latents(job):
     result = generate_many(replace(job, images=3, format="safetensors"), ALONE)
     shards = [load_file(job.output / name) for name in ("000000.safetensors", "000002.safetensors")]
-    assert [len(shard["pictures"]) for shard in shards] == [2, 1] and result.made == 3
-    assert shards[0]["pictures"].dtype == torch.uint8 and shards[0]["latents"].shape[0] == 2
+    assert [len(shard["images"]) for shard in shards] == [2, 1] and result.made == 3
+    assert shards[0]["images"].dtype == torch.uint8 and shards[0]["latents"].shape[0] == 2
     assert [(row["file"], row["row"]) for row in result.rows] == [
         ("000000.safetensors", 0),
         ("000000.safetensors", 1),
