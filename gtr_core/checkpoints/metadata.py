@@ -12,7 +12,7 @@ from ..errors import GtRError
 from ..models import ModelSpec, infer_spec, recognise
 from ..models.latents import LatentSpec
 from ..models.shapes import Shapes
-from ..models.vae import VAESpec, infer_vae_spec
+from ..models.vae import VAESpec, infer_vae_spec, is_vae
 
 SPEC_KEY = "gtr.spec"
 WEIGHTS_KEY = "gtr.weights"
@@ -47,7 +47,7 @@ def vae_metadata(spec: VAESpec) -> dict[str, str]:
 
 def read_vae_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> VAESpec:
     """The spec of a KL VAE state dict: inferred from shapes, with the groups of its metadata. Raises GtRError."""
-    return infer_vae_spec(shapes, **_stored(metadata, {"groups": parse_count}))
+    return infer_vae_spec(shapes, **(_stored(metadata, {"groups": parse_count}) if is_vae(shapes) else {}))
 
 
 def _stored(metadata: Mapping[str, str] | None, parsers: Mapping[str, Callable]) -> dict:

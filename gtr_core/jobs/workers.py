@@ -298,7 +298,7 @@ def _ray() -> ModuleType:
 
 def _connect(ray: ModuleType, pool: WorkerPool) -> None:
     address = os.environ.get("RAY_ADDRESS")
-    paths = [str(Path(__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    paths = [str(Path(__file__).resolve().parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     settings: dict[str, Any] = {
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}},
         "logging_level": logging.ERROR,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gtr_pack.gtr_core.checkpoints.checkpoint import load_model, read_checkpoint
+from gtr_pack.gtr_core.checkpoints.checkpoint import checked_model, read_checkpoint
 from gtr_pack.gtr_core.checkpoints.convert import convert
 from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
 from gtr_pack.gtr_core.cli import main
@@ -26,9 +26,10 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parents[2]
 # A command line that tells where it is and then stands still, to be killed there.
 STOPPED = """
-import sys, time
+import importlib, os, sys, time
 from pathlib import Path
-from gtr_core import checkpoint, cli, png
+from gtr_core import cli
+convert = importlib.import_module("gtr_core.checkpoints.convert")
 def stand(*_):
     print("here", flush=True)
     time.sleep(600)
@@ -37,11 +38,11 @@ def half(tensors, path, metadata=None):
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[:len(data) // 2])
     stand()
-save = checkpoint.save_file
+save = convert.save_file
 if sys.argv[1] == "half":
-    checkpoint.save_file = half
+    convert.save_file = half
 else:
-    checkpoint.os.replace = stand
+    os.replace = stand
 sys.exit(cli.main(sys.argv[2:]))
 """
 # A command line that may write so many bytes into a file, as on a full disk.
@@ -75,7 +76,7 @@ def digest(path: Path) -> str:
 
 
 @pytest.mark.parametrize("where", ["half", "renaming"])
-def test_a_conversion_that_is_killed(where: str, tmp_path: Path) -> None:
+def test_a_conversion_that_is_killed_leaves_no_half_file(where: str, tmp_path: Path) -> None:
     """The input is untouched, the output is not there; what is left beside it does not disturb the next one."""
     before, target = digest(DEMO_MAR), tmp_path / "out.safetensors"
     process = subprocess.Popen(
@@ -93,14 +94,14 @@ def test_a_conversion_that_is_killed(where: str, tmp_path: Path) -> None:
     left = list(tmp_path.iterdir())
     assert len(left) == 1 and left[0].name.startswith(".out.safetensors.") and left[0].suffix == ".part"
     convert(DEMO_MAR, target)
-    assert load_model(read_checkpoint(target))[0] == load_model(read_checkpoint(DEMO_MAR))[0]
+    assert checked_model(read_checkpoint(target))[0] == checked_model(read_checkpoint(DEMO_MAR))[0]
     assert sorted(tmp_path.iterdir()) == sorted([*left, target])
 
 
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The verb with a small random model that fits the demo's VAE and judge."""
-    demo = load_model(read_checkpoint(DEMO_MAR))[0]
+    demo = checked_model(read_checkpoint(DEMO_MAR))[0]
     spec = replace(
         demo,
         name="small",
@@ -144,7 +145,7 @@ def results(work: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("program", [["-m", "gtr_core"], ["-c", HALF_EVALUATED]], ids=["computing", "writing"])
-def test_an_evaluation_that_is_killed(
+def test_an_evaluation_that_is_killed_goes_on(
     program: list[str], evaluation: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """What was stored is whole and is not made again; the rest follows, and all is as without the kill."""
@@ -175,7 +176,7 @@ def test_an_evaluation_that_is_killed(
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of a process's file size are a Unix feature")
 @pytest.mark.parametrize("verb", ["convert", "generate", "schedule"])
-def test_a_full_disk(verb: str, tmp_path: Path) -> None:
+def test_a_full_disk_ends_in_one_line_and_no_file(verb: str, tmp_path: Path) -> None:
     """One line, no file and nothing beside it; a file of that name from before is as it was."""
     arguments = {
         "convert": ["convert", str(DEMO_MAR), "out.safetensors", "--overwrite"],
@@ -197,7 +198,7 @@ def test_a_full_disk(verb: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [old.name] and old.read_bytes() == b"old"
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """As root nothing is read-only but what the system makes: /proc then."""
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o555)
@@ -214,7 +215,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
     assert not (folder / "a.png").exists()
 
 
-def test_no_folder_at_all(tmp_path: Path) -> None:
+def test_no_folder_at_all_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for target in (
         tmp_path / "none" / "x.safetensors",

@@ -10,21 +10,19 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from gtr_pack.gtr_core import device as hardware
 from gtr_pack.gtr_core.cli import main
-from gtr_pack.gtr_core.device import is_out_of_memory
+from gtr_pack.gtr_core.device import Machine, Runtime, is_out_of_memory
 from gtr_pack.gtr_core.diffusion.chain import DiffusionSpec
 from gtr_pack.gtr_core.diffusion.head import HeadSpec
 from gtr_pack.gtr_core.models.latents import LatentSpec
 from gtr_pack.gtr_core.models.mar import MAR, MARSpec
 from gtr_pack.gtr_core.noise import SeededNoise
 from gtr_pack.gtr_core.plans.fts import FTS
-from gtr_pack.gtr_core.plans.method import Cache, Guidance
+from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.plan import make_plan
 from gtr_pack.gtr_core.plans.schedule import Schedule
-from gtr_pack.gtr_core.sampling import acceleration
 from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
-from gtr_pack.gtr_core.sampling.packed_linear import trouble
+from gtr_pack.gtr_core.sampling.packed_linear import unavailable_reason
 from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.faults import Alarm, Fault
 from gtr_tests.stand_ins import randomised
@@ -42,8 +40,9 @@ SPEC = MARSpec(
     latent=LatentSpec(channels=4),
     diffusion=DiffusionSpec(beta_cap=0.2),
 )
-GTR = Schedule("small", "gtr", (1, 1), diffusion=(2, 2, 1), decoder_scope="stage")
-LAZY = Schedule("lazy", "random", (2,), diffusion=(3, 3, 3))
+GTR = Method(Schedule("small", "gtr", (1, 1), diffusion=(2, 2, 1), decoder_scope="stage"), Guidance(2.0), FTS(0.3, 2))
+LAZY = Method(Schedule("lazy", "random", (2,), diffusion=(3, 3, 3)), Guidance(2.0), cache=LazyMAR(1, 9, 0, 1, 2))
+RUNS = pytest.mark.parametrize("method", [GTR, LAZY], ids=["gtr", "lazymar"])
 CHECKED = 5  # every so many faults an undisturbed run follows
 INTERRUPTS = 100  # of each kind of run
 
@@ -53,26 +52,19 @@ def model() -> MAR:
     return randomised(MAR(SPEC), 1).eval()
 
 
-def runs(model: MAR) -> dict[str, Callable[[], torch.Tensor]]:
-    """A GtR run with guidance and FTS, and a LazyMAR run."""
+def run_of(model: MAR, method: Method, runtime: Runtime = Runtime()) -> Callable[[], torch.Tensor]:
+    """A run of two images: GtR with guidance and FTS, or LazyMAR."""
 
-    def run(schedule: Schedule, fts: FTS | None, cache: Cache | None) -> torch.Tensor:
-        return sample(
-            model,
-            make_plan(schedule, (4, 4), (1, 2)),
-            torch.tensor([0, 2]),
-            SeededNoise((1, 2), 4),
-            guidance=Guidance(2.0),
-            fts=fts,
-            cache=cache,
-        )
+    def run() -> torch.Tensor:
+        plan = make_plan(method, (4, 4), (1, 2))
+        return sample(model, plan, torch.tensor([0, 2]), SeededNoise((1, 2), 4), runtime=runtime)
 
-    return {"gtr": lambda: run(GTR, FTS(0.3, 2), None), "lazymar": lambda: run(LAZY, None, LazyMAR(1, 9, 0, 1, 2))}
+    return run
 
 
-@pytest.mark.parametrize("kind", ["gtr", "lazymar"])
-def test_memory_runs_out_at_every_allocation(model: MAR, kind: str) -> None:
-    run = runs(model)[kind]
+@RUNS
+def test_memory_runs_out_at_every_allocation(model: MAR, method: Method) -> None:
+    run = run_of(model, method)
     expected = run()
     with Fault() as whole:
         run()
@@ -90,31 +82,16 @@ def test_memory_runs_out_at_every_allocation(model: MAR, kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_memory_runs_out_at_every_allocation_of_an_accelerated_run(
-    model: MAR, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_runs_out_at_every_allocation_of_an_accelerated_run(model: MAR, dtype: torch.dtype) -> None:
     """Where packed weights find none the run goes on without them; everywhere else it ends."""
-    if trouble(dtype) is not None:
-        pytest.skip(f"layers cannot be packed here: {trouble(dtype)}")
-    monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: True)
-    monkeypatch.setattr(acceleration, "SMALLEST", 0)
-    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: True)
+    reason = unavailable_reason(dtype)
+    if reason is not None:
+        pytest.skip(f"layers cannot be packed here: {reason}")
+    machine = Machine((torch.bfloat16, torch.float32), wide_vectors=True, smallest_packed=0)
     own = copy.deepcopy(model).to(dtype)
     own.head.float()
-
-    def run(accelerate: bool = True) -> torch.Tensor:
-        return sample(
-            own,
-            make_plan(GTR, (4, 4), (1, 2)),
-            torch.tensor([0, 2]),
-            SeededNoise((1, 2), 4),
-            guidance=Guidance(2.0),
-            fts=FTS(0.3, 2),
-            accelerate=accelerate,
-            dtype=dtype,
-        )
-
-    expected, plain, went_on = run(), run(False), 0
+    run = run_of(own, GTR, Runtime(dtype=dtype, accelerate=True, machine=machine))
+    expected, plain, went_on = run(), run_of(own, GTR, Runtime(dtype=dtype, machine=machine))(), 0
     with Fault() as whole:
         run()
     for at in range(1, whole.count + 1):
@@ -134,10 +111,10 @@ def test_memory_runs_out_at_every_allocation_of_an_accelerated_run(
     print(f"memory ran out at each of {whole.count} allocations, {went_on} of them for packed weights")
 
 
-@pytest.mark.parametrize("kind", ["gtr", "lazymar"])
-def test_interrupts_at_random_moments(model: MAR, kind: str) -> None:
+@RUNS
+def test_interrupts_at_random_moments_leave_nothing_behind(model: MAR, method: Method) -> None:
     """Half of them between two operations, half wherever the interpreter is when they come."""
-    run, moments = runs(model)[kind], random.Random(7)
+    run, moments = run_of(model, method), random.Random(7)
     expected = run()
     with Fault() as whole:
         start = time.perf_counter()

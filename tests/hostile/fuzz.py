@@ -47,15 +47,16 @@ class Targets:
         import torch
         from gtr_pack.gtr_core import models
         from gtr_pack.gtr_core.checkpoints import checkpoint, metadata
+        from gtr_pack.gtr_core.diffusion.head import HeadSpec
         from gtr_pack.gtr_core.errors import GtRError
-        from gtr_pack.gtr_core.models import lightgen, mar, spec, vae
-        from gtr_pack.gtr_core.models import shapes as infer
+        from gtr_pack.gtr_core.models import lightgen, mar, vae
+        from gtr_pack.gtr_core.models.latents import LatentSpec
 
         self.refusal, self.folder = GtRError, folder
-        self.checkpoint, self.infer, self.metadata = checkpoint, infer, metadata
-        self.build, self.vae, self.torch = models.build, vae.KLVAE, torch
+        self.checkpoint, self.metadata = checkpoint, metadata
+        self.build, self.vae, self.torch = models.build, vae, torch
         self.specs = [
-            spec.MARSpec(
+            mar.MARSpec(
                 name="tiny",
                 grid=(2, 2),
                 dim=4,
@@ -64,10 +65,10 @@ class Targets:
                 decoder_depth=1,
                 classes=2,
                 buffer=1,
-                head=spec.HeadSpec(2, 4, 4, 1),
-                latent=spec.LatentSpec(channels=2),
+                head=HeadSpec(2, 4, 4, 1),
+                latent=LatentSpec(channels=2),
             ),
-            spec.LightGenSpec(
+            lightgen.LightGenSpec(
                 name="tiny",
                 dim=4,
                 heads=2,
@@ -76,13 +77,13 @@ class Targets:
                 cross_depth=1,
                 aligner_depth=1,
                 caption_dim=4,
-                head=spec.HeadSpec(64, 4, 4, 1),
+                head=HeadSpec(64, 4, 4, 1),
                 table=2,
             ),
         ]
         self.modules = [mar.MAR(self.specs[0]), lightgen.LightGen(self.specs[1])]
         with torch.device("meta"):
-            self.meta_vae = vae.KLVAE(spec.VAESpec(32, (1, 2), 1, 4, 4, encoder_attention=(1,)))
+            self.meta_vae = vae.KLVAE(vae.VAESpec(32, (1, 2), 1, 4, 4, encoder_attention=(1,)))
 
     def corpus(self, target: str) -> list[bytes]:
         return self.files() if target == "files" else self.tables()
@@ -130,10 +131,10 @@ class Targets:
         path.write_bytes(data[1:])
         try:
             checkpoint = self.checkpoint.read_checkpoint(path)
-            if self.infer.is_vae(checkpoint.tensors):
-                self.checkpoint.load_vae(checkpoint)
+            if self.vae.is_vae(checkpoint.tensors):
+                self.checkpoint.checked_vae(checkpoint)
             else:
-                self.checkpoint.load_model(checkpoint)
+                self.checkpoint.checked_model(checkpoint)
         except self.refusal as error:
             return self.refused(error)
         return "read"
@@ -148,9 +149,9 @@ class Targets:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return "no state dict"
         try:
-            if self.infer.is_vae(shapes):
+            if self.vae.is_vae(shapes):
                 with self.torch.device("meta"):
-                    self.vae(self.infer.infer_vae_spec(shapes))
+                    self.vae.KLVAE(self.vae.infer_vae_spec(shapes))
             else:
                 self.build(self.metadata.read_spec(shapes, metadata), device="meta")
         except self.refusal as error:

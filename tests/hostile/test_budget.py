@@ -5,15 +5,15 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from gtr_pack.gtr_core import device as budget
-from gtr_pack.gtr_core.checkpoints import build_model
+from gtr_pack.gtr_core import device
+from gtr_pack.gtr_core.checkpoints import load_model
 from gtr_pack.gtr_core.demo import DEMO_MAR
-from gtr_pack.gtr_core.device import available_bytes, check_budget
+from gtr_pack.gtr_core.device import Machine, Runtime, available_bytes, check_budget
 from gtr_pack.gtr_core.errors import LONGEST, GtRError
 from gtr_pack.gtr_core.models.lightgen import LIGHTGEN
 from gtr_pack.gtr_core.models.shapes import LARGEST_SIDE, MOST_BLOCKS, count_blocks, shape_of
 from gtr_pack.gtr_core.pipeline import generate_latents
-from gtr_pack.gtr_core.plans.method import Guidance
+from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.plan import make_plan
 from gtr_pack.gtr_core.plans.presets import preset
 from gtr_pack.gtr_core.plans.schedule import Schedule
@@ -21,7 +21,7 @@ from gtr_pack.gtr_core.sampling import memory
 from gtr_pack.gtr_core.sampling.memory import check_run
 
 
-def test_the_budget() -> None:
+def test_what_is_needed_is_compared_with_what_there_is() -> None:
     check_budget(10, "it needs", 10)
     with pytest.raises(GtRError, match="it needs 2 GiB of memory, 1 GiB can be had"):
         check_budget(2**31, "it needs", 2**30)
@@ -34,7 +34,7 @@ def test_the_budget() -> None:
 
 
 def test_a_system_that_tells_nothing_lets_everything_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "available_bytes", lambda: None)
+    monkeypatch.setattr(device, "available_bytes", lambda: None)
     check_budget(2**60, "it needs")
 
 
@@ -46,12 +46,12 @@ def test_a_system_that_tells_nothing_lets_everything_pass(monkeypatch: pytest.Mo
         (preset("lightgen-origin"), (256, 256), 4096),
     ],
 )
-def test_plans_that_nobody_can_hold(schedule: Schedule, grid: tuple[int, int], batch: int) -> None:
-    assert needed_to_refuse("the plan's steps need", schedule, grid, (1,) * batch) < 100 * 2**20
+def test_plans_that_nobody_can_hold_are_refused(schedule: Schedule, grid: tuple[int, int], batch: int) -> None:
+    assert needed_to_refuse("the plan's steps need", Method(schedule), grid, (1,) * batch) < 100 * 2**20
 
 
-def test_a_grid_that_nobody_can_hold() -> None:
-    assert needed_to_refuse("at most 256 x 256", preset("origin"), (50_000, 50_000), (1,)) < 2**20
+def test_a_grid_that_nobody_can_hold_is_refused() -> None:
+    assert needed_to_refuse("at most 256 x 256", Method(preset("origin")), (50_000, 50_000), (1,)) < 2**20
 
 
 def needed_to_refuse(words: str, *settings) -> int:
@@ -65,26 +65,27 @@ def needed_to_refuse(words: str, *settings) -> int:
         tracemalloc.stop()
 
 
-def test_runs_that_nobody_can_hold() -> None:
+def test_runs_that_nobody_can_hold_are_refused() -> None:
     """65,536 tokens in one step: the attention alone takes hundreds of GiB; on an accelerator the noise counts."""
-    plan = make_plan(Schedule("x", "random", (1,), diffusion=(1000,) * 3), (256, 256), (1, 2, 3, 4))
+    runtime, guidance = Runtime(), Guidance(2.0)
+    vast = Method(Schedule("x", "random", (1,), diffusion=(1000,) * 3), guidance)
+    plan = make_plan(vast, (256, 256), (1, 2, 3, 4))
     with pytest.raises(GtRError, match="4 x 65536 tokens need .* GiB"):
-        check_run(plan, LIGHTGEN, guided=True, itemsize=4, device="cpu")
+        check_run(plan, LIGHTGEN, runtime)
     noise = memory.noise_bytes(plan, LIGHTGEN)
     drawn = 4 * 65_536 * LIGHTGEN.head.channels * 1001 * 4
-    assert 3 * drawn < noise < memory.activation_bytes(plan, LIGHTGEN, guided=True, itemsize=4, device="cpu")
-    many = make_plan(preset("gtr-paper"), (16, 16), (1,))
-    check_run(many, LIGHTGEN, guided=True, itemsize=4, device="cpu")
+    assert 3 * drawn < noise < memory.activation_bytes(plan, LIGHTGEN, runtime)
+    many = make_plan(Method(preset("gtr-paper"), guidance), (16, 16), (1,))
+    check_run(many, LIGHTGEN, runtime)
 
 
-def test_a_run_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model(DEMO_MAR)
-    monkeypatch.setattr(budget, "available_bytes", lambda: 1000)
+def test_a_run_is_refused_before_it_begins() -> None:
+    model, full = load_model(DEMO_MAR), Runtime(machine=Machine(available_bytes=1000))
     with pytest.raises(GtRError, match=f"2 x {model.spec.tokens} tokens need"):
-        generate_latents(model, preset("gtr-paper"), (0, 1), 5, guidance=Guidance(2.0))
+        generate_latents(model, Method(preset("gtr-paper"), Guidance(2.0)), (0, 1), 5, runtime=full)
 
 
-def test_sizes_that_no_model_has() -> None:
+def test_sizes_that_no_model_has_are_refused() -> None:
     with pytest.raises(GtRError, match=f"expected at most {MOST_BLOCKS}"):
         count_blocks({f"x.{k}.y": (1,) for k in range(MOST_BLOCKS + 1)}, "x")
     for shape in ((LARGEST_SIDE + 1,), (0,), (-1,), (2**70,)):

@@ -14,7 +14,7 @@ from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models.mar import infer_mar_spec
 from gtr_tests.hostile_pickles import CONTAINERS, Call, Forged, archive, dumps, executing, exhausting
 from gtr_tests.hostile_tensors import hostile, pack, sparse_terabyte
-from gtr_tests.judge import ClassifierFeatures, Verdict
+from gtr_tests.judge import Judge, Verdict
 from safetensors.torch import load_file, save, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +28,8 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[ClassifierFeatures]:
-    made = ClassifierFeatures(ROOT, ROOT / "demo" / "models" / "demo_mar.safetensors")
+def judge() -> Iterator[Judge]:
+    made = Judge(ROOT, ROOT / "demo" / "models" / "demo_mar.safetensors")
     yield made
     made.close()
 
@@ -45,7 +45,7 @@ def trouble(verdict: Verdict) -> str:
     return "".join(f"touched {what}" for what in verdict.touched)
 
 
-def refuse_all(judge: ClassifierFeatures, cases: Iterator[tuple[str, bytes]], path: Path) -> dict[str, str]:
+def refuse_all(judge: Judge, cases: Iterator[tuple[str, bytes]], path: Path) -> dict[str, str]:
     """What went wrong, by case."""
     found = {}
     for name, data in cases:
@@ -54,7 +54,7 @@ def refuse_all(judge: ClassifierFeatures, cases: Iterator[tuple[str, bytes]], pa
     return {name: what for name, what in found.items() if what}
 
 
-def test_good_files_are_read(judge: ClassifierFeatures, weights: dict, tmp_path: Path) -> None:
+def test_good_files_are_read(judge: Judge, weights: dict, tmp_path: Path) -> None:
     """The judge is not one who says no to everything."""
     torch.save({"model": weights, "model_ema": weights}, tmp_path / "a.pth")
     torch.save(weights, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
@@ -72,7 +72,7 @@ def test_a_judge_sees_what_is_executed(tmp_path: Path) -> None:
     assert target.exists()
 
 
-def test_nothing_is_executed(judge: ClassifierFeatures, tmp_path: Path, tally) -> None:
+def test_nothing_is_executed(judge: Judge, tmp_path: Path, tally) -> None:
     target = tmp_path / "executed"
     cases = list(executing(target))
     assert refuse_all(judge, iter(cases), tmp_path / "x.pth") == {}
@@ -80,7 +80,7 @@ def test_nothing_is_executed(judge: ClassifierFeatures, tmp_path: Path, tally) -
     tally("executing checkpoints", len(cases))
 
 
-def test_nothing_is_exhausted(judge: ClassifierFeatures, tmp_path: Path, tally) -> None:
+def test_nothing_is_exhausted(judge: Judge, tmp_path: Path, tally) -> None:
     cases = 0
     for suffix in (".pth", ".ckpt"):
         found = list(exhausting()) if suffix == ".pth" else list(exhausting())[:4]
@@ -89,7 +89,7 @@ def test_nothing_is_exhausted(judge: ClassifierFeatures, tmp_path: Path, tally) 
     tally("exhausting checkpoints", cases)
 
 
-def test_safetensors_that_lie(judge: ClassifierFeatures, weights: dict, tmp_path: Path, tally) -> None:
+def test_safetensors_that_lie(judge: Judge, weights: dict, tmp_path: Path, tally) -> None:
     spec = infer_mar_spec({name: tuple(t.shape) for name, t in weights.items()}, heads=4)
     cases = list(hostile(save(weights, metadata=spec_metadata(spec, "ema"))))
     assert refuse_all(judge, iter(cases), tmp_path / "x.safetensors") == {}
@@ -97,7 +97,7 @@ def test_safetensors_that_lie(judge: ClassifierFeatures, weights: dict, tmp_path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files have no holes here unless asked for")
-def test_a_right_header_over_a_terabyte(judge: ClassifierFeatures, tmp_path: Path) -> None:
+def test_a_right_header_over_a_terabyte(judge: Judge, tmp_path: Path) -> None:
     """What a file needs is compared with the memory there is before any of it is asked for."""
     path = tmp_path / "x.safetensors"
     try:
@@ -108,7 +108,7 @@ def test_a_right_header_over_a_terabyte(judge: ClassifierFeatures, tmp_path: Pat
     assert trouble(verdict) == "" and "x.safetensors needs 1.02e+03 GiB" in verdict.text
 
 
-def test_wrong_names_do_not_help(judge: ClassifierFeatures, tmp_path: Path) -> None:
+def test_wrong_names_do_not_help(judge: Judge, tmp_path: Path) -> None:
     """A pickle called .safetensors, a safetensors file called .pth."""
     cases = [(".safetensors", make(dumps(Call(os.mkdir, str(tmp_path / "executed"))))) for make in CONTAINERS.values()]
     cases += [

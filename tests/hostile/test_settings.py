@@ -17,12 +17,12 @@ from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models.labels import parse_labels
 from gtr_pack.gtr_core.models.mar import mar_spec
 from gtr_pack.gtr_core.plans.fts import FTS, SELECTIONS, select
-from gtr_pack.gtr_core.plans.method import Guidance
-from gtr_pack.gtr_core.plans.orders import PHASES
+from gtr_pack.gtr_core.plans.method import Guidance, Method
+from gtr_pack.gtr_core.plans.orders import ORDERS, PHASES
 from gtr_pack.gtr_core.plans.partition import PARTITIONS
 from gtr_pack.gtr_core.plans.plan import make_plan
 from gtr_pack.gtr_core.plans.presets import PRESETS
-from gtr_pack.gtr_core.plans.schedule import ORDERS, PROFILES, SCOPES, Schedule
+from gtr_pack.gtr_core.plans.schedule import PROFILES, SCOPES, Schedule
 from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -92,12 +92,12 @@ def check_schedule(counts, fields: dict, grid: tuple[int, int], batch: int, chan
         unknown = None
         if min(grid) > 0 and max(grid) < 13 and chance.random() < 0.5:
             unknown = np.array([[chance.random() < 0.5 for _ in range(grid[1])] for _ in range(grid[0])])
-        plan = make_plan(schedule, grid, tuple(range(batch)), unknown=unknown)
+        plan = make_plan(Method(schedule), grid, tuple(range(batch)), unknown=unknown)
     except GtRError as error:
         return one_line(error)
     wanted = np.flatnonzero(np.ones(grid, bool) if unknown is None else unknown)
     for image in range(batch):
-        decoded = np.concatenate([step.positions[image] for step in plan.steps] or [np.array([], int)])
+        decoded = np.concatenate([step.targets[image] for step in plan.steps] or [np.array([], int)])
         assert sorted(decoded) == wanted.tolist()
     assert all(1 <= step.diffusion_steps <= 1000 for step in plan.steps)
     if plan.steps:
@@ -113,7 +113,7 @@ def check_masks(counts, rows: int, columns: int, percent: int, seed: int) -> Non
     counts["masks"] += 1
     mask = np.random.default_rng(seed).random((rows, columns)) < percent / 100
     try:
-        plan = make_plan(PRESETS["origin"], (8, 8), (seed,), unknown=mask)
+        plan = make_plan(Method(PRESETS["origin"]), (8, 8), (seed,), unknown=mask)
     except GtRError as error:
         return one_line(error)
     assert sum(step.tokens for step in plan.steps) == mask.sum()
@@ -210,7 +210,7 @@ def check_arguments(counts, verb: str, pairs: list[tuple[str, str]]) -> None:
     [check_schedule, check_masks, check_small_settings, check_labels, check_arguments],
     ids=lambda check: check.__name__.removeprefix("check_"),
 )
-def test_settings(check, tally) -> None:
+def test_settings_are_accepted_or_end_in_one_line(check, tally) -> None:
     counts = Counter()
     check(counts)
     for what, count in counts.items():

@@ -21,7 +21,7 @@ except ImportError:
 root = {root!r}
 spec = importlib.util.spec_from_file_location("gtr_pack", root + "/__init__.py", submodule_search_locations=[root])
 module = importlib.util.module_from_spec(spec); sys.modules["gtr_pack"] = module
-from gtr_pack.gtr_core.checkpoints.checkpoint import load_model, load_vae, read_checkpoint
+from gtr_pack.gtr_core.checkpoints.checkpoint import checked_model, checked_vae, read_checkpoint
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models.vae import is_vae
 touched = []
@@ -35,7 +35,7 @@ def peak():
 def judge(path):
     try:
         checkpoint = read_checkpoint(path)
-        load_vae(checkpoint) if is_vae(checkpoint.tensors) else load_model(checkpoint, heads=4)
+        checked_vae(checkpoint) if is_vae(checkpoint.tensors) else checked_model(checkpoint, heads=4)
         return "read", ""
     except GtRError as error:
         return "refused", str(error)
@@ -62,7 +62,7 @@ class Verdict:
     touched: list[str] = field(default_factory=list)
 
 
-class ClassifierFeatures:
+class Judge:
     """One child at a time; a new one where the last has died."""
 
     def __init__(self, root: Path, warm: Path) -> None:

@@ -1,77 +1,35 @@
-"""Evaluations: pairs, pieces that survive a kill, the verb, and FID through torch-fidelity where it is installed."""
+"""Evaluations: images in pairs, and pieces that survive a kill."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
-import json
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gtr_pack.gtr_core.checkpoints import build_vae
-from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
-from gtr_pack.gtr_core.cli import main
+from gtr_pack.gtr_core.device import Runtime
 from gtr_pack.gtr_core.errors import GtRError
-from gtr_pack.gtr_core.evaluation import evaluate as module
-from gtr_pack.gtr_core.evaluation import fid as fidelity
-from gtr_pack.gtr_core.evaluation import tables as quality
-from gtr_pack.gtr_core.evaluation.classifier import Classifier, ClassifierSpec, save_classifier
-from gtr_pack.gtr_core.evaluation.evaluate import Evaluation, evaluate, evaluate_shard, shard, tasks
-from gtr_pack.gtr_core.evaluation.features import ClassifierFeatures, ImageFeatures, make_reference, save_features
+from gtr_pack.gtr_core.evaluation.classifier import Classifier
+from gtr_pack.gtr_core.evaluation.evaluate import Effort, Evaluation, Kept, as_tensor, evaluate, tasks
+from gtr_pack.gtr_core.evaluation.features import ClassifierFeatures, ImageFeatures
 from gtr_pack.gtr_core.models import build
 from gtr_pack.gtr_core.pipeline import decode_images, generate_latents
 from gtr_pack.gtr_core.plans.fts import FTS
-from gtr_pack.gtr_core.plans.method import Guidance, Method
-from gtr_pack.gtr_core.plans.schedule import Schedule
+from gtr_pack.gtr_core.plans.method import Guidance
 from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
+from gtr_tests.evaluations import CLASSES
 from gtr_tests.stand_ins import randomised, small_lightgen
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[3]
-VAE = ROOT / "tests" / "golden" / "vae_tiny_fp16.safetensors"
-RANDOM = Method(Schedule("random", "random", (3,), diffusion=(4, 4, 4)), Guidance(2.0))
-GTR = Method(Schedule("gtr", "gtr", (2, 1, 1), diffusion=(4, 3, 3)), Guidance(2.0), FTS(0.5, 4))
-CLASSES, IMAGES = 10, 12
-
-
-@pytest.fixture(scope="module")
-def extractor() -> Classifier:
-    names = tuple(f"class {label}" for label in range(CLASSES))
-    return randomised(Classifier(ClassifierSpec(128, (8, 8, 16, 16), names, (("hue", 3),), 6)), 1).eval()
-
-
-@pytest.fixture(scope="module")
-def evaluation(tiny_mar, extractor) -> Evaluation:
-    return Evaluation(tiny_mar, build_vae(VAE), ClassifierFeatures(extractor))
-
-
-@pytest.fixture(scope="module")
-def real(extractor) -> ImageFeatures:
-    generator = torch.Generator().manual_seed(7)
-    batches = ((torch.rand(40, 3, 128, 128, generator=generator) * 2 - 1, torch.arange(40) % CLASSES) for _ in range(2))
-    return make_reference(ClassifierFeatures(extractor), batches)
-
-
-@pytest.fixture(scope="module")
-def complete(evaluation, tmp_path_factory) -> tuple[dict[str, list[ImageFeatures]], Path]:
-    work = tmp_path_factory.mktemp("work")
-    return evaluate(evaluation, [RANDOM, GTR], (0, 1), IMAGES, work, batch=4), work
+IMAGES = 12
 
 
 def same(a: ImageFeatures, b: ImageFeatures) -> bool:
     return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
 
 
-def test_labels_are_balanced_and_pictures_paired(complete):
-    """The same label for picture k whatever the method; other noise in every seed."""
+def test_labels_are_balanced_and_images_paired(complete):
+    """The same label for image k whatever the method; other noise in every seed."""
     found, _ = complete
     assert list(found) == ["random", "gtr"] and [len(sets) for sets in found.values()] == [2, 2]
     for made in (*found["random"], *found["gtr"]):
@@ -80,46 +38,49 @@ def test_labels_are_balanced_and_pictures_paired(complete):
     assert not torch.allclose(found["random"][0].features, found["gtr"][0].features)
 
 
-def test_pictures_are_those_of_the_generate_verb(evaluation, complete):
-    """Picture k of seed s has the image seed 2^32 s + k: it can be made again, alone, by any method."""
-    latents = generate_latents(evaluation.model, RANDOM.schedule, [5], 2**32 + 5, guidance=RANDOM.guidance)
-    alone = evaluation.judge.measure(module.as_images(decode_images(evaluation.vae, latents), "cpu"), torch.tensor([5]))
+def test_images_are_those_of_the_generate_verb(evaluation, random_method, complete):
+    """Image k of seed s has the image seed 2^32 s + k: it can be made again, alone, by any method."""
+    latents = generate_latents(evaluation.model, random_method, [5], 2**32 + 5)
+    images = as_tensor(decode_images(evaluation.vae, latents), "cpu")
+    alone = evaluation.extractor.measure(images, torch.tensor([5]))
     assert torch.allclose(alone.features[0], complete[0]["random"][1].features[5], atol=1e-2)
 
 
-def test_equal_methods_give_equal_pictures(evaluation):
+def test_equal_methods_give_equal_images(evaluation, random_method):
     """Pairing to the bit: a method under another name starts from the same noise."""
-    twin = replace(RANDOM, schedule=replace(RANDOM.schedule, name="twin"))
-    first, second = (evaluate_shard(evaluation, tasks([method], [3], 4)[0], 4) for method in (RANDOM, twin))
+    methods = (random_method, random_method.renamed("twin"))
+    first, second = (evaluation.measure(tasks([method], [3], 4)[0], 4) for method in methods)
     assert same(first, second)
 
 
-def test_the_batch_changes_rounding_only(evaluation):
-    task = tasks([GTR], [0], 4)[0]
-    one, four = evaluate_shard(evaluation, task, 1), evaluate_shard(evaluation, task, 4)
+def test_the_batch_changes_rounding_only(evaluation, gtr_method):
+    task = tasks([gtr_method], [0], 4)[0]
+    one, four = evaluation.measure(task, 1), evaluation.measure(task, 4)
     assert torch.allclose(one.features, four.features, atol=1e-2) and torch.equal(one.labels, four.labels)
 
 
-def test_a_deleted_shard_is_made_again_exactly(evaluation, complete):
+def test_a_deleted_result_is_made_again_exactly(evaluation, random_method, gtr_method, complete):
     found, work = complete
-    shards = sorted(work.iterdir())
-    assert len(shards) == 4
-    before = {path.name: path.read_bytes() for path in shards}
-    shards[1].unlink()
-    shards[2].write_bytes(shards[2].read_bytes()[:-50])  # as a disk that was full
-    shards[3].write_bytes(before[shards[0].name])  # a shard of another key
+    results = sorted(work.iterdir())
+    assert len(results) == 4
+    before = {path.name: path.read_bytes() for path in results}
+    results[1].unlink()
+    results[2].write_bytes(results[2].read_bytes()[:-50])  # as a disk that was full
+    results[3].write_bytes(before[results[0].name])  # a result of another key
     made = []
-    again = evaluate(evaluation, [RANDOM, GTR], (0, 1), IMAGES, work, batch=4, on_shard=lambda *what: made.append(what))
-    assert len(made) == 3 and {path.name: path.read_bytes() for path in work.iterdir()} == before
+    effort = Effort(Kept(work), batch=4, on_task=lambda task, done, total: made.append((done, total)))
+    again = evaluate(evaluation, [random_method, gtr_method], (0, 1), IMAGES, effort)
+    assert made == [(2, 4), (3, 4), (4, 4)] and {path.name: path.read_bytes() for path in work.iterdir()} == before
     assert all(same(a, b) for name in found for a, b in zip(found[name], again[name]))
 
 
-def test_a_longer_evaluation_goes_on(evaluation, tmp_path, monkeypatch):
+def test_a_longer_evaluation_goes_on_from_a_shorter_one(evaluation, random_method, tmp_path):
     """Whole chunks of a shorter evaluation are kept."""
-    monkeypatch.setattr(module, "CHUNK", 4)
-    evaluate(evaluation, [RANDOM], [0], 4, tmp_path, batch=4)
     made = []
-    found = evaluate(evaluation, [RANDOM], [0], 8, tmp_path, batch=4, on_shard=lambda task, *_: made.append(task.start))
+    effort = Effort(Kept(tmp_path), batch=4, chunk=4, on_task=lambda task, *_: made.append(task.start))
+    evaluate(evaluation, [random_method], [0], 4, effort)
+    made.clear()
+    found = evaluate(evaluation, [random_method], [0], 8, effort)
     assert made == [4] and len(found["random"][0]) == 8
 
 
@@ -134,49 +95,61 @@ def test_a_longer_evaluation_goes_on(evaluation, tmp_path, monkeypatch):
         lambda m: replace(m, schedule=replace(m.schedule, diffusion=(5, 4, 4))),
     ],
 )
-def test_keys_tell_settings_apart(change, evaluation):
-    assert evaluation.key(tasks([RANDOM], [0], 4)[0]) != evaluation.key(tasks([change(RANDOM)], [0], 4)[0])
+def test_keys_tell_settings_apart(change, evaluation, random_method):
+    first, second = (tasks([method], [0], 4)[0] for method in (random_method, change(random_method)))
+    assert evaluation.key(first) != evaluation.key(second)
 
 
+<<<<<<< HEAD
 def test_keys_tell_parts_and_pieces_apart(evaluation, extractor):
     task = tasks([RANDOM], [0], 4)[0]
+=======
+def test_keys_tell_parts_and_pieces_apart(evaluation, extractor, random_method):
+    task = tasks([random_method], [0], 4)[0]
+>>>>>>> t2
     others = [
         evaluation.key(other) for other in (replace(task, seed=1), replace(task, start=4), replace(task, count=3))
     ]
     for part in (
-        {"dtype": torch.bfloat16},
-        {"accelerate": True},
-        {"judge": ClassifierFeatures(randomised(Classifier(extractor.spec), 2))},
+        {"runtime": Runtime(dtype=torch.bfloat16)},
+        {"runtime": Runtime(accelerate=True)},
+        {"extractor": ClassifierFeatures(randomised(Classifier(extractor.spec), 2))},
         {"model": randomised(build(evaluation.model.spec), 3)},
     ):
         others.append(replace(evaluation, **part).key(task))
     assert len({evaluation.key(task), *others}) == 8
-    assert evaluation.key(task) == Evaluation(evaluation.model, evaluation.vae, evaluation.judge).key(task)
+    assert evaluation.key(task) == Evaluation(evaluation.model, evaluation.vae, evaluation.extractor).key(task)
 
 
-def test_kept_pictures(evaluation, tmp_path):
-    """PNG files are what was measured; one that is missing is made again."""
-    task = tasks([RANDOM], [0], 4)[0]
-    measured, stored = shard(evaluation, task, tmp_path / "work", 2, tmp_path / "png")
+def test_kept_images_are_what_was_measured(evaluation, random_method, tmp_path):
+    """One that is missing is made again."""
+    task, kept = tasks([random_method], [0], 4)[0], Kept(tmp_path / "work", tmp_path / "png")
+    assert evaluation.stored(task, kept) is None
+    evaluation.make(2, kept, task)
+    measured = evaluation.stored(task, kept)
     files = sorted((tmp_path / "png" / "random" / "seed-0").iterdir())
-    assert not stored and [file.name for file in files] == [f"{k:06}.png" for k in range(4)]
+    assert [file.name for file in files] == [f"{k:06}.png" for k in range(4)]
+    images = as_tensor(np.stack([np.array(Image.open(file)) for file in files]), "cpu")
+    assert torch.allclose(evaluation.extractor.measure(images, measured.labels).features, measured.features, atol=1e-6)
+    before = [file.read_bytes() for file in files]
     files[2].unlink()
-    again, stored = shard(evaluation, task, tmp_path / "work", 2, tmp_path / "png")
-    assert not stored and files[2].is_file() and same(measured, again)
-    assert shard(evaluation, task, tmp_path / "work", 2, tmp_path / "png")[1]
+    assert evaluation.stored(task, kept) is None
+    evaluation.make(2, kept, task)
+    assert [file.read_bytes() for file in files] == before and same(measured, evaluation.stored(task, kept))
 
 
-def test_what_cannot_be_evaluated(evaluation, extractor, tmp_path):
+def test_what_cannot_be_evaluated_is_refused(evaluation, extractor, random_method, tmp_path):
     with pytest.raises(GtRError, match="draws from text"):
         replace(evaluation, model=small_lightgen())
     with pytest.raises(GtRError, match="10 classes at 64 x 64 pixels"):
-        replace(evaluation, judge=ClassifierFeatures(Classifier(replace(extractor.spec, size=64))))
+        replace(evaluation, extractor=ClassifierFeatures(Classifier(replace(extractor.spec, size=64))))
     with pytest.raises(GtRError, match="all of different names"):
-        tasks([RANDOM, RANDOM], [0], 8)
+        tasks([random_method, random_method], [0], 8)
     with pytest.raises(GtRError, match="at least 4 images"):
-        tasks([RANDOM], [0], 3)
+        tasks([random_method], [0], 3)
     (tmp_path / "file").touch()
     with pytest.raises(GtRError, match="cannot make the folder"):
+<<<<<<< HEAD
         evaluate(evaluation, [RANDOM], [0], 4, tmp_path / "file" / "work")
 
 
@@ -399,3 +372,8 @@ def test_inception_weights_are_not_executed(tmp_path):
     torch.save({"a": time.perf_counter}, tmp_path / "evil.pth")
     with pytest.raises(GtRError, match="was not executed"):
         fidelity.inception_features(tmp_path / "evil.pth")
+=======
+        evaluate(evaluation, [random_method], [0], 4, Effort(Kept(tmp_path / "file" / "work")))
+    with pytest.raises(GtRError, match="a batch of 0"):
+        Effort(Kept(tmp_path), batch=0)
+>>>>>>> t2
