@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -50,6 +52,42 @@ def digest(tensors: Mapping[str, Tensor], description: object = "") -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises GtRError when a file cannot be written there: to be called before the work whose result it will hold."""
+    path = Path(path)
+    if path.is_dir():
+        raise GtRError(f"{path} is a folder: expected the name of a file")
+    if not path.parent.is_dir():
+        raise GtRError(f"no folder {path.parent}: make it, or choose another")
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name[:32]}.", suffix=".part", dir=path.parent)
+    except (OSError, UnicodeError) as error:
+        raise GtRError(f"cannot write into {path.parent} ({first_line(error)}): choose another folder") from error
+    os.close(handle)
+    os.unlink(beside)
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold a folder for one process by a file in it: two would mix their files. Raises GtRError when it is held.
+
+    The system ends the lock with the process that holds it.
+    """
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise GtRError(
+            f"{path.parent} is in use by another {what}: wait until it has ended, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise GtRError(f"cannot write {path} ({first_line(error)}): choose another folder") from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def make_folder(folder: Path) -> None:

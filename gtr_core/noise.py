@@ -1,6 +1,8 @@
 """Randomness: CPU generators per image, so that an image depends on its own seed alone.
 
-A stream is identified by (image seed, purpose, index); no generator outlives the draw that it serves.
+A stream is identified by (image seed, purpose, index); no generator outlives the draw that it serves. Image seeds have
+64 bits. torch's CPU generator takes 32 bits of what is derived from them, so two streams of a large job may be equal:
+of 10,000 images with 32 steps each about 11 pairs of (image, step).
 """
 
 from __future__ import annotations

@@ -73,7 +73,17 @@ def generate_latents(
     check_run(plan, spec, runtime)
     noise = SeededNoise(seeds, spec.head.channels)
     tokens = sample(model, plan, torch.as_tensor(condition), noise, runtime=runtime, callback=callback)
+    check_tokens(tokens)
     return tokens_to_latent(tokens, plan.grid, spec.latent)
+
+
+def check_tokens(tokens: Tensor) -> None:
+    """Raises GtRError when a run ended in NaN or infinite values (B, L, C): an image of them would be black."""
+    if not torch.isfinite(tokens).all():
+        raise GtRError(
+            "the run ended in NaN or infinite values, nothing was saved: lower the guidance scale or the temperature, "
+            "or use float32 or bfloat16 instead of float16"
+        )
 
 
 def check_pair(model: Model, vae: KLVAE) -> None:
@@ -281,6 +291,7 @@ def decode(
                 runtime=runtime,
                 callback=clock,
             )
+            check_tokens(values)
             tokens[area] = values.cpu()
             steps[area] += clock.spent
             scheduled[area] += plan.scheduled_steps()

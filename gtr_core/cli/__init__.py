@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ VERBS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 when it worked, 2 with one line on stderr when the input was wrong or memory ran out."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _print_anything()
     options = _parser().parse_args(arguments)
     options.command = shlex.join(["python", "-m", "gtr_core", *arguments])
     try:
@@ -43,6 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: out of memory ({first_line(error)}): make the batch or the size smaller", file=sys.stderr)
         return 2
     return 0
+
+
+def _print_anything() -> None:
+    """A terminal whose code page lacks a letter gets its escape: the work is done by then, and must not be lost."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:

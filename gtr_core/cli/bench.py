@@ -9,6 +9,7 @@ from ..costs import bench
 from ..device import DTYPES
 from ..drawing.bars import bar_chart, check_chart, write_chart
 from ..errors import GtRError
+from ..files import check_writable
 from ..models import ModelSpec, published_specs
 from ..plans.method import Guidance, Method
 from ..plans.presets import preset
@@ -21,7 +22,6 @@ from .options import (
     add_fts_options,
     add_runtime_options,
     check_device,
-    check_folder_of,
     dtype_of,
     fts_of,
     grid_of,
@@ -54,7 +54,7 @@ def run(options: Options) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     check_device(options.device)
     if options.png:
-        check_folder_of(options.png)
+        check_writable(options.png)
         check_chart(options.png)
     spec = model_spec(options.model)
     cases = [_case(name, options, spec) for name in names(options.presets)]

@@ -19,6 +19,7 @@ from ..evaluation.features import load_reference
 from ..evaluation.fid import FidMeasures, read_statistics
 from ..evaluation.files import EvaluationFiles
 from ..evaluation.metrics import Interval
+from ..files import check_writable
 from ..models import ModelSpec
 from ..plans.method import Method
 from ..plans.presets import preset
@@ -34,7 +35,6 @@ from .options import (
     add_runtime_options,
     add_worker_options,
     check_device,
-    check_folder_of,
     fts_of,
     guidance_of,
     model_file,
@@ -80,7 +80,7 @@ def run(options: Options) -> None:
     """Make and measure images by every preset, and report figures and differences with their intervals."""
     check_device(options.device)
     if options.png:
-        check_folder_of(options.png)
+        check_writable(options.png)
         check_chart(options.png)
     inception = options.metrics != DEFAULT
     files = files_of(options, inception=inception)

@@ -15,6 +15,7 @@ from ..checkpoints import load_model, load_vae, prompt_states
 from ..costs.report import decoding_report
 from ..drawing.png import write_png
 from ..errors import GtRError
+from ..files import check_writable
 from ..models.latents import latent_to_tokens
 from ..models.model import Model
 from ..models.spec import ModelSpec
@@ -33,7 +34,6 @@ from .options import (
     add_method_options,
     add_model_options,
     add_runtime_options,
-    check_folder_of,
     conditions_of,
     grid_of,
     method_of,
@@ -70,7 +70,7 @@ def run(options: Options) -> None:
     output = Path(options.output)
     if output.suffix.lower() != ".png":
         raise GtRError(f"output '{output.name}': expected a name that ends in .png")
-    check_folder_of(output)
+    check_writable(output)
     runtime = runtime_of(options)
     vae_path = vae_file(options)
     model = load_model(model_file(options.model), device=runtime.device, dtype=runtime.dtype)

@@ -8,7 +8,16 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from ..jobs.generate_many import FORMATS, MANIFESTS, GenerationJob, check_manifest, generate_many, write_manifest
+from ..jobs.generate_many import (
+    FORMATS,
+    MANIFESTS,
+    GenerationJob,
+    check_manifest,
+    claim,
+    generate_many,
+    strangers,
+    write_manifest,
+)
 from ..jobs.resume import CHUNK
 from .options import (
     Options,
@@ -59,8 +68,10 @@ def run(options: Options) -> None:
     """Make what is missing of the images, then write the manifest of all."""
     check_manifest(options.manifest)
     job, pool, started = job_of(options), pool_of(options), time.perf_counter()
-    result = generate_many(job, pool, _progress())
-    manifest = write_manifest(job, result.keys, result.rows, options.manifest)
+    with claim(job):
+        result = generate_many(job, pool, _progress())
+        manifest = write_manifest(job, result.keys, result.rows, options.manifest)
+        others = strangers(job)
     seconds, count = time.perf_counter() - started, len(result.rows)
     facts = {
         "command": options.command,
@@ -70,7 +81,14 @@ def run(options: Options) -> None:
         "made": result.made,
         "seconds": seconds,
         "settings": job.method.settings(),
+        "strangers": others,
     }
+    if others:
+        print(
+            f"note: {len(others)} files in {job.output} are of another job, not in the manifest (first: {others[0]}): "
+            "a tool that counts the folder mixes both; delete them, or use a folder of its own for every job",
+            file=sys.stderr,
+        )
     print_report(
         options,
         facts,

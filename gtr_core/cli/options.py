@@ -24,7 +24,7 @@ from ..plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
 from ..plans.orders import ORDERS
 from ..plans.partition import PARTITIONS
 from ..plans.presets import PRESETS, preset
-from ..plans.schedule import SCOPES, Schedule
+from ..plans.schedule import SCOPES, Schedule, parse_numbers
 from ..sampling.lazymar import LazyMAR
 from ..sampling.reference import Reference
 
@@ -204,11 +204,8 @@ def names(text: str) -> list[str]:
 
 
 def numbers(text: str | None, kind: type) -> tuple:
-    """A list such as 24,6,2; empty for none."""
-    try:
-        return tuple(kind(part) for part in (text or "").split(",") if part.strip())
-    except ValueError as error:
-        raise GtRError(f"'{text}' is not a list of numbers such as 24,6,2") from error
+    """A list such as 24,6,2; empty for none. Raises GtRError."""
+    return parse_numbers(text or "", kind)
 
 
 # Where and how to compute
@@ -265,13 +262,6 @@ def pool_of(options: Options) -> WorkerPool:
 
 
 # Reports
-
-
-def check_folder_of(path: str | Path) -> None:
-    """Raises GtRError when the folder that a file is to be written to is not there."""
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise GtRError(f"no folder {folder}: make it, or choose another")
 
 
 def print_report(options: Options, facts: dict, text: str) -> None:

@@ -6,21 +6,12 @@ from ..costs import flops, paper_table
 from ..drawing.plan_figure import plan_figure
 from ..drawing.png import write_png
 from ..errors import GtRError
+from ..files import check_writable
 from ..models import published_specs
 from ..noise import image_seeds
 from ..plans.method import Guidance
 from ..plans.plan import make_plan
-from .options import (
-    Options,
-    Parser,
-    Verb,
-    add_method_options,
-    check_folder_of,
-    method_of,
-    model_spec,
-    numbers,
-    print_report,
-)
+from .options import Options, Parser, Verb, add_method_options, method_of, model_spec, numbers, print_report
 
 
 def add_schedule_options(sub: Parser) -> None:
@@ -34,7 +25,7 @@ def schedule(options: Options) -> None:
     """The plan of a method on a grid, as text, JSON or figure."""
     plan = make_plan(method_of(options, Guidance()), _grid(options.grid), image_seeds(options.seed, 1))
     if options.png:
-        check_folder_of(options.png)
+        check_writable(options.png)
         write_png(options.png, plan_figure(plan))
     lines = [
         f"{step.index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"

@@ -71,7 +71,7 @@ class StepGraph:
         self.table = torch.zeros(self.steps, size, 4, **chain)
         self.scale = torch.ones((), **chain)
         self.counter = torch.zeros(1, dtype=torch.int64, device=buffer.device)
-        self.replay = self._capture() if capture else self._step
+        self.graph = self._capture() if capture else None
 
     def load(self, modulations: Iterable[Tensor], table: Coefficients, noise: Tensor, scale: float) -> None:
         """The next k <= ``self.steps`` steps: modulations (k, rows, ...) per layer, table and noise (k, n, ...)."""
@@ -82,11 +82,18 @@ class StepGraph:
         self.scale.fill_(scale)
         self.counter.zero_()
 
+    def replay(self) -> None:
+        """The next step: the recorded one, or operation by operation."""
+        if self.graph is None:
+            self._step()
+        else:
+            self.graph.replay()
+
     def _step(self) -> None:
         self.step(self.head, self.x, self.modulations, self.table, self.noise, self.scale, self.counter, self.branches)
         self.counter += 1
 
-    def _capture(self):
+    def _capture(self) -> torch.cuda.CUDAGraph:
         stream = torch.cuda.Stream(self.x.device)
         stream.wait_stream(torch.cuda.current_stream(self.x.device))
         graph = torch.cuda.CUDAGraph()
@@ -99,7 +106,7 @@ class StepGraph:
             finally:
                 graph.capture_end()
         torch.cuda.current_stream(self.x.device).wait_stream(stream)
-        return graph.replay
+        return graph
 
 
 class StepGraphs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt, uniform_filter
 
 from ..plans.regions import Region
 from .canvas import FAINT, PAPER, enlarge
@@ -47,23 +48,12 @@ def state_of(regions: Sequence[Region], current: int, step: int, grid: tuple[int
 
 
 def _spread(colours: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Colours (h, w, 3) with the tokens that are not ``known`` (h, w) filled from known ones around them."""
-    weight = known.astype(float)[..., None]
-    total = colours * weight
+    """Colours (h, w, 3) with the tokens that are not ``known`` (h, w) filled from the nearest known one, blurred."""
     if not known.any():
-        return np.full_like(total, FAINT[0])
-    filled = np.where(known[..., None], total, 0.0)
-    while (weight == 0).any():
-        total, weight = _around(total), _around(weight)
-        new = (filled.sum(2, keepdims=True) == 0) & (weight > 0) & ~known[..., None]
-        filled = np.where(new, total / np.maximum(weight, 1e-9), filled)
-    return filled
-
-
-def _around(values: np.ndarray) -> np.ndarray:
-    """The sum of every token and its eight neighbours, (h, w, c)."""
-    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
-    return sum(padded[i : i + values.shape[0], j : j + values.shape[1]] for i in range(3) for j in range(3))
+        return np.full(colours.shape, float(FAINT[0]))
+    nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
+    filled = colours[tuple(nearest)]
+    return np.where(known[..., None], filled, uniform_filter(filled, (3, 3, 0), mode="nearest"))
 
 
 def _disc(cell: int, radius: float) -> np.ndarray:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from ..checkpoints.checkpoint import checked_model, checked_vae, read_checkpoint
 from ..device import Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError, first_line
-from ..files import digest, make_folder, replace_file, write_tensors
+from ..files import digest, lock, make_folder, replace_file, write_tensors
 from ..models import Model
 from ..models.vae import KLVAE
 from ..noise import image_seeds
@@ -35,6 +37,7 @@ from .workers import Worker, WorkerPool
 
 VERSION, FORMATS, MANIFESTS = 1, ("png", "safetensors"), ("parquet", "jsonl")
 RECORDS = ".records"  # the folder of what is known of every finished piece
+OUTPUT_NAME = re.compile(r"\d{6,}\.(png|safetensors)")
 
 
 @dataclass(frozen=True)
@@ -209,8 +212,24 @@ def finished(job: GenerationJob, keys: Keys, start: int) -> list[dict] | None:
             and all(_sha256((job.output / name).read_bytes()) == digest for name, digest in files.items())
         )
         return rows if whole else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+@contextmanager
+def claim(job: GenerationJob) -> Iterator[None]:
+    """Hold the job's folder, made first if it is missing. Raises GtRError when another job is at work in it."""
+    make_folder(job.output / RECORDS)
+    with lock(job.output / RECORDS / "lock", "generate-many"):
+        yield
+
+
+def strangers(job: GenerationJob) -> list[str]:
+    """Files of another job in the folder: they look like images of this one, and its manifest does not list them."""
+    named = {job.name(index) for start in job.starts for index in job.indices(start)}
+    return sorted(
+        path.name for path in job.output.iterdir() if OUTPUT_NAME.fullmatch(path.name) and path.name not in named
+    )
 
 
 @dataclass(frozen=True)
@@ -225,10 +244,9 @@ class Made:
 def generate_many(job: GenerationJob, pool: WorkerPool, on_piece: Callable[[int, int], None] | None = None) -> Made:
     """Make what is missing of a job. Pieces that are there and whole are kept.
 
-    ``on_piece(made, left)`` counts images.
+    ``on_piece(made, left)`` counts images. To be called while :func:`claim` holds the folder.
     """
     keys, starts = keys_of(job, pool.device), list(job.starts)
-    make_folder(job.output / RECORDS)
     kept = {start: finished(job, keys, start) for start in starts}
     left = sum(len(job.indices(start)) for start in starts if kept[start] is None)
     made = []

@@ -19,7 +19,7 @@ from .latents import LatentSpec
 from .layers import Attention, Block, Mlp, block_flops, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
-from .spec import Family, Flops, ModelSpec, check_depths
+from .spec import Family, Flops, ModelSpec, check_depths, check_finite
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class LightGenSpec(ModelSpec):
                 f"{self.name} is conditioned on text states (images, {expected[0]}, {expected[1]}), found "
                 f"{condition.dtype} of shape {tuple(condition.shape)}: encode the prompts for this model"
             )
+        check_finite(condition, "text")
 
     def random_condition(self, batch: int) -> Tensor:
         return torch.randn(batch, self.text_length, self.caption_dim, generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..diffusion.chain import DiffusionSpec
@@ -138,4 +139,17 @@ def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None) -> None:
         raise GtRError(
             f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
             "blocks are missing; the file is incomplete"
+        )
+
+
+def check_finite(condition: Tensor, what: str) -> None:
+    """Raises GtRError naming the first row of a condition (B, ...) that holds NaN or infinite values."""
+    if condition.is_meta:
+        return
+    rows = torch.isfinite(condition).flatten(1).all(1)
+    if not rows.all():
+        row = int((~rows).nonzero()[0, 0])
+        raise GtRError(
+            f"{what} {row} of {len(rows)} holds NaN or infinite values, as text encoders in float16 give: encode it in "
+            "bfloat16 or float32"
         )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
-
 from ..errors import GtRError
 from .fts import FTS
 from .schedule import Schedule
 
 GUIDANCE_SCHEDULES = ("linear", "constant")
+# Far above every useful scale, and far below what overflows float32.
+LARGEST_SCALE = 1000
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.schedule not in GUIDANCE_SCHEDULES:
             raise GtRError(f"guidance schedule '{self.schedule}': expected one of {', '.join(GUIDANCE_SCHEDULES)}")
-        if not np.isfinite(self.scale):
-            raise GtRError(f"guidance scale {self.scale}: expected a finite number")
+        if not abs(self.scale) <= LARGEST_SCALE:
+            raise GtRError(f"guidance scale {self.scale:g}: expected a number from -{LARGEST_SCALE} to {LARGEST_SCALE}")
         if not 0 <= self.start <= 1:
             raise GtRError(f"guidance from {self.start:g} on: expected a share of the tokens, 0 to 1")
 
@@ -37,9 +37,13 @@ class Guidance:
     def enabled(self) -> bool:
         return self.scale != 1.0
 
+    def guides(self, progress: float) -> bool:
+        """Whether an AR step with ``progress`` in [0, 1] evaluates the second branch."""
+        return self.enabled and progress >= self.start
+
     def at(self, progress: float) -> float:
-        """The scale of an AR step with ``progress`` in [0, 1]; 1 where the second branch is not needed."""
-        if progress < self.start:
+        """The scale of an AR step with ``progress``; 1 for a step that is not guided."""
+        if not self.guides(progress):
             return 1.0
         return self.scale if self.schedule == "constant" else 1 + (self.scale - 1) * progress
 

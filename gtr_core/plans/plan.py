@@ -37,8 +37,9 @@ class Step:
 
     ``known`` holds values before the step, ``targets`` are decoded by it, ``context`` are the other masked positions
     that the decoder sees. ``progress`` is (L - m') / L with m' the masked tokens after the step (at least 1): the
-    weight of the linear guidance schedule (docs/upstream.md 1.9). ``scale`` is the guidance scale; at 1 only the
-    conditional branch is evaluated. ``groups`` say how many tokens get how many diffusion steps, most steps first.
+    weight of the linear guidance schedule (docs/upstream.md 1.9). ``scale`` is the guidance scale; a step that is not
+    ``guided`` evaluates the conditional branch only. ``groups`` say how many tokens get how many diffusion steps, most
+    steps first.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Step:
     diffusion_steps: int
     groups: tuple[TokenGroup, ...]
     progress: float
+    guided: bool
     scale: float
 
     @property
@@ -60,10 +62,6 @@ class Step:
     def masked(self) -> int:
         """Masked positions that the decoder sees."""
         return self.tokens + self.context.shape[1]
-
-    @property
-    def guided(self) -> bool:
-        return self.scale != 1
 
     @property
     def branches(self) -> int:
@@ -193,6 +191,7 @@ def plan_from_sequences(
                     diffusion_steps=count,
                     groups=token_groups(tokens, count, method.fts if reconstruction else None),
                     progress=progress,
+                    guided=method.guidance.guides(progress),
                     scale=method.guidance.at(progress),
                 )
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -81,6 +82,20 @@ class Schedule:
     def _check_choice(self, what: str, value: str, options: tuple[str, ...]) -> None:
         if value not in options:
             raise GtRError(f"schedule '{self.name}': {what} '{value}', expected one of {', '.join(options)}")
+
+
+def parse_numbers(text: str, kind: type) -> tuple:
+    """A list of numbers as people write it: 24, 6, 2 or 24; 6; 2. Raises GtRError.
+
+    Between semicolons a comma is a decimal one: 2,67; 64.
+    """
+    text = text.replace("\uff0c", ",").replace("\uff1b", ";")
+    parts = text.replace(",", ".").split(";") if ";" in text and kind is float else re.split("[,;]", text)
+    try:
+        return tuple(kind(part) for part in parts if part.strip())
+    except ValueError as error:
+        kinds = "whole numbers" if kind is int else "numbers"
+        raise GtRError(f"'{text}': expected {kinds} separated by commas, such as 24, 6, 2") from error
 
 
 def even_counts(tokens: int, steps: int) -> list[int]:

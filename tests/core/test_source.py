@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = sorted((ROOT / "gtr_core").rglob("*.py"))
 PACK = [ROOT / "__init__.py", *CORE, *sorted((ROOT / "nodes").rglob("*.py"))]
 # What torch's users have, and what every ComfyUI brings.
-ALLOWED = {"torch", "numpy", "safetensors", "einops", "PIL", "scipy", "psutil", "tqdm"} | set(sys.stdlib_module_names)
+ALLOWED = {"torch", "numpy", "safetensors", "einops", "PIL", "scipy", "psutil", "tqdm", "filelock"} | set(
+    sys.stdlib_module_names
+)
 # Of the package's extras: imported by the function that needs it, which says so where it is missing.
 OPTIONAL = {"matplotlib"}
 NETWORK = {"socket", "http", "urllib", "ssl", "ftplib", "asyncio", "requests", "aiohttp", "subprocess"}
