@@ -22,6 +22,9 @@ from .shapes import Shapes, check_latent, count_blocks, describe_names, head_cou
 from .spec import Family, Flops, ModelSpec, check_depths, check_finite
 
 
+ANCHORS = ("last_embed.weight", "text_emb.text_proj.linear_1.weight")
+
+
 @dataclass(frozen=True)
 class LightGenSpec(ModelSpec):
     """A LightGen model (text to image, upstream's FLUID; docs/upstream.md 3). ``grid`` is its usual size, not its only.
@@ -386,7 +389,7 @@ class LightGen(Model):
 
 def is_lightgen(shapes: Shapes) -> bool:
     """Whether the names belong to a LightGen state dict."""
-    return "last_embed.weight" in shapes and "text_emb.text_proj.linear_1.weight" in shapes
+    return all(anchor in shapes for anchor in ANCHORS)
 
 
 def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> LightGenSpec:
@@ -429,7 +432,7 @@ def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides
 LIGHTGEN_FAMILY = Family(
     spec=LightGenSpec,
     model=LightGen,
-    matches=is_lightgen,
+    anchors=ANCHORS,
     infer=infer_lightgen_spec,
     published={LIGHTGEN.name: LIGHTGEN},
     weights="model",
