@@ -37,7 +37,7 @@ class Checkpoint:
     """A state dict with what is known about it.
 
     ``weights`` is ``ema``, ``model`` or ``unknown``; ``entry`` is where in the file it stood, empty where the file is
-    nothing else; ``others`` tells what stands under a name that should be a tensor's. ``parts`` counts a sharded file's.
+    nothing else; ``others`` tells what stands under a name that should be a tensor's. A sharded file has ``parts``.
     """
 
     path: Path
@@ -97,8 +97,8 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None, kind
     checkpoint = Checkpoint(path, tensors, metadata, state.weights, state.entry, state.others, len(parts))
     if checkpoint.nbytes > size:
         raise GtRError(
-            f"{checkpoint.title}: its tensors need {checkpoint.nbytes} bytes, the file has {size}: it is damaged or forged; "
-            "download it again"
+            f"{checkpoint.title}: its tensors need {checkpoint.nbytes} bytes, the file has {size}: it is damaged or "
+            "forged; download it again"
         )
     return checkpoint
 

@@ -147,10 +147,14 @@ def canvas_of(options: Options, method: Method, model: Model, vae: KLVAE, batch:
     return canvas
 
 
+# Pillow would start a program for others, such as PostScript.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+
+
 def read_image(path: str, mode: str) -> np.ndarray:
     """An image file as (H, W, 3) uint8 (``RGB``) or (H, W) uint8 (``L``). Raises GtRError."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             return np.array(image.convert(mode))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise GtRError(f"{path} is not a readable image ({type(error).__name__}): give a PNG or JPEG file") from error

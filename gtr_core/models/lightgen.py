@@ -21,7 +21,6 @@ from .model import Conditions, InParts, Model, Positions, pick
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
 from .spec import Family, Flops, ModelSpec, check_depths, check_finite
 
-
 ANCHORS = ("last_embed.weight", "text_emb.text_proj.linear_1.weight")
 
 

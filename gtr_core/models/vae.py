@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ..errors import GtRError
 from .shapes import Shapes, count_blocks, describe_names, shape_of
 
-
 # Names of a VAE's state dict, in LDM's layout and in diffusers'.
 ANCHORS = ("encoder.conv_in.weight", "decoder.conv_in.weight")
 
