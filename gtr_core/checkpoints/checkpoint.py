@@ -103,10 +103,10 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None, kind
     return checkpoint
 
 
-def checked_model(checkpoint: Checkpoint, **given: Any) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """The spec and the checked tensors of a model checkpoint. ``given`` are what its file does not tell: see
+def checked_model(checkpoint: Checkpoint, **told: Any) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """The spec and the checked tensors of a model checkpoint. What its file does not tell is ``told``: see
     ``metadata.read_spec``. Raises GtRError."""
-    spec = _in_file(checkpoint, lambda: read_spec(checkpoint.shapes, checkpoint.metadata, **given))
+    spec = _in_file(checkpoint, lambda: read_spec(checkpoint.shapes, checkpoint.metadata, **told))
     check_tensors(checkpoint, build(spec, device="meta").state_dict(), spec.name)
     return spec, checkpoint.tensors
 

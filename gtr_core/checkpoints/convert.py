@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,15 +26,13 @@ def convert(
     *,
     weights: str | None = None,
     dtype: torch.dtype | str | None = None,
-    heads: int | None = None,
-    grid: tuple[int, int] | None = None,
-    patch: int | None = None,
-    class_names: Sequence[str] | None = None,
     overwrite: bool = False,
+    **told: Any,
 ) -> Checkpoint:
     """Write a checked model or VAE checkpoint as safetensors with metadata; the diffusion head stays float32.
 
-    ``heads``, ``grid`` (rows, columns), ``patch`` and ``class_names`` are stored where the source does not tell them.
+    What the source does not tell is ``told`` and stored: ``heads``, ``grid`` (rows, columns), ``patch`` and
+    ``class_names``.
     Equal sources and settings make equal files. Nothing is written unless all of it is good: the place is checked
     before anything is read, and the file is made beside it and renamed. The result is the source as it was read, with
     the tensors that were written. Raises GtRError.
@@ -42,14 +40,13 @@ def convert(
     source, target = Path(source), Path(target)
     _check_target(source, target, overwrite)
     checkpoint = read_checkpoint(source, weights=weights)
-    given = {"heads": heads, "grid": grid, "patch": patch, "class_names": class_names}
     if is_vae(checkpoint.tensors):
-        strange = next((name for name, value in given.items() if value is not None), None)
+        strange = next((name for name, value in told.items() if value is not None), None)
         if strange is not None:
             raise GtRError(f"{source.name} is a VAE, which has no {strange.replace('_', ' ')}: leave the option out")
         metadata = vae_metadata(checked_vae(checkpoint)[0])
     else:
-        metadata = spec_metadata(checked_model(checkpoint, **given)[0], checkpoint.weights)
+        metadata = spec_metadata(checked_model(checkpoint, **told)[0], checkpoint.weights)
     wanted = None if dtype is None else dtype_named(dtype)
     tensors = {name: _cast(checkpoint, name, wanted) for name in checkpoint.tensors}
     check_tensors(replace(checkpoint, tensors=tensors), checkpoint.tensors, "the conversion")

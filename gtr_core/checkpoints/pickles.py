@@ -144,6 +144,8 @@ class _Interpreter:
             code = data[self.position]
             self.position += 1
             if code == STOP:
+                if self.marks:
+                    raise ValueError("a pickle that ends inside a list")
                 return self.pop(1)[0]
             handler = HANDLERS.get(code)
             if handler is None:
@@ -343,7 +345,7 @@ def _typed(function: Any, kind: Any, values: Any, *_) -> Any:
         maker = TENSORS.get((function.module, function.name))
         if maker is not None:
             return maker(*values[:MOST_ARGUMENTS])
-    return Opaque(str(kind))
+    return Opaque(str(kind) if isinstance(kind, Name) else "a tensor's class")
 
 
 MOST_ARGUMENTS = 16

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import GtRError
 from ..models import FAMILIES
 from ..models.vae import ANCHORS as VAE_ANCHORS
-from .pickles import Name, Opaque
+from .pickles import Name, Opaque, Skipped
 from .stored import Stored
 
 MODEL, VAE = "model", "vae"
@@ -26,7 +26,7 @@ MOST_STEPS, MOST_TENSORS, MOST_SETS, MOST_LISTS, DEEPEST = 2_000_000, 100_000, 6
 LONGEST_NAMES, LONGEST_ENTRY = 32 << 20, 200  # characters of all names together, and of one that is shown
 # Words of a prefix that tell which weights stand behind it; the innermost that tells counts.
 AVERAGED = frozenset({"ema", "emas", "averaged", "average", "avg", "swa", "polyak", "shadow"})
-RAW = frozenset({"online", "raw", "current", "student", "live", "nonema"})
+RAW = frozenset({"online", "raw", "current", "collected", "student", "live", "nonema"})
 NEGATED = frozenset({"non", "no", "without"})
 USUAL = frozenset({"model", "net", "network", "generator", "module", "transformer", "denoiser"})
 # What optimizers keep is averaged too, but it is not weights.
@@ -369,4 +369,4 @@ def _nothing(content: Any) -> str:
 def _described(value: Any) -> str:
     if isinstance(value, (Opaque, Name)):
         return f"an object of {value}, which was not executed"
-    return f"a {type(value).__name__}"
+    return f"a {value if isinstance(value, Skipped) else type(value).__name__}"
