@@ -158,13 +158,13 @@ def digest(tensors: Mapping[str, Tensor], description: object = "") -> str:
 def check_writable(path: str | os.PathLike) -> None:
     """Raises GtRError when a file cannot be written there: to be called before the work whose result it will hold."""
     path = Path(path)
-    if path.is_dir():
-        raise GtRError(f"{path} is a folder: expected the name of a file")
-    if not path.parent.is_dir():
-        raise GtRError(f"no folder {path.parent}: make it, or choose another")
     try:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(path)  # raises for a name that is too long
+        if path.is_dir():
+            raise GtRError(f"{path} is a folder: expected the name of a file")
+        if not path.parent.is_dir():
+            raise GtRError(f"no folder {path.parent}: make it, or choose another")
         handle, beside = tempfile.mkstemp(prefix=f".{path.name[:32]}.", suffix=".part", dir=path.parent)
     except (OSError, UnicodeError) as error:
         raise GtRError(f"cannot write into {path.parent} ({first_line(error)}): choose another folder") from error

@@ -112,7 +112,7 @@ def parts_of_index(path: Path) -> tuple[list[Path], dict[str, str]]:
         if not isinstance(places, dict) or not places or len(places) > MOST_TENSORS:
             raise ValueError("no table of names")
         names = sorted(set(places.values()))
-        if len(names) > MOST_PARTS or not all(Path(name).name == name and "\\" not in name for name in names):
+        if len(names) > MOST_PARTS or not all(name and Path(name).name == name and "\\" not in name for name in names):
             raise ValueError("parts that do not lie beside it")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise GtRError(
