@@ -42,6 +42,8 @@ from gtr_tests.server import ComfyServer, link_folder, make_base, port_is_free  
 DEMO = ROOT / "workflows" / "api" / "demo.json"
 OUTPUT = ROOT / "output"
 PROCESSES = 4  # of a whole test run, at most
+# Of a run with --fast: no server, no kills, no fuzzing. What it names as slowest may need the mark `slow`.
+FAST = ["--durations=5", "tests/core", "tests/support"]
 # Unlike -m, this keeps the repository root, with its folder `nodes`, off the import path.
 RUN_PYTEST = "import sys; sys.path[:] = [p for p in {tools} + sys.path if p]; import pytest; sys.exit(pytest.main())"
 
@@ -71,18 +73,24 @@ def demo(options: argparse.Namespace) -> int:
 def test(options: argparse.Namespace) -> int:
     """Run every test, those in ComfyUI and in the browser included; what is skipped is listed with its reason.
 
-    Arguments are pytest's. Without any, the tests are shared between a few processes, each with a server of its own.
+    With --fast only those that need neither a server nor a browser and take little time. Other arguments are pytest's.
+    Without any, the tests are shared between a few processes, each with a server of its own.
     """
     host = environment.prepare()
-    tools = environment.add_test_tools(host)
-    extra = {"COMFYUI_PATH": str(host.comfy), **_browser(host, tools)}
+    environment.add_test_tools(host)
+    extra = {"COMFYUI_PATH": str(host.comfy), **_extras(host)}
     words = options.pytest
     if not words:
         cores = os.cpu_count() or 1
         processes = min(cores, PROCESSES)
         words = ["-n", str(processes), "--no-loadscope-reorder", "--dist", "loadfile"]
+        words += FAST if options.fast else []
         extra["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(cores // processes))
-    code = RUN_PYTEST.format(tools=[str(tools)] if tools else [])
+    if options.fast:
+        words = ["-m", "not slow", *words]
+    else:
+        extra |= _browser(host)
+    code = RUN_PYTEST.format(tools=[str(folder) for folder in environment.tool_folders(host)])
     return _child([str(host.python), "-c", code, "-rfEs", *words], {**os.environ, **extra})
 
 
@@ -144,10 +152,21 @@ def _pictures(entry: dict[str, Any]) -> list[Path]:
     ]
 
 
-def _browser(host: Host, tools: Path | None) -> dict[str, str]:
+def _extras(host: Host) -> dict[str, str]:
+    """Install the extras that tests use; environment variables that say why one is not there."""
+    reasons = {}
+    for name in environment.EXTRAS:
+        try:
+            environment.add_extra(host, name)
+        except DevError as error:
+            reasons[f"GTR_NO_{name.upper()}"] = f"the extra '{name}' could not be installed: {error}"
+    return reasons
+
+
+def _browser(host: Host) -> dict[str, str]:
     """Environment variables for the browser tests: where Chromium is, or why they cannot run."""
     try:
-        environment.add_browser_driver(host, tools)
+        environment.add_browser_driver(host)
     except DevError as error:
         return {"GTR_NO_BROWSER": f"the browser driver could not be installed: {error}"}
     found = chromium.find_or_install()
@@ -177,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--port", type=int, default=8188)
     verb.add_argument("--open", action="store_true", help="open the page in the browser")
     verb = verbs.add_parser("test", help=test.__doc__, add_help=False)
+    verb.add_argument("--fast", action="store_true")
     verb.set_defaults(action=test)
     return parser
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gtr_core.checkpoints import build_model, build_vae
+from gtr_core.checkpoints import load_model, load_vae
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_core.drawing.bars import write_chart
 from gtr_core.evaluation.classifier import Classifier, load_classifier
 from gtr_core.models.mar import MAR
 from gtr_core.models.vae import KLVAE
 from gtr_core.pipeline import decode_images, generate_latents
-from gtr_core.plans.method import Guidance
+from gtr_core.plans.method import Method
 from gtr_core.plans.presets import preset
 
 from . import data, pictures, runs
@@ -24,7 +24,7 @@ from .models import VAE_SPEC
 from .train_mar import MARPlan
 from .train_vae import VAEPlan, posterior_width, psnr
 
-GUIDANCE, GRID_SEED = Guidance(1.0), 7
+GRID_SEED = 7
 SHOWN = ("origin", "gtr-full")
 
 
@@ -45,7 +45,7 @@ def measure_vae(vae: KLVAE, count: int = 100) -> VAEFigures:
 
 def draw_samples(model: MAR, vae: KLVAE, name: str, labels: Tensor, seed: int) -> Tensor:
     """Pictures (n, 3, H, W) in [-1, 1] by preset ``name``; picture k has the seed ``seed + k``."""
-    latents = generate_latents(model, preset(name), labels.tolist(), seed, guidance=GUIDANCE)
+    latents = generate_latents(model, Method(preset(name)), labels, seed)
     return torch.from_numpy(decode_images(vae, latents)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -68,7 +68,7 @@ def sample_grid(model: MAR, vae: KLVAE, target: Path) -> None:
 
 def write_card(docs: Path, folder: Path) -> None:
     """Pictures and ``MODEL_CARD.md`` in ``docs``, of the shipped files and the logs in ``folder``."""
-    model, vae = build_model(DEMO_MAR), build_vae(DEMO_VAE)
+    model, vae = load_model(DEMO_MAR), load_vae(DEMO_VAE)
     loss_curve(folder, docs / "loss.png")
     sample_grid(model, vae, docs / "samples.png")
     text = card_text(model, load_classifier(DEMO_JUDGE), folder, measure_vae(vae))
@@ -80,71 +80,72 @@ def card_text(model: MAR, judge: Classifier, folder: Path, figures: VAEFigures) 
     accuracy = ", ".join(f"{name} {share:.1%}" for name, share in judge.spec.accuracy.items())
     return f"""# The demo model
 
-A class-conditional MAR with its VAE, small enough for a repository and trained from nothing on a CPU. It is there to
-try every node and command offline, for tests, and to judge decoding methods as far as such a model can:
-[docs/quality.md](../docs/quality.md) says how far that is.
+A class-conditional MAR with its VAE, small enough for a repository and trained from scratch on a CPU. With it every
+node and command can be tried offline, the tests run it, and decoding methods are compared on it as far as such a model
+allows ([docs/quality.md](../docs/quality.md)).
 
-![samples: two rows by the origin's schedule, two by gtr-full](samples.png)
+![Samples of all classes, two rows by the original schedule and two by gtr-full](samples.png)
 
-Classes: {", ".join(data.CLASS_NAMES)}.
+The classes are {", ".join(data.CLASS_NAMES)}.
 
 ## Data
-Synthetic pictures of {data.SIZE} x {data.SIZE} pixels, drawn by `demo/data.py` (no photographs, nobody's work): an
-arrangement of objects per class, with a texture of the class. Each picture draws, once for all of its objects:
-{", ".join(f"{name} ({count})" for name, count in data.FACTORS.items())}; layouts of two colours also a second hue (2).
-Far-apart tokens are right only if they agree on these, and they leave fewer than 8,000 different arrangements: a world
-that a small model can know, not a stand-in for photographs. The background is woven: every row and every column of
-tokens has a thread or none. Threads are there to make the number of steps matter: all else of a picture is settled by
-the first few tokens, and tokens drawn at once later on could not contradict each other.
-The files and the pictures that they make are under the repository's licence.
+The images are synthetic, {data.SIZE} × {data.SIZE} pixels, drawn by `demo/data.py` and not taken from anybody's work.
+Each class is an arrangement of objects with a texture. For each image these factors are drawn once for all its objects,
+{", ".join(f"{name} ({count})" for name, count in data.FACTORS.items())}, and
+in layouts of two colours a second hue (2).
+Tokens far apart are right only if they agree on these factors. They allow fewer than 8,000 arrangements, a world that a
+small model can learn and not a stand-in for photographs. The background is woven, and every row and column of tokens
+has a thread or none. The threads make the number of steps matter. Without them the first few tokens settle the image,
+and tokens that are decoded together later could not contradict each other.
+The files and the images that they generate are under the repository's licence.
 
 ## Model
 {files_table(model)}
 
-The MAR: {spec.grid[0]} x {spec.grid[1]} tokens of {spec.head.channels} values ({spec.latent.patch} x
+The MAR has {spec.grid[0]} × {spec.grid[1]} tokens of {spec.head.channels} values ({spec.latent.patch} ×
 {spec.latent.patch} latents of {spec.latent.channels} channels), width {spec.dim}, {spec.encoder_depth} +
-{spec.decoder_depth} blocks, {spec.heads} heads, {spec.buffer} buffer tokens; head {spec.head.width} x
-{spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999: MAR's
-first reverse step multiplies the head's error by more than 300, which a head of this size cannot afford.
-The VAE has {VAE_SPEC.groups} norm groups; the node that loads it gives ComfyUI the same function with the 32 groups
-that it knows. The judge's held-out accuracy (n = {JudgePlan().held_out}): {accuracy}. By `seams`
-it tells pictures of which some tokens (up to {JudgePlan().torn:.0%}) have threads of their own; it learned that by
-pointing at the borders where threads break off.
+{spec.decoder_depth} blocks, {spec.heads} heads, {spec.buffer} buffer tokens, and a head of {spec.head.width} ×
+{spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999, because
+MAR's first reverse step multiplies the head's error by more than 300, which a head of this size cannot afford.
+The VAE has {VAE_SPEC.groups} norm groups, and the node that loads it gives ComfyUI the same function with the 32 groups
+that it knows. The classifier's accuracy on {JudgePlan().held_out} held-out images is {accuracy}. By `seams` it
+recognises images of which some tokens (up to {JudgePlan().torn:.0%}) have threads of their own, which it learned by
+marking the borders where threads break off.
 
 ## Training
 {training_table(folder)}
 
-Hardware: one or two CPU cores (no GPU, no bfloat16), float32, with other work on the same machine.
-Training differs from MAR's, each time for the sake of a small model and little time:
+Training ran in fp32 on one or two CPU cores beside other work. It differs from MAR's to suit a small model and little
+time.
 - {plan.low_masks:.0%} of the mask ratios are uniform in [0, 0.7] instead of MAR's truncated normal, and
-  {plan.all_masked:.0%} of them are 1;
-- {plan.high_noise:.0%} of the timesteps are drawn from the last tenth alone;
-- known tokens get noise of a standard deviation of 0 to {plan.known_noise:g}: those that a sampler knows have errors;
-- in half of the VAE's pictures up to {VAEPlan().mixed:.0%} of the tokens are another picture's, as latents and as
-  pixels: else its decoder smooths neighbours that contradict each other, and a sampler's faults are not seen;
-- Muon instead of AdamW for the matrices of the blocks, and for the VAE's hidden convolutions.
+  {plan.all_masked:.0%} of them are 1.
+- {plan.high_noise:.0%} of the timesteps are drawn from the last tenth alone.
+- Known tokens get noise of a standard deviation of 0 to {plan.known_noise:g}, because a sampler's known tokens have
+  errors.
+- In half of the VAE's images up to {VAEPlan().mixed:.0%} of the tokens come from another image, as latents and as
+  pixels. Otherwise its decoder smooths neighbours that contradict each other and hides a sampler's faults.
+- Muon replaces AdamW for the matrices of the blocks and for the VAE's hidden convolutions.
 
-As in MAR's training the decoder sees every masked position; the stage scope of GtR was never trained.
+As in MAR's training, the decoder sees every masked position. The stage scope of GtR was never trained.
 
-One thing it did not learn, whatever the schedule: in four tiles each tile has one of two hues, and it mixes both in
-every tile. The judge's figures hardly show that; look at the samples.
+The model did not learn one thing. In *four tiles* each tile has one of two hues, and the model mixes both in every tile
+with any schedule. The metrics hardly show it, but the samples do.
 
-The shipped weights come from a run whose plan changed on the way, each time after a decay of the rate: at step 3000,
-where a texture's phase became half a token (half a period until then: not learned for textures of 16 pixels, of which
-a token shows just half a period); at step 4200, where soft clouds came on the backgrounds and noise on known tokens; at
-step 7400, where patches of light and dark replaced the clouds, the second hue of four tiles got tied to the first, and
-from step 7750 on mask ratios below 0.7 went from 30% to {plan.low_masks:.0%}; and at step 9250, where threads replaced
-the patches. The VAE followed: clouds from its step 1950 on, patches from 2400 on, mixed tokens from 3250 on, threads
-from 4250 on. Steps 1200 to 1500 and 9900 to 10700 had a falling rate, as at the end of a shorter run. A fresh run has
-one plan and one kind of pictures.
+The shipped weights come from a run whose data and plan changed on the way, each time after a decay of the rate. The
+textures' phase changed at step 3000. Soft clouds on the backgrounds and noise on known tokens came at step 4200.
+Patches of light and dark replaced the clouds at step 7400, and low mask ratios became more frequent at 7750 (30% to
+{plan.low_masks:.0%}). Threads replaced the patches at step 9250. The VAE followed with clouds (its step 1950), patches
+(2400), mixed tokens (3250) and threads (4250). Steps 1200 to 1500 and 9900 to 10700 had a falling rate, as at the end
+of a shorter run. A new run has one plan and one kind of images.
 
-![loss](loss.png)
+![Training loss over the number of images, eps error and variational term](loss.png)
 
-VAE on fresh pictures: {figures.psnr:.1f} dB, posterior width {figures.width:.2f} of the latents' deviation.
+On new images the VAE reaches {figures.psnr:.1f} dB, with a posterior width of {figures.width:.2f} of the latents'
+deviation.
 
-## Again
-`python -m demo.train all` from the repository's root trains and exports everything; it resumes where it was stopped,
-with the same numbers. `--device cuda` runs the same steps with bfloat16 in the transformer (not tried yet).
+## Train it yourself
+`python -m demo.train all` from the repository's root trains and exports everything. It resumes where it was stopped,
+with the same numbers. `--device cuda` runs the same steps with bf16 in the transformer (untested).
 """
 
 
@@ -153,8 +154,8 @@ def files_table(model: MAR) -> str:
     rows = (
         (DEMO_VAE, f"KL autoencoder, 1/{VAE_SPEC.stride} size, {VAE_SPEC.embed_channels} channels, float16"),
         (DEMO_MAR, f"{count:.1f} M parameters, EMA weights, transformer float16, head float32"),
-        (DEMO_JUDGE, "classifier whose features measure quality"),
-        (DEMO_REFERENCE, f"what it sees in {JudgePlan().reference} real pictures"),
+        (DEMO_JUDGE, "the classifier whose features measure quality"),
+        (DEMO_REFERENCE, f"its features of {JudgePlan().reference} real images"),
     )
     lines = [f"| `{path.name}` | {path.stat().st_size / 1e6:.1f} | {what} |" for path, what in rows]
     return "\n".join(["| file | MB | what |", "|---|---|---|", *lines])
@@ -169,7 +170,7 @@ def training_table(folder: Path) -> str:
     return f"""| | VAE | MAR |
 |---|---|---|
 | steps | {vae["step"]} | {mar["step"]} |
-| pictures | {crops} | {mar["images"]} (from a pool of {pool}) |
-| minutes on one or two CPU cores, disturbed | {vae["seconds"] / 60:.0f} | {mar["seconds"] / 60:.0f} |
+| images | {crops} | {mar["images"]} (from a pool of {pool}) |
+| minutes on one or two shared CPU cores ↓ | {vae["seconds"] / 60:.0f} | {mar["seconds"] / 60:.0f} |
 | learning rate | {vae_plan.rate:g} (Muon {vae_plan.muon_rate:g}), cosine | {rate} |
-| last losses | {vae["loss"]:.3f} | eps error {mar["eps"]:.3f}, variational {mar["vb"]:.4f} |"""
+| last losses ↓ | {vae["loss"]:.3f} | eps error {mar["eps"]:.3f}, variational {mar["vb"]:.4f} |"""

@@ -11,25 +11,23 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gtr_core.checkpoints import build_model, build_vae
-from gtr_core.costs.flops import method_report
+from gtr_core.costs.flops import report
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_core.drawing.bars import write_chart
 from gtr_core.drawing.canvas import enlarge
 from gtr_core.drawing.heatmap import overlay
 from gtr_core.drawing.png import write_png
-from gtr_core.evaluation import tables as quality
-from gtr_core.evaluation.classifier import load_classifier
-from gtr_core.evaluation.evaluate import Evaluation, Task, evaluate, make_shard
-from gtr_core.evaluation.features import ClassifierFeatures, ImageFeatures, joined, load_reference
+from gtr_core.evaluation import tables
+from gtr_core.evaluation.evaluate import Effort, Kept, Task, evaluate
+from gtr_core.evaluation.features import ImageFeatures, joined, load_reference
+from gtr_core.evaluation.files import EvaluationFiles
 from gtr_core.evaluation.metrics import frechet, interval
-from gtr_core.jobs.workers import Engine, Worker
+from gtr_core.jobs.workers import WorkerPool
 from gtr_core.models.mar import MARSpec, mar_spec
 from gtr_core.noise import image_seeds
 from gtr_core.pipeline import decode_images, generate_latents
@@ -44,7 +42,7 @@ from . import observations, pictures, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, WORK = ROOT / "docs" / "quality", ROOT / "demo" / "runs" / "quality"
-GUIDANCE = Guidance(1.0)
+FILES = EvaluationFiles(DEMO_MAR, DEMO_VAE, DEMO_JUDGE)
 PAPER_CLAIM = 3.72
 
 
@@ -61,7 +59,8 @@ class Experiment:
 
 
 def method(schedule: Schedule, fts: FTS | None = None) -> Method:
-    return Method(schedule, GUIDANCE, fts)
+    """Without guidance."""
+    return Method(schedule, fts=fts)
 
 
 def grouped(families: dict[str, list[Schedule]], cost: MARSpec | None = None) -> Experiment:
@@ -169,38 +168,17 @@ EXPERIMENTS = {
 }
 
 
-def demo_studio() -> Evaluation:
-    return Evaluation(build_model(DEMO_MAR), build_vae(DEMO_VAE), ClassifierFeatures(load_classifier(DEMO_JUDGE)))
-
-
-def _make_worker(batch: int, device: str) -> Worker:
-    return partial(make_shard, demo_studio(), WORK, batch, None)
-
-
 def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int | None = None) -> dict:
-    """Evaluate an experiment's methods; the rows of :mod:`gtr_core.quality` as plain data."""
-    experiment, studio = EXPERIMENTS[name](), demo_studio()
-    reference = load_reference(DEMO_REFERENCE, studio.judge)
-    measured = evaluate(
-        studio,
-        experiment.methods,
-        seeds,
-        images,
-        WORK,
-        batch=batch,
-        on_shard=_tell,
-        engine=Engine(workers=workers),
-        make_worker=workers and partial(_make_worker, batch),
-    )
+    """Evaluate an experiment's methods; the rows of :mod:`gtr_core.evaluation.tables` as plain data."""
+    experiment, evaluation, pool = EXPERIMENTS[name](), FILES.open("cpu"), WorkerPool(workers=workers)
+    reference = load_reference(DEMO_REFERENCE, evaluation.extractor)
+    measures = tables.AgainstReal(reference, images)
+    effort = Effort(Kept(WORK), batch, pool=pool, open=None if pool.alone else FILES.open, on_task=_tell)
+    measured = evaluate(evaluation, experiment.methods, seeds, images, effort)
     facts = {
-        own.name: {"speedup": method_report(own, experiment.cost or studio.model.spec)["speedup"]}
+        own.name: {"speedup": report(own, experiment.cost or evaluation.model.spec)["speedup"]}
         for own in experiment.methods
     }
-    rows = quality.rows(measured, seeds, lambda made, seed: quality.figures(made, reference, seed), facts)
-    floor = [
-        quality.figures(made, others, seed)
-        for seed, (made, others) in zip(seeds, quality.floor_sets(reference, images, seeds))
-    ]
     first = measured[experiment.methods[0].name]
     return {
         "experiment": name,
@@ -208,8 +186,8 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
         "images": images,
         "seeds": list(seeds),
         "together": together(first, reference) if name == "gate" else None,
-        "rows": rows,
-        "floor": quality.row(quality.FLOOR, images, floor),
+        "rows": tables.rows(measured, seeds, measures, facts),
+        **measures.floor(seeds),
         "groups": {group: list(names) for group, names in experiment.groups},
     }
 
@@ -217,7 +195,7 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
 def together(made: Sequence[ImageFeatures], reference: ImageFeatures) -> dict:
     """Frechet distances of all seeds' pictures at once, and of as many real ones: both fall with the number."""
     everything = joined(list(made))
-    ((real, others),) = quality.floor_sets(reference, len(everything), [0])
+    ((real, others),) = tables.floor_sets(reference, len(everything), [0])
     return {
         "pictures": len(everything),
         "frechet": frechet(everything.features, reference.features),
@@ -261,8 +239,9 @@ def point(row: dict, label: str) -> pictures.Point:
 
 def observe(count: int, redraws: int) -> dict:
     """The two observations: change by distance from a decoded token, and spread of redrawn halves."""
-    studio = demo_studio()
-    real = observations.real_tokens(studio.model, studio.vae, count, 11)
+    evaluation = FILES.open("cpu")
+    model, vae = evaluation.model, evaluation.vae
+    real = observations.real_tokens(model, vae, count, 11)
     result = {
         "experiment": "observations",
         "pictures": count,
@@ -272,15 +251,13 @@ def observe(count: int, redraws: int) -> dict:
         "command": f"python -m demo.experiments observations --images {count}",
     }
     for known in (32, 96):
-        found = observations.neighbour_change(studio.model, real, known, 12)
+        found = observations.neighbour_change(model, real, known, 12)
         result["change"][known] = {
             distance: vars(interval(values)) for distance, values in sorted(found.items()) if len(values) > 1
         }
     sheets, spreads = [], {}
     for shape in ("checkerboard", "upper half"):
-        spreads[shape], drawn = observations.spread_of_seeds(
-            studio.model, studio.vae, real, shape, redraws, 13, GUIDANCE
-        )
+        spreads[shape], drawn = observations.spread_of_seeds(model, vae, real, shape, redraws, 13)
         result["spread"][shape] = vars(interval(spreads[shape]))
         sheets.append(drawn[:4].transpose(0, 1)[:7].flatten(0, 1))
     ratio = [upper / max(board, 1e-6) for board, upper in zip(*spreads.values())]
@@ -294,24 +271,18 @@ def observe(count: int, redraws: int) -> dict:
 
 def heat(count: int) -> np.ndarray:
     """Where FTS spends its extra diffusion steps: pictures of the first classes with their heat maps below them."""
-    studio, own = demo_studio(), fts().methods[1]
-    plan = make_plan(own.schedule, studio.model.spec.grid, image_seeds(0, count))
-    spent = []
+    evaluation, own, spent = FILES.open("cpu"), fts().methods[1], []
+    model = evaluation.model
+    plan = make_plan(own, model.spec.grid, image_seeds(0, count))
     latents = generate_latents(
-        studio.model,
-        own.schedule,
-        range(count),
-        0,
-        guidance=GUIDANCE,
-        fts=own.fts,
-        callback=lambda progress: spent.append(progress.spent.clone()),
+        model, own, range(count), 0, callback=lambda progress: spent.append(progress.spent.clone())
     )
     steps, planned = spent[-1].numpy(), plan.scheduled_steps()
     extra = np.maximum(steps - planned, 0).reshape(count, *plan.grid)
     return np.concatenate(
         [
             np.concatenate([enlarge(image, 3), overlay(image, values, values.max())])
-            for image, values in zip(decode_images(studio.vae, latents), extra)
+            for image, values in zip(decode_images(evaluation.vae, latents), extra)
         ],
         axis=1,
     )
@@ -344,7 +315,7 @@ def main() -> None:
         seeds = range(options.first_seed, options.first_seed + options.seeds)
         result = run(options.what, options.images, seeds, options.batch, options.workers)
         plot(result)
-        print(quality.markdown(result))
+        print(tables.markdown(result))
     runs.replace_file(OUTPUT / f"{options.what}.json", lambda part: part.write_text(json.dumps(result, indent=1)))
 
 

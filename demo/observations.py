@@ -10,16 +10,17 @@ from torch import Tensor
 
 from gtr_core.models import Model
 from gtr_core.models.latents import latent_to_tokens, tokens_to_latent
+from gtr_core.models.model import Positions
 from gtr_core.models.vae import KLVAE
 from gtr_core.noise import SeededNoise, image_seeds
-from gtr_core.plans.method import Guidance
+from gtr_core.plans.method import Method
 from gtr_core.plans.plan import make_plan
 from gtr_core.plans.schedule import Schedule
 from gtr_core.sampling.sampler import sample
 
 from . import data, runs
 
-FILL = Schedule("fill", "random", (16,), diffusion=(50, 50, 50))
+FILL = Method(Schedule("fill", "random", (16,), diffusion=(50, 50, 50)))
 SLICE = 16
 
 
@@ -48,15 +49,12 @@ def neighbour_change(model: Model, pictures: Pictures, known: int, seed: int) ->
     """
     count, total = pictures.tokens.shape[:2]
     order = torch.rand(count, total, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
-    conditions = [model.embed_condition(pictures.labels, torch.float32)]
+    memory = model.start([pictures.labels])
     fresh, rest = order[:, known], order[:, known + 1 :].sort(dim=1).values
     nothing = rest[:, :0]
-    (before,) = model(
-        pictures.tokens, order[:, :known].sort(dim=1).values, rest, fresh[:, None], conditions, model.spec.grid
-    )
-    (after,) = model(
-        pictures.tokens, order[:, : known + 1].sort(dim=1).values, rest, nothing, conditions, model.spec.grid
-    )
+    fewer = Positions(order[:, :known].sort(dim=1).values, rest, fresh[:, None])
+    more = Positions(order[:, : known + 1].sort(dim=1).values, rest, nothing)
+    before, after = (model(pictures.tokens, positions, memory, model.spec.grid)[0] for positions in (fewer, more))
     change = (after - before).norm(dim=-1) / before.norm(dim=-1)
     width = model.spec.grid[1]
     apart = torch.maximum(
@@ -77,7 +75,7 @@ def half_known(grid: tuple[int, int], shape: str) -> np.ndarray:
 
 @torch.no_grad()
 def spread_of_seeds(
-    model: Model, vae: KLVAE, pictures: Pictures, shape: str, redraws: int, seed: int, guidance: Guidance
+    model: Model, vae: KLVAE, pictures: Pictures, shape: str, redraws: int, seed: int
 ) -> tuple[list[float], Tensor]:
     """Fill the unknown half ``redraws`` times with different seeds.
 
@@ -96,7 +94,6 @@ def spread_of_seeds(
             label.expand(redraws),
             SeededNoise(seeds, model.spec.head.channels),
             tokens=tokens.expand(redraws, -1, -1),
-            guidance=guidance,
         )
         images = vae.decode(tokens_to_latent(filled, grid, model.spec.latent)).clamp(-1, 1)
         inside = torch.nn.functional.interpolate(area, size=images.shape[-2:]).bool()[0, 0]

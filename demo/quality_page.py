@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gtr_core.evaluation import tables as quality
-from gtr_core.evaluation.metrics import Interval
-from gtr_core.evaluation.tables import versus
+from gtr_core.evaluation.metrics import Interval, paired
+from gtr_core.plans.schedule import Schedule
 
 from . import runs
 
-GATE = """The gate, set before the experiments: 64 steps clearly better than 18 and 8 at 1,000 pictures over 3 seeds, \
-class accuracy above 95 %, and a Frechet distance below about 5 times that of real pictures."""
+INTRODUCTION = """No published weights were at hand, so these experiments compare decoding methods on the demo model of
+this repository ([model card](../demo/MODEL_CARD.md)), a small MAR that knows a small synthetic world. The metric is the
+Fréchet distance of the features of a classifier trained on the same world, and lower is better. Guidance is off unless
+stated.
+
+Each ± is the half width of Student's 95 % interval over seeds, and n is seeds × images. Differences are paired over the
+same seeds, labels and noise. A difference whose interval contains 0 is *within the noise*. The JSON file of an
+experiment has every metric of every seed (kernel distance, class accuracy, inception score, precision, recall,
+spectrum, factor confidence)."""
+
+WORLD = """The images have woven backgrounds, in which every row and column of tokens has a thread or none. A few
+tokens cannot settle these 32 choices, and the classifier has learned to see threads that break off, so it matters how
+many tokens are decoded at once. Two earlier versions of this world could not tell 18 random steps from 64. Threads join
+far tokens as well as neighbours, so the paper's assumption that far tokens hardly depend on each other is not built
+in."""
+
+GATE = """These criteria were set before the experiments. A model that fails one of them cannot rank methods."""
+
+ORDERS = """All methods take 18 AR steps of 50 diffusion steps. Only the order differs, and with it the tokens per step
+(a cosine for one stage, even within a stage of GtR). The paper finds raster far worse than subsample, subsample worse
+than random, and random worse than GtR."""
+
+SEARCH = """The search draws random schedules of a given cost (FLOPs of MAR-H), keeps the better third, measures these
+on twice the images, and repeats. The winner is compared with the paper's preset on seeds that the search has not
+seen."""
+
+HEAT = """In these images FTS selects mostly tokens on the lower and right borders, and few in textures (`python -m
+demo.experiments heat`)."""
 
 
 def load(folder: Path, name: str) -> dict | None:
@@ -20,221 +46,267 @@ def load(folder: Path, name: str) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+# -- what results say, in words ----------------------------------------------------------------------------------------
+
+
 def verdict(gate: dict) -> tuple[bool, list[str]]:
-    """Whether the gate is passed, and its parts as lines of a list."""
-    rows = {row["method"]: row for row in gate["rows"]}
+    """Whether the gate is passed, and its criteria as lines of a list."""
+    rows = {own["method"]: own for own in gate["rows"]}
     origin, floor = rows["origin"]["figures"], gate["floor"]["figures"]["frechet"]["mean"]
     parts = []
     for other in ("random-18", "random-8"):
         difference = rows[other]["difference"]["frechet"]
-        parts.append(
-            (
-                difference["clear"] and difference["mean"] > 0,
-                f"{other} clearly worse than origin: Frechet distance {_interval(difference)} higher",
-            )
-        )
-    parts.append((origin["accuracy"]["mean"] > 0.95, f"class accuracy {_interval(origin['accuracy'])}"))
-    ratio = origin["frechet"]["mean"] / floor
-    parts.append((ratio < 5, f"Frechet distance {ratio:.1f} times the floor ({floor:.3g})"))
-    pooled = gate["together"]
-    parts.append(
-        (
-            pooled["frechet"] < 5 * pooled["floor"],
-            f"the same with all seeds' pictures as one set: {pooled['frechet'] / pooled['floor']:.1f} times "
-            f"({pooled['frechet']:.3g} and {pooled['floor']:.3g}; both fall with the number of pictures)",
-        )
+        words = f"{other.removeprefix('random-')} AR steps are clearly worse than 64, by {_interval(difference)}"
+        parts.append((difference["clear"] and difference["mean"] > 0, words))
+    accuracy = origin["accuracy"]
+    parts.append((accuracy["mean"] > 0.95, f"the class accuracy of {_interval(accuracy)} is above 0.95"))
+    times, pooled = origin["frechet"]["mean"] / floor, gate["together"]
+    parts.append((times < 5, f"the distance is {times:.1f} times that of real images ({floor:.3g}), less than 5"))
+    times = pooled["frechet"] / pooled["floor"]
+    parts.append((pooled["frechet"] < 5 * pooled["floor"], f"over the images of all seeds it is {times:.1f} times"))
+    words = f"{pooled['pictures']:,} images over {len(gate['seeds'])} seeds were measured, at least 1,000"
+    parts.append((pooled["pictures"] >= 1000, words))
+    return all(ok for ok, _ in parts), [f"- {'Passed' if ok else '**Failed**'}, {text}." for ok, text in parts]
+
+
+def versus(result: dict, name: str, other: str) -> str:
+    """Where the Fréchet distance of a method lies against another's, over the same seeds."""
+    values = {own["method"]: own["values"]["frechet"] for own in result["rows"]}
+    found = paired(values[name], values[other])
+    if found.clear:
+        return f"lies {abs(found.mean):.3g} ± {found.half:.2g} {'higher' if found.mean > 0 else 'lower'}"
+    return f"lies within the noise ({found.mean:+.2g} ± {found.half:.2g})"
+
+
+def each(result: dict, names: dict[str, str], other: str) -> str:
+    """The same for several methods: what to call them, and their names in the result."""
+    parts = [f"{words} {versus(result, name, other)}" for words, name in names.items()]
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def ratio(result: dict, name: str) -> str:
+    return next(f"{own['speedup']:.2f}×" for own in result["rows"] if own["method"] == name)
+
+
+def source(result: dict, folder: str, name: str) -> str:
+    """n, the command and the file."""
+    row = result["rows"][0]
+    n = f"{row['seeds']} × {row['images']}"
+    return f"n = {n}. `{result['command']}` wrote [{name}.json]({folder}/{name}.json)."
+
+
+def orders(result: dict) -> Sequence[str]:
+    plain = {f"`{name}`": name for name in ("raster", "subsample", "halton")}
+    stages = {f"{kind} with {k} stages": f"gtr {kind}, {k} stages" for k in (3, 5) for kind in ("quincunx", "diagonal")}
+    return (
+        f"Against random order, {each(result, plain, 'random')}.",
+        f"Against random order, GtR by {each(result, stages, 'random')}.",
     )
-    parts.append((pooled["pictures"] >= 1000, f"{pooled['pictures']:,} pictures over {len(gate['seeds'])} seeds"))
-    return all(ok for ok, _ in parts), [f"- {'yes' if ok else '**no**'}: {text}" for ok, text in parts]
 
 
-def section(title: str, result: dict | None, folder: str, text: str) -> list[str]:
-    """Heading, text, command, table and plot of an experiment."""
-    if result is None:
-        return [f"## {title}", text, "Not run yet."]
-    return [
-        f"## {title}",
-        text,
-        f"`{result['command']}`",
-        quality.markdown(result),
-        f"![{title}: Frechet distance against speed-up]({folder}/{result['experiment']}.png)",
-    ]
+def budgets(result: dict) -> Sequence[str]:
+    fewer = {f"`random-{k}`": f"random-{k}" for k in (32, 16, 8)}
+    disa = {f"`{name}` ({ratio(result, name)})": name for name in ("disa-24", "disa-16")}
+    names = ("gtr 24,6,2 stage", "gtr 10,6,2 full", "gtr 8,3,2 stage")
+    gtr = {f"{name.removeprefix('gtr ')} scope ({ratio(result, name)})": name for name in names}
+    return (
+        f"Against `origin` with its 64 AR steps, {each(result, fewer, 'origin')}.",
+        f"Against `origin`, GtR with {each(result, gtr, 'origin')}.",
+        f"Against `origin`, {each(result, disa, 'origin')}.",
+    )
 
 
-def decision(orders: dict | None, budgets: dict | None, defaults: dict | None) -> list[str]:
-    """Which partition and decoder scope a custom schedule has unless told otherwise, and why."""
-    if orders is None or budgets is None or defaults is None:
-        return []
-    long, short = (_row(budgets, name) for name in ("gtr 24,6,2 stage", "gtr 8,3,2 full"))
-    return [
-        "### Decision",
-        f"The default decoder scope is **stage**. With it and the quincunx partition the Frechet distance of the "
-        f"same steps is {versus(defaults, 'quincunx, stage', 'quincunx, full')} against the full scope, for fewer "
-        f"FLOPs; and what they cost can go into more steps: {long['method']} ({long['speedup']:.2f} x) is "
-        f"{versus(budgets, long['method'], short['method'])} against {short['method']} "
-        f"({short['speedup']:.2f} x).",
-        f"The default partition stays **quincunx**: within the stage scope diagonal is "
-        f"{versus(defaults, 'diagonal, stage', 'quincunx, stage')} against it, no reason to change what released "
-        f"nodes show. With the full scope it is {versus(defaults, 'diagonal, full', 'quincunx, full')}, and with "
-        f"five stages {versus(orders, 'gtr diagonal, 5 stages', 'gtr quincunx, 5 stages')} (order at equal "
-        f"steps): there take `diagonal`, as the presets that the search found do. This world flatters it: its "
-        f"first stage has tokens in every row and column, quincunx's only in every second (of 3 stages) or fourth "
-        f"(of 5), and threads run along rows and columns: presumably what is decoded at once along a thread not "
-        f"seen yet contradicts itself. Presets keep their partition: a name in a saved workflow never changes its "
-        f"meaning.",
-    ]
+def defaults(result: dict, by_order: dict | None, by_budget: dict | None) -> Sequence[str]:
+    """What scope and partition change, and what a custom schedule has unless told otherwise."""
+    scope = f"Against full scope at equal steps, stage scope {versus(result, 'quincunx, stage', 'quincunx, full')}."
+    if by_budget is not None:
+        long, short = "gtr 24,6,2 stage", "gtr 8,3,2 full"
+        scope += (
+            f" Against 8,3,2 in full scope ({ratio(by_budget, short)}), 24,6,2 in stage scope "
+            f"({ratio(by_budget, long)}) {versus(by_budget, long, short)} at about equal FLOPs. This is why stage "
+            "scope is the default."
+        )
+    partition = (
+        f"Against quincunx, diagonal {versus(result, 'diagonal, stage', 'quincunx, stage')} in stage scope and "
+        f"{versus(result, 'diagonal, full', 'quincunx, full')} in full scope."
+    )
+    if by_order is not None:
+        five = versus(by_order, "gtr diagonal, 5 stages", "gtr quincunx, 5 stages")
+        partition += f" With five stages (order at equal steps) it {five}."
+    default = Schedule.__dataclass_fields__["partition"].default
+    return (
+        scope,
+        partition,
+        f"A custom schedule takes `{default}` by default. This world may favour diagonal, because threads run along "
+        "rows and columns, and its first stage has tokens in every one of them.",
+    )
 
 
-def _row(result: dict, name: str) -> dict:
-    return next(row for row in result["rows"] if row["method"] == name)
+def fts(result: dict) -> Sequence[str]:
+    kinds = {f"`{kind}`": f"{kind} 0.1, 50 steps" for kind in ("high", "low", "random", "all")}
+    more = {
+        "a quarter of the tokens": "high 0.25, 50 steps",
+        "half of the tokens": "high 0.5, 50 steps",
+        "the usual tenth with 100 steps": "high 0.1, 100 steps",
+    }
+    return (
+        f"Against FTS off, {each(result, kinds, 'off')}.",
+        f"Against FTS off, {each(result, more, 'off')}.",
+        "A model of this size needs few diffusion steps, so this says little about large models.",
+    )
 
 
-def searched(result: dict | None) -> list[str]:
+def guidance(result: dict) -> Sequence[str]:
+    scales = {name: f"cfg 2 {name}" for name in ("linear", "constant")}
+    later = {
+        f"starting at {share} ({ratio(result, f'cfg 2 linear from {share} on')})": f"cfg 2 linear from {share} on"
+        for share in (0.25, 0.5)
+    }
+    return (
+        f"Against no guidance, a scale of 2 with the guidance schedule {each(result, scales, 'no guidance')}.",
+        f"Against no guidance, the linear schedule {each(result, later, 'no guidance')}.",
+    )
+
+
+def best(result: dict) -> Sequence[str]:
+    pairs = (("gtr-best-4x", "gtr-paper"), ("gtr-best-4x", "gtr-full"), ("gtr-best-6x", "gtr-extreme"))
+    return [f"Against `{other}`, `{own}` {versus(result, own, other)}." for own, other in pairs]
+
+
+def best_table(result: dict) -> str:
+    first = result["rows"][0]["method"]
+    lines = ["| preset | fewer FLOPs ↑ | Fréchet distance ↓ | difference |", "|---|---|---|---|"]
+    for own in result["rows"]:
+        name, distance = own["method"], Interval(**own["figures"]["frechet"])
+        against = "" if name == first else versus(result, name, first).removeprefix("lies ")
+        lines.append(f"| `{name}` | {own['speedup']:.2f}× | {distance.mean:.1f} ± {distance.half:.1f} | {against} |")
+    real = Interval(**result["floor"]["figures"]["frechet"])
+    return "\n".join([*lines, f"| real images | | {real.mean:.1f} ± {real.half:.1f} | |"])
+
+
+def searched(result: dict | None, folder: str, name: str) -> list[str]:
     """What a search found, and how it did on seeds that the search had not seen."""
     if result is None:
         return []
-    winner, seeds = result["winner"]["schedule"], len(result["verification_seeds"])
+    schedule, (winner, other) = result["winner"]["schedule"], result["rows"][:2]
+    steps, diffusion = (", ".join(map(str, schedule[key])) for key in ("steps", "diffusion"))
     return [
-        f"### At {result['target']:g} times fewer FLOPs",
-        f"`{result['command']}`",
-        f"Of {len(result['rounds'][0])} candidates: AR steps {', '.join(map(str, winner['steps']))}, diffusion "
-        f"steps {', '.join(map(str, winner['diffusion']))}, partition {winner['partition']}, decoder scope "
-        f"{winner['decoder_scope']}, FTS {'off' if result['winner']['fts'] is None else 'on'}. "
-        f"On {seeds} other seeds:",
-        quality.markdown(result),
+        f"- At {result['target']:g} times fewer FLOPs, the best of {len(result['rounds'][0])} candidates has AR steps "
+        f"{steps}, diffusion steps {diffusion}, partition {schedule['partition']} and {schedule['decoder_scope']} "
+        f"scope. Against `{other['method']}`, on {len(result['verification_seeds'])} other seeds, it "
+        f"{versus(result, winner['method'], other['method'])} "
+        f"([{name}.json]({folder}/{name}.json))."
     ]
-
-
-def winners(best: dict | None) -> list[str]:
-    """The presets that the search found against the paper's of about the same cost."""
-    pairs = (("gtr-best-4x", "gtr-paper"), ("gtr-best-4x", "gtr-full"), ("gtr-best-6x", "gtr-extreme"))
-    return (
-        []
-        if best is None
-        else [
-            "Frechet distance, directly: "
-            + "; ".join(f"{own} against {other} {versus(best, own, other)}" for own, other in pairs)
-            + "."
-        ]
-    )
 
 
 def observations(result: dict | None, folder: str) -> list[str]:
-    title = "## Why a checkerboard: the paper's two observations"
+    title = "## Why a checkerboard"
     if result is None:
         return [title, "Not run yet."]
-    spread, change = result["spread"], result["change"]
-    lines = [
-        "| distance to the decoded token | " + " | ".join(f"{known} tokens known" for known in change) + " |",
-        "|---" * (1 + len(change)) + "|",
+    spread, count = result["spread"], result["pictures"]
+    near = [
+        f"with {known} known tokens it falls from {_interval(found['1'])} at distance 1 to {_interval(found['4'])} at 4"
+        for known, found in result["change"].items()
     ]
-    for distance in next(iter(change.values())):
-        cells = [_interval(found[distance]) if distance in found else "" for found in change.values()]
-        lines.append(f"| {distance} | {' | '.join(cells)} |")
+    words = "Four images filled in seven times from a checkerboard, then from their upper half"
     return [
         title,
-        f"`{result['command']}`",
-        f"After the same half of the tokens of {result['pictures']} real pictures, {result['redraws']} seeds fill "
-        f"in the rest. The pixels' standard deviation over seeds, in [-1, 1] units: checkerboard "
-        f"{_interval(spread['checkerboard'])}, upper half {_interval(spread['upper half'])}; the mean ratio per "
-        f"picture is {_interval(result['ratio'])}.",
-        f"![four pictures filled in seven times from a checkerboard, then from their upper half]({folder}/"
-        f"{result['experiment']}.png)",
-        "Relative change of the conditioning of masked tokens when one more token becomes known:",
-        "\n".join(lines),
+        "The paper bases its order on two observations. Both experiments were repeated with this model.",
+        f"![{words}]({folder}/observations.png)",
+        f"- After the same half of the tokens of {count} real images, {result['redraws']} seeds fill in the rest. The "
+        f"pixels' standard deviation over seeds is {_interval(spread['checkerboard'])} with a known checkerboard and "
+        f"{_interval(spread['upper half'])} with a known upper half, in [-1, 1] units. The mean ratio per image is "
+        f"{_interval(result['ratio'])}.\n"
+        "- When one more token becomes known, the conditioning of masked tokens changes. This relative change depends "
+        f"on the distance, and {' and '.join(near)}.",
+        f"n = {count}. `{result['command']}` wrote [observations.json]({folder}/observations.json).",
     ]
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+Say = Callable[..., Sequence[str]]
+
+
+def section(title: str, result: dict | None, folder: str, about: str, say: Say, *others: dict | None) -> list[str]:
+    """Heading, what was done, plot, findings, and where everything else is."""
+    if result is None:
+        return [f"## {title}", about, "Not run yet."]
+    name = result["experiment"]
+    return [
+        f"## {title}",
+        about,
+        f"![{title}, Fréchet distance against fewer FLOPs]({folder}/{name}.png)",
+        "\n".join(f"- {finding}" for finding in say(result, *others)),
+        source(result, folder, name),
+    ]
+
+
+def opinion(gate: dict | None, folder: str) -> list[str]:
+    """The gate, which decides whether the page may rank methods."""
+    if gate is None:
+        return ["Not run yet. **Until it is, nothing on this page ranks methods.**"]
+    passed, parts = verdict(gate)
+    warning = [] if passed else ["**The gate is not passed, so nothing on this page ranks methods.**"]
+    return ["\n".join(parts), *warning, source(gate, folder, "gate")]
 
 
 def write_page(folder: Path, target: Path) -> None:
-    gate = load(folder, "gate")
-    passed, parts = verdict(gate) if gate else (False, ["Not run yet."])
-    caution = (
-        "The gate is passed: what is called clear below is this model's opinion."
-        if passed
-        else "**The gate is not passed: nothing on this page ranks methods.** The tables are shown for what they "
-        "are, figures of a weak judge."
-        if gate
-        else "**Until it is, nothing on this page ranks methods.**"
-    )
+    names = ("gate", "orders", "budgets", "defaults", "fts", "guidance", "best", "search-4x", "search-6x")
+    found, at = {name: load(folder, name) for name in names}, folder.name
+    order, budget = found["orders"], found["budgets"]
+    searches = [line for name in ("search-4x", "search-6x") for line in searched(found[name], at, name)]
+    words = "Images, and below them the tokens that FTS gave extra diffusion steps"
+    heat = [f"![{words}]({at}/heat.png)", HEAT] if (folder / "heat.png").exists() else []
     blocks = [
-        "# Quality, judged by the demo model",
-        "No published weights were used. The judge is the demo model of this repository "
-        "([model card](../demo/MODEL_CARD.md)): a small MAR that knows a small synthetic world. Figures come "
-        "from the features of a classifier trained on the same world. Guidance is off. ± is the half width of "
-        "Student's 95 % interval over seeds; differences are over the same seeds, labels and noise; one inside "
-        "its interval is called noise.",
-        "Backgrounds are woven: every row and every column of tokens has a thread or none, 32 choices that a few "
-        "tokens cannot settle, and the classifier has learned to see threads that break off. That is meant to "
-        "make it matter how many tokens are drawn at once. Earlier versions of this world could not tell 18 "
-        "random steps from 64: in the first, the first few tokens decided all the others; in the second, "
-        "backgrounds were soft and the VAE's decoder smoothed whatever did not fit (it is trained on mixed "
-        "tokens now, to leave contradictions visible). Threads join far tokens as well as neighbours: the "
-        "paper's assumption, that far tokens hardly depend on each other, is not built in.",
-        "## The gate",
+        "# Quality on the demo model",
+        INTRODUCTION,
+        WORLD,
+        "## May this model rank methods?",
         GATE,
-        "\n".join(parts),
-        caution,
-        *section("Gate", gate, folder.name, "")[2:],
-        *section(
-            "Order at equal steps",
-            load(folder, "orders"),
-            folder.name,
-            "18 AR steps of 50 diffusion steps each; only the order differs, and with it the tokens per "
-            "step: cosine for one stage (the first step decodes one token), even within a stage of GtR (6 "
-            "tokens in the first step with 3 stages, 2 with 5). The paper finds raster << subsample < "
-            "random < GtR.",
-        ),
+        *opinion(found["gate"], at),
+        *section("Order at equal steps", order, at, ORDERS, orders),
         *section(
             "Quality against FLOPs",
-            load(folder, "budgets"),
-            folder.name,
-            "One line per family of methods, both decoder scopes of GtR; the paper's claim is marked.",
+            budget,
+            at,
+            "One line per family of methods. The vertical line marks the paper's claim.",
+            budgets,
         ),
         *section(
             "Partition and decoder scope",
-            load(folder, "defaults"),
-            folder.name,
-            "gtr-full's steps with both partitions and both decoder scopes, on twice as many seeds.",
+            found["defaults"],
+            at,
+            "The steps of `gtr-full` with both partitions and both decoder scopes, on twice as many seeds.",
+            defaults,
+            order,
+            budget,
         ),
-        *decision(*(load(folder, name) for name in ("orders", "budgets", "defaults"))),
-        *section(
-            "FTS",
-            load(folder, "fts"),
-            folder.name,
-            "On a GtR schedule with 8 diffusion steps in the reconstruction stage.",
-        ),
-        *(
-            [
-                f"Where the extra steps go (`python -m demo.experiments heat`):\n\n![pictures, and below them the "
-                f"tokens that FTS gave extra diffusion steps]({folder.name}/heat.png)\n\nIn these pictures most of "
-                "them lie on the lower and right borders, few in textures."
-            ]
-            if (folder / "heat.png").exists()
-            else []
-        ),
+        *section("FTS", found["fts"], at, "A GtR schedule with 8 diffusion steps in the reconstruction stage.", fts),
+        *heat,
         *section(
             "Guidance",
-            load(folder, "guidance"),
-            folder.name,
-            "gtr-full with classifier-free guidance, from the first step on or later. Speed-up against the "
-            "origin with (or without) guidance throughout.",
+            found["guidance"],
+            at,
+            "`gtr-full` with classifier-free guidance from the first step on, or from a later one.",
+            guidance,
         ),
         "## Search",
-        "Random schedules of a cost (FLOPs of MAR-H), the better third of them measured again on "
-        "twice the pictures, and so on; the winner against the paper's preset on seeds never seen. Guidance is "
-        "left out of the space, as it does not help this model (`--guidance` and `--guidance-starts` add it).",
-        *(searched(load(folder, "search-4x")) + searched(load(folder, "search-6x")) or ["Not run yet."]),
+        SEARCH,
+        "\n".join(searches or ["Not run yet."]),
         *section(
-            "What the search found, as presets",
-            load(folder, "best"),
-            folder.name,
-            "On seeds that the search has not seen. FLOPs of MAR-H, with guidance and FTS off everywhere.",
+            "The presets on new seeds",
+            found["best"],
+            at,
+            "Both winners became presets. FLOPs are those of MAR-H, without guidance and FTS.",
+            best,
         ),
-        *winners(load(folder, "best")),
-        *observations(load(folder, "observations"), folder.name),
+        *([] if found["best"] is None else [best_table(found["best"])]),
+        *observations(load(folder, "observations"), at),
     ]
     runs.replace_file(target, lambda part: part.write_text("\n\n".join(block for block in blocks if block) + "\n"))
 
 
 def _interval(found: dict) -> str:
-    return str(Interval(found["mean"], found["half"], found["n"]))
+    half = "" if found["half"] is None else f" ± {found['half']:.2g}"
+    return f"{found['mean']:.3g}{half}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gtr_core.diffusion.chain import Chain, chain
 from gtr_core.models.latents import latent_to_tokens
 from gtr_core.models.mar import MAR, MARSpec
+from gtr_core.models.model import Positions
 
 from . import runs
 from .models import new_mar, sample_posterior
@@ -120,15 +121,13 @@ def mar_loss(
 ) -> tuple[Tensor, Tensor]:
     """Mean eps error and variational term of one batch: tokens (B, L, C), labels (B,)."""
     device, n = tokens.device, len(tokens)
-    positions = split_positions(n, tokens.shape[1], plan, generator)
-    known, targets, context = (p.to(device) for p in positions)
+    positions = Positions(*(p.to(device) for p in split_positions(n, tokens.shape[1], plan, generator)))
     dropped = torch.rand(n, generator=generator) < plan.label_drop
     labels = torch.where(dropped.to(device), -1, labels)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        (z,) = model(
-            disturbed(tokens, plan, generator), known, targets, context, [model.embed_condition(labels, torch.float32)]
-        )
-    x0 = tokens.gather(1, targets[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)
+        memory = model.start([labels], device)
+        (z,) = model(disturbed(tokens, plan, generator), positions, memory, model.spec.grid)
+    x0 = tokens.gather(1, positions.targets[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)
     x0, z = x0.repeat(plan.draws, 1), z.float().flatten(0, 1).repeat(plan.draws, 1)
     t = draw_timesteps(len(x0), process.steps, plan.high_noise, generator).to(device)
     eps = torch.randn(x0.shape, generator=generator).to(device)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gtr_core.drawing.plan_figure import plan_figure
 from gtr_core.plans.fts import FTS
+from gtr_core.plans.method import Method
 from gtr_core.plans.plan import make_plan
 from gtr_core.plans.presets import preset
 
@@ -113,16 +114,16 @@ def banner() -> Image.Image:
     return sheet
 
 
-def draw_plan(name: str) -> Image.Image:
+def plan_image(name: str) -> Image.Image:
     """What `python -m gtr_core schedule --preset NAME --png F` draws, with FTS in the legend where it counts."""
-    return Image.fromarray(plan_figure(make_plan(preset(name), PLANS[name], (0,)), FTS()))
+    return Image.fromarray(plan_figure(make_plan(Method(preset(name), fts=FTS()), PLANS[name], (0,))))
 
 
 def main() -> None:
     icon().save(HERE / "icon.png", optimize=True)
     banner().quantize(256, dither=Image.Dither.NONE).save(HERE / "banner.png", optimize=True)
     for name in PLANS:
-        draw_plan(name).quantize(64, dither=Image.Dither.NONE).save(HERE / f"plan_{name}.png", optimize=True)
+        plan_image(name).quantize(64, dither=Image.Dither.NONE).save(HERE / f"plan_{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .plans.presets import preset
     from .plans.schedule import Schedule
     from .sampling.lazymar import LazyMAR
+    from .sampling.recap import ReCAP
     from .sampling.sampler import sample
 
 _HOMES = {
@@ -45,6 +46,7 @@ _HOMES = {
     "preset": "plans.presets",
     "Schedule": "plans.schedule",
     "LazyMAR": "sampling.lazymar",
+    "ReCAP": "sampling.recap",
     "sample": "sampling.sampler",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "Guidance",
     "LazyMAR",
     "Method",
+    "ReCAP",
     "Runtime",
     "Schedule",
     "convert",

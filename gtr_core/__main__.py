@@ -1,7 +1,33 @@
-"""``python -m gtr_core``."""
+"""The command line: ``python -m gtr_core``, or ``gtr`` where the library is installed."""
+
+from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
-from .cli import main
+# What to install, and the name to import it by: the extra 'standalone'. Every ComfyUI brings these.
+NEEDED = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "einops": "einops",
+    "Pillow": "PIL",
+    "scipy": "scipy",
+    "psutil": "psutil",
+    "tqdm": "tqdm",
+}
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line; without the packages that it needs, one line says which to install."""
+    missing = [package for package, module in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        print(f"error: {', '.join(missing)} not installed here: pip install {' '.join(missing)}", file=sys.stderr)
+        return 2
+    from .cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -112,8 +112,13 @@ class Runtime:
 
     @cached_property
     def hardware(self) -> Machine:
-        """The machine, asked once."""
+        """The machine, asked once; how much memory is free changes, see :attr:`available_bytes`."""
         return self.machine or Machine.detect(self.device)
+
+    @property
+    def available_bytes(self) -> int | None:
+        """Free main memory now, or what a given machine states; None = unknown."""
+        return available_bytes() if self.machine is None else self.machine.available_bytes
 
     @property
     def type(self) -> str:

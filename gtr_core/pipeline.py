@@ -20,7 +20,7 @@ from .models.vae import KLVAE
 from .noise import SeededNoise, image_seeds
 from .plans.method import Method
 from .plans.plan import Plan, make_plan
-from .plans.regions import Region, whole_grid, window_regions
+from .plans.regions import LARGEST_SIDE, Region, whole_grid, window_regions
 from .sampling.memory import activation_bytes, check_run, images_that_fit
 from .sampling.sampler import Callback, Progress, sample
 
@@ -137,7 +137,15 @@ class Canvas:
         return replace(self, unknown=self.unknown & unknown)
 
     def extended(self, spec: ModelSpec, room: tuple[int, int, int, int], overlap: int = 0) -> Canvas:
-        """With unknown tokens around it: ``room`` tokens left, right, top and bottom. What was given stays given."""
+        """With unknown tokens around it: ``room`` tokens left, right, top and bottom. What was given stays given.
+
+        Raises GtRError for a side that windows cannot cover."""
+        left, right, top, bottom = room
+        height, width = self.grid[0] + top + bottom, self.grid[1] + left + right
+        if max(height, width) > LARGEST_SIDE:
+            raise GtRError(
+                f"a canvas of {height} x {width} tokens: expected at most {LARGEST_SIDE} a side; add less room"
+            )
         patch = spec.latent.patch
         latents = F.pad(self.latents, [tokens * patch for tokens in room])
         given = torch.zeros(len(self.latents), *self.grid)

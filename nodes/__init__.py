@@ -4,7 +4,7 @@ import logging
 
 from ..gtr_core.device import outdated_torch
 from ._api import ComfyExtension, io
-from .cache import LazyMARNode
+from .cache import LazyMARNode, ReCAPNode
 from .conditioning import ClassCondition
 from .edit import Outpaint, Redraw
 from .heatmap import HeatMap
@@ -39,6 +39,7 @@ class GtRExtension(ComfyExtension):
             BaselineScheduler,
             FTSNode,
             LazyMARNode,
+            ReCAPNode,
             Sampler,
             PreviewSchedule,
             Redraw,

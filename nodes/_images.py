@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import comfy.sample
 import numpy as np
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ._api import io
 
-def fitted_samples(latent: dict, patcher: Any) -> Tensor:
+
+def fitted_samples(latent: io.Latent.Type, patcher: ModelPatcher) -> Tensor:
     """The samples of a LATENT; those of an empty stock latent get the channels and the size that the model needs."""
     return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], latent.get("downscale_ratio_spacial"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import comfy.latent_formats
 import comfy.ldm.modules.attention as host_attention_module
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from ..gtr_core.checkpoints.checkpoint import Checkpoint, check_fit, checked_model, checked_vae, read_checkpoint
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
+from ..gtr_core.device import Machine
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import Model, ModelSpec, build
 from ..gtr_core.models.vae import VAESpec, regroup
@@ -37,11 +37,13 @@ LOADERS = {"MAR": "Load MAR Model", "LightGen": "Load LightGen Model"}
 class ModelHandle:
     """What a MAR_MODEL wire carries."""
 
-    patcher: Any
+    patcher: comfy.model_patcher.ModelPatcher
     spec: ModelSpec
     name: str
     notes: tuple[str, ...] = ()
     """What the user should know about the file, for the sampler's report."""
+    machine: Machine | None = None
+    """What the hardware is good at; asked at every run unless it is stated."""
 
     def is_dynamic(self) -> bool:
         """Asked by the host's cache and model tracker."""
@@ -94,7 +96,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def build_patcher(
     path: str, weight_dtype: str, weights: str | None, corrected_positions: bool, disable_dynamic: bool = False
-):
+) -> comfy.model_patcher.ModelPatcher:
     """A checkpoint as a model patcher: the host decides where its weights live and when they move."""
     checkpoint = read_checkpoint(path, weights=weights, kind="model")
     spec, tensors = checked_model(checkpoint)

@@ -1,6 +1,9 @@
 """Cache nodes."""
 
+from __future__ import annotations
+
 from ..gtr_core.sampling.lazymar import LazyMAR
+from ..gtr_core.sampling.recap import ReCAP
 from ._api import GtrCache, io
 
 
@@ -53,3 +56,50 @@ class LazyMARNode(io.ComfyNode):
         cls, start_step: int, period: int, prune_block: int = 3, extra: int = 15, head_period: int = 7
     ) -> io.NodeOutput:
         return io.NodeOutput(LazyMAR(start_step, period, prune_block, extra, head_period))
+
+
+BUFFERS = ("keep", "again")
+
+
+class ReCAPNode(io.ComfyNode):
+    """ReCAP settings -> GTR_CACHE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_ReCAP",
+            display_name="ReCAP Cache",
+            category="GtR/sampling",
+            description="Puts cheap local steps between full AR steps: they compute the tokens that are decoded now "
+            "and reuse keys and values of all others. For MAR and LightGen, with any schedule.",
+            search_aliases=["recap", "cache", "speed", "gtr"],
+            inputs=[
+                io.Int.Input(
+                    "start_step",
+                    default=4,
+                    min=0,
+                    max=256,
+                    tooltip="The first AR steps compute everything. Fewer is faster; the first few steps decide most.",
+                ),
+                io.Int.Input(
+                    "local_steps",
+                    default=1,
+                    min=0,
+                    max=16,
+                    tooltip="Local steps after every full one. More is faster and less exact; 0 switches it off.",
+                ),
+                io.Combo.Input(
+                    "buffer",
+                    options=list(BUFFERS),
+                    default="keep",
+                    advanced=True,
+                    tooltip="keep reuses the class rows' keys and values; again computes them in every local step, "
+                    "which is a little more exact and several times as expensive.",
+                ),
+            ],
+            outputs=[GtrCache.Output(display_name="cache", tooltip="For GtR Sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, start_step: int, local_steps: int, buffer: str = "keep") -> io.NodeOutput:
+        return io.NodeOutput(ReCAP(start_step, local_steps, keep_buffer=buffer == "keep"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from ..gtr_core.errors import GtRError
 from ..gtr_core.models.labels import class_names, imagenet_names, parse_labels
 from ..gtr_core.models.mar import MARSpec
 from ._api import MarModel, io
+from ._models import ModelHandle
 
 logger = logging.getLogger("gtr_mar")
 
@@ -54,7 +56,7 @@ class ClassCondition(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, class_name: str, class_list: str = "") -> io.NodeOutput:
+    def execute(cls, model: ModelHandle, class_name: str, class_list: str = "") -> io.NodeOutput:
         if model.spec.condition != "label":
             raise GtRError(f"{model.spec.name} has no classes: use 'LightGen Text Encode' for it")
         labels = parse_labels(class_list, model.spec) if class_list.strip() else (chosen_label(class_name, model.spec),)
@@ -79,7 +81,9 @@ def chosen_label(option: str, spec: MARSpec) -> int:
     return int(number)
 
 
-def labels_for_batch(conditioning, images: Sequence[int], spec: MARSpec, what: str) -> torch.Tensor:
+def labels_for_batch(
+    conditioning: io.Conditioning.Type, images: Sequence[int], spec: MARSpec, what: str
+) -> torch.Tensor:
     """Labels (B,) int64: image k of the original batch gets the k-th class, in turn when there are fewer.
 
     ``images`` are the images' indices in that batch. Raises GtRError.
@@ -108,7 +112,7 @@ def check_count(what: str, count: int, images: Sequence[int]) -> None:
         )
 
 
-def only_entry(conditioning, what: str) -> tuple:
+def only_entry(conditioning: io.Conditioning.Type, what: str) -> tuple[torch.Tensor, dict[str, Any]]:
     """The tensor and the extras of a CONDITIONING; of combined ones the first is used, with a warning."""
     if not conditioning:
         raise GtRError(f"{what} is empty: connect a condition")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from ..gtr_core.errors import GtRError
 from ..gtr_core.plans.regions import REDRAWS, redrawn_tokens, windows
+from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrSchedule, MarModel, io
-from .latent import WINDOWS, latent_samples, masked_latent, token_grid, unknown_tokens
+from ._models import ModelHandle
+from .latent import LatentBatch
 
 
 class Redraw(io.ComfyNode):
@@ -53,12 +53,12 @@ class Redraw(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, schedule, latent, redraw: str, denoise: float = 0.5) -> io.NodeOutput:
-        samples = picture_samples(latent, model)
-        grid = token_grid(samples, model.spec)
-        redrawn = torch.from_numpy(redrawn_tokens(schedule, grid, redraw, denoise))
-        unknown = redrawn & unknown_tokens(latent, samples.shape[0], grid)
-        return io.NodeOutput(masked_latent(latent, samples, unknown, model.spec))
+    def execute(
+        cls, model: ModelHandle, schedule: Schedule, latent: io.Latent.Type, redraw: str, denoise: float = 0.5
+    ) -> io.NodeOutput:
+        batch = LatentBatch.read_image(latent, model)
+        redrawn = torch.from_numpy(redrawn_tokens(schedule, batch.canvas.grid, redraw, denoise))
+        return io.NodeOutput(batch.masked(batch.canvas.only(redrawn)))
 
 
 class Outpaint(io.ComfyNode):
@@ -103,28 +103,23 @@ class Outpaint(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, latent, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, overlap: int = 0
+        cls,
+        model: ModelHandle,
+        latent: io.Latent.Type,
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        overlap: int = 0,
     ) -> io.NodeOutput:
-        spec = model.spec
-        samples = picture_samples(latent | {WINDOWS: 0}, model)
-        sides = {"left": left, "right": right, "top": top, "bottom": bottom, "overlap": overlap}
+        spec, sides = model.spec, {"left": left, "right": right, "top": top, "bottom": bottom, "overlap": overlap}
+        batch = LatentBatch.read_image(latent, model, any_size=True)
         pixels = spec.latent.stride * spec.latent.patch
         wrong = [f"{name} {value}" for name, value in sides.items() if value % pixels]
         if wrong:
             raise GtRError(f"{', '.join(wrong)}: {spec.name}'s tokens are {pixels} pixels wide, give multiples of that")
-        room = [sides[name] // pixels for name in ("left", "right", "top", "bottom")]
-        unknown = F.pad(torch.zeros(1, *token_grid(samples, spec)), room, value=1.0) > 0
-        larger = F.pad(samples, [tokens * spec.latent.patch for tokens in room])
-        kept = {key: value for key, value in latent.items() if key not in ("noise_mask", WINDOWS)}
-        if not spec.can_draw(unknown.shape[1:]):
-            kept[WINDOWS] = overlap // pixels
-            windows(spec.grid, unknown[0].numpy(), kept[WINDOWS])
-        return io.NodeOutput(masked_latent(kept, larger, unknown, spec))
-
-
-def picture_samples(latent: dict, model) -> Tensor:
-    """The samples of a picture's LATENT, checked. Raises GtRError for an empty one."""
-    samples = latent_samples(latent, model.patcher, model.spec)
-    if not samples.any():
-        raise GtRError("the latent is empty: connect a picture's, from a sampler or from VAE Encode")
-    return samples
+        *room, shared = (value // pixels for value in sides.values())
+        larger = batch.canvas.extended(spec, room, shared)
+        if larger.overlap is not None:
+            windows(spec.grid, larger.unknown[0].numpy(), larger.overlap)  # refuses what cannot be covered
+        return io.NodeOutput(batch.masked(larger))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gtr_core.drawing.heatmap import HEATS, heatmap
+from ..gtr_core.drawing.heatmap import HEATS, StepCounts, heatmap
 from ..gtr_core.errors import GtRError
 from ._api import GtrSteps, io, ui
 from ._images import from_host_image, to_host_image
@@ -34,7 +34,7 @@ class HeatMap(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, steps, image, show: str) -> io.NodeOutput:
+    def execute(cls, steps: StepCounts, image: io.Image.Type, show: str) -> io.NodeOutput:
         images = from_host_image(image)
         if len(images) != len(steps.steps):
             raise GtRError(

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..gtr_core.device import Runtime, check_budget
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import ModelSpec
-from ..gtr_core.models.latents import latent_to_tokens, tokens_to_latent
+from ..gtr_core.models.latents import latent_to_tokens
 from ..gtr_core.noise import image_seeds
-from ..gtr_core.pipeline import Decoding, plan_decoding
+from ..gtr_core.pipeline import Canvas, Decoding, masked_tokens, plan_decoding
 from ..gtr_core.plans.method import Method
 from ._api import MarModel, io
 from ._device import to_wire
@@ -48,7 +47,7 @@ class EmptyLatent(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, width: int, height: int, batch_size: int = 1) -> io.NodeOutput:
+    def execute(cls, model: ModelHandle, width: int, height: int, batch_size: int = 1) -> io.NodeOutput:
         spec = model.spec
         own_height, own_width = spec.latent.size(spec.grid)
         pixels = spec.latent.stride * spec.latent.patch
@@ -65,9 +64,62 @@ class EmptyLatent(io.ComfyNode):
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": spec.latent.stride})
 
 
-def latent_samples(latent: dict, patcher, spec: ModelSpec) -> Tensor:
-    """The samples (B, C, H, W) of a LATENT, checked; stock empty latents are fitted to the model. Raises GtRError."""
-    samples = fitted_samples(latent, patcher)
+@dataclass(frozen=True, eq=False)
+class LatentBatch:
+    """A LATENT as the nodes work on it: a ``canvas`` for the model of ``spec``, and the indices ``images`` of its
+    images in their original batch."""
+
+    latent: io.Latent.Type
+    spec: ModelSpec
+    canvas: Canvas
+    images: Sequence[int]
+
+    @classmethod
+    def read(cls, latent: io.Latent.Type, model: ModelHandle, *, any_size: bool = False) -> LatentBatch:
+        """Raises GtRError for a latent that does not fit the model; with ``any_size`` for one of no whole tokens."""
+        spec, overlap = model.spec, latent.get(WINDOWS)
+        samples = checked_samples(fitted_samples(latent, model.patcher), spec)
+        grid = samples.shape[2] // spec.latent.patch, samples.shape[3] // spec.latent.patch
+        if overlap is None and not any_size:
+            spec.check_grid(grid)
+        canvas = Canvas(samples, unknown_tokens(latent, len(samples), grid), overlap)
+        return cls(latent, spec, canvas, batch_images(latent, len(samples)))
+
+    @classmethod
+    def read_image(cls, latent: io.Latent.Type, model: ModelHandle, *, any_size: bool = False) -> LatentBatch:
+        """That of an image. Raises GtRError for an empty one too."""
+        batch = cls.read(latent, model, any_size=any_size)
+        if not batch.canvas.latents.any():
+            raise GtRError("the latent is empty: connect a picture's, from a sampler or from VAE Encode")
+        return batch
+
+    def plan(self, method: Method, seed: int, runtime: Runtime, budget: int) -> Decoding:
+        """The runs of the sampler; image k of the original batch has the seed ``seed + k``."""
+        seeds, unknown = image_seeds(seed, self.images), self.canvas.unknown.numpy()
+        return plan_decoding(self.spec, method, seeds, unknown, runtime, overlap=self.canvas.overlap, budget=budget)
+
+    def tokens(self) -> Tensor:
+        """Model-scale tokens (B, L, C) on the CPU."""
+        return latent_to_tokens(self.canvas.latents, self.spec.latent).cpu()
+
+    def finished(self, tokens: Tensor) -> io.Latent.Type:
+        """The LATENT to pass on: known tokens exactly as they came, bookkeeping of empty latents dropped."""
+        kept = {key: value for key, value in self.latent.items() if not key.startswith("downscale_ratio_")}
+        return kept | {"samples": to_wire(self.canvas.finished(tokens, self.spec))}
+
+    def masked(self, canvas: Canvas) -> io.Latent.Type:
+        """The LATENT of another canvas of the same images: its mask covers the pixels of the tokens to draw, once for
+        the whole batch where that is the same for all."""
+        unknown = canvas.unknown[:1] if (canvas.unknown == canvas.unknown[:1]).all() else canvas.unknown
+        pixels = self.spec.latent.patch * self.spec.latent.stride
+        mask = unknown.float().repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
+        kept = {key: value for key, value in self.latent.items() if key != WINDOWS}
+        windows = {} if canvas.overlap is None else {WINDOWS: canvas.overlap}
+        return kept | windows | {"samples": canvas.latents, "noise_mask": mask[:, None]}
+
+
+def checked_samples(samples: Tensor, spec: ModelSpec) -> Tensor:
+    """The samples (B, C, H, W) of a LATENT. Raises GtRError unless they are whole tokens of the model."""
     if samples.ndim != 4:
         raise GtRError(f"a latent of shape {tuple(samples.shape)}: expected pictures (batch, channels, height, width)")
     if samples.shape[0] < 1:
@@ -83,17 +135,10 @@ def latent_samples(latent: dict, patcher, spec: ModelSpec) -> Tensor:
             f"the latent is {samples.shape[3] * stride} x {samples.shape[2] * stride} pixels, {spec.name} needs "
             f"a width and height divisible by {patch * stride}: use Empty MAR Latent, or scale the picture"
         )
-    if WINDOWS not in latent:
-        spec.check_grid(token_grid(samples, spec))
     return samples
 
 
-def token_grid(samples: Tensor, spec: ModelSpec) -> tuple[int, int]:
-    """The token grid (h, w) of a latent (B, C, H, W)."""
-    return samples.shape[2] // spec.latent.patch, samples.shape[3] // spec.latent.patch
-
-
-def batch_images(latent: dict, batch: int) -> list[int]:
+def batch_images(latent: io.Latent.Type, batch: int) -> list[int]:
     """The indices of the images in their original batch: ``batch_index``, or 0, 1, ... Raises GtRError."""
     given = latent.get("batch_index")
     images = list(range(batch)) if given is None else [int(index) for index in given]
@@ -102,59 +147,12 @@ def batch_images(latent: dict, batch: int) -> list[int]:
     return images
 
 
-def unknown_tokens(latent: dict, batch: int, grid: tuple[int, int]) -> Tensor:
+def unknown_tokens(latent: io.Latent.Type, batch: int, grid: tuple[int, int]) -> Tensor:
     """Which tokens are to be drawn, (B, h, w) bool: all, or those with a pixel in ``noise_mask`` above one half."""
     mask = latent.get("noise_mask")
     if mask is None:
         return torch.ones(batch, *grid, dtype=torch.bool)
-    mask = mask.float().reshape(-1, 1, *mask.shape[-2:]).cpu() if mask.numel() else mask
-    if mask.shape[0] < 1 or not mask.numel():
+    if not mask.numel():
         raise GtRError(f"the noise mask has the shape {tuple(mask.shape)}: expected at least 1 picture; remove it")
-    tokens = F.adaptive_max_pool2d(mask, grid)[:, 0] > 0.5
-    return tokens[torch.arange(batch) % tokens.shape[0]]
-
-
-def masked_latent(latent: dict, samples: Tensor, unknown: Tensor, spec: ModelSpec) -> dict:
-    """A LATENT of ``samples`` in which the ``unknown`` tokens, (B or 1, h, w) bool, are to be drawn: its mask covers
-    their pixels."""
-    pixels = spec.latent.patch * spec.latent.stride
-    mask = unknown.float().repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
-    return latent | {"samples": samples, "noise_mask": mask[:, None]}
-
-
-@dataclass(frozen=True, eq=False)
-class LatentBatch:
-    """A LATENT as the sampler decodes it: ``samples`` (B, C, H, W) on a ``grid`` of tokens, ``images`` are the indices
-    of its images in their original batch, ``unknown`` (B, h, w) bool the tokens to decode."""
-
-    latent: dict
-    spec: ModelSpec
-    samples: Tensor
-    grid: tuple[int, int]
-    images: Sequence[int]
-    unknown: Tensor
-
-    @classmethod
-    def read(cls, latent: dict, model: ModelHandle) -> LatentBatch:
-        """Raises GtRError for a latent that does not fit the model."""
-        samples = latent_samples(latent, model.patcher, model.spec)
-        grid, batch = token_grid(samples, model.spec), len(samples)
-        unknown = unknown_tokens(latent, batch, grid)
-        return cls(latent, model.spec, samples, grid, batch_images(latent, batch), unknown)
-
-    def plan(self, method: Method, seed: int, runtime: Runtime, budget: int) -> Decoding:
-        """The runs of the sampler; image k of the original batch has the seed ``seed + k``."""
-        seeds, overlap = image_seeds(seed, self.images), self.latent.get(WINDOWS)
-        return plan_decoding(self.spec, method, seeds, self.unknown.numpy(), runtime, overlap=overlap, budget=budget)
-
-    def tokens(self) -> Tensor:
-        """Model-scale tokens (B, L, C) on the CPU."""
-        return latent_to_tokens(self.samples, self.spec.latent).cpu()
-
-    def finished(self, tokens: Tensor) -> dict:
-        """The LATENT to pass on: known tokens exactly as they came, bookkeeping of empty latents dropped."""
-        after = tokens_to_latent(tokens, self.grid, self.spec.latent)
-        patch = self.spec.latent.patch
-        cells = self.unknown[:, None].repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-        kept = {key: value for key, value in self.latent.items() if not key.startswith("downscale_ratio_")}
-        return kept | {"samples": to_wire(torch.where(cells, after, self.samples.to(after)))}
+    tokens = masked_tokens(mask.reshape(-1, *mask.shape[-2:]).cpu(), grid)
+    return tokens[torch.arange(batch) % len(tokens)]

@@ -1,5 +1,9 @@
 """Loader nodes."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from . import _models as files
 from ._api import MarModel, io
 
@@ -35,7 +39,7 @@ class LoadMAR(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name, **_) -> tuple[int, int]:
+    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, int]:
         return files.file_fingerprint("diffusion_models", model_name)
 
     @classmethod
@@ -88,7 +92,7 @@ class LoadLightGen(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name, **_) -> tuple[int, int]:
+    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, int]:
         return files.file_fingerprint("diffusion_models", model_name)
 
     @classmethod
@@ -131,7 +135,7 @@ class LoadMARVAE(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, vae_name, **_) -> tuple[int, int]:
+    def fingerprint_inputs(cls, vae_name: str, **_: Any) -> tuple[int, int]:
         return files.file_fingerprint("vae", vae_name)
 
     @classmethod

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from ..gtr_core.costs.report import decoding_report
-from ..gtr_core.device import Runtime
 from ..gtr_core.drawing.heatmap import StepCounts
 from ..gtr_core.pipeline import Decoded, decode
 from ..gtr_core.plans.fts import FTS
-from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Guidance, Method
-from ..gtr_core.sampling.lazymar import LazyMAR
+from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
+from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
-from ._device import activation_budget, bring_to_device, peak_bytes, stays_resident
+from ._device import activation_budget, bring_to_device, host_runtime, peak_bytes
+from ._models import ModelHandle
 from ._progress import RunMonitor, show_text
 from .conditioning import labels_for_batch
 from .latent import LatentBatch
@@ -102,17 +101,17 @@ class Sampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        positive,
-        schedule,
-        latent_image,
+        model: ModelHandle,
+        positive: io.Conditioning.Type,
+        schedule: Schedule,
+        latent_image: io.Latent.Type,
         seed: int,
         cfg: float,
         cfg_schedule: str,
         temperature: float,
         fts: FTS | None = None,
-        negative=None,
-        cache: LazyMAR | None = None,
+        negative: io.Conditioning.Type | None = None,
+        cache: Cache | None = None,
         acceleration: str = "auto",
         cfg_start: float = 0.0,
     ) -> io.NodeOutput:
@@ -121,19 +120,18 @@ class Sampler(io.ComfyNode):
         read = partial(CONDITIONS[model.spec.condition], images=latent.images, spec=model.spec)
         condition = read(positive, what="positive")
         against = None if negative is None else read(negative, what="negative")
-        runtime = Runtime(model.patcher.load_device, model.patcher.model.compute_dtype, acceleration == "auto")
+        runtime = host_runtime(model, accelerate=acceleration == "auto")
         decoding = latent.plan(method, seed, runtime, activation_budget(model.patcher))
-        bring_to_device(model, decoding, runtime)
-        runtime = replace(runtime, accelerate=runtime.accelerate and stays_resident(model.patcher))
-        monitor = RunMonitor(model, latent.grid, decoding.ar_steps)
+        runtime = bring_to_device(model, decoding, runtime)
+        monitor = RunMonitor(model, latent.canvas.grid, decoding.ar_steps)
         network = model.patcher.model.diffusion_model
         tokens = latent.tokens()
         decoded = decode(network, decoding, tokens, condition, negative=against, runtime=runtime, observer=monitor)
         show_text(f"done: {monitor.done} AR steps")
-        report = decoding_report(decoding, decoded, model.spec, peak_bytes(model.patcher))
-        report = "\n".join([*model.notes, report])
+        done = decoding_report(decoding, decoded, model.spec, peak_bytes(model.patcher))
+        report = "\n".join([*model.notes, done])
         return io.NodeOutput(
-            latent.finished(decoded.tokens), report, spent_steps(decoded, latent.grid), ui=ui.PreviewText(report)
+            latent.finished(decoded.tokens), report, spent_steps(decoded, latent.canvas.grid), ui=ui.PreviewText(report)
         )
 
 

@@ -14,6 +14,7 @@ from ..gtr_core.plans.presets import preset as named_schedule
 from ..gtr_core.plans.schedule import ORDERS, SCOPES, Schedule
 from ._api import GtrFts, GtrSchedule, MarModel, io, ui
 from ._images import to_host_image
+from ._models import ModelHandle
 
 CUSTOM = "custom"
 BASELINES = {
@@ -277,7 +278,15 @@ class PreviewSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, schedule, rows: int, columns: int, seed: int, fts=None, model=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        schedule: Schedule,
+        rows: int,
+        columns: int,
+        seed: int,
+        fts: FTS | None = None,
+        model: ModelHandle | None = None,
+    ) -> io.NodeOutput:
         grid = (rows, columns) if model is None else model.spec.grid
         image = to_host_image(plan_figure(make_plan(Method(schedule, fts=fts), grid, (seed,))))
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

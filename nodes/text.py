@@ -46,7 +46,7 @@ class EncodeText(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, text: str, one_per_line: bool = False) -> io.NodeOutput:
+    def execute(cls, clip: io.Clip.Type, text: str, one_per_line: bool = False) -> io.NodeOutput:
         prompts = [line for line in text.splitlines() if line.strip()] if one_per_line else [text]
         check_encoder(clip)
         encoded = [encode(clip, prompt) for prompt in prompts or [""]]
@@ -54,7 +54,7 @@ class EncodeText(io.ComfyNode):
         return io.NodeOutput([[states, {"pooled_output": None, "attention_mask": masks, PROMPTS: len(states)}]])
 
 
-def check_encoder(clip) -> None:
+def check_encoder(clip: io.Clip.Type) -> None:
     """Raises GtRError unless ``clip`` is a T5-XXL whose attention is masked."""
     encoder = getattr(getattr(clip, "cond_stage_model", None), "t5xxl", None)
     if encoder is None:
@@ -63,14 +63,14 @@ def check_encoder(clip) -> None:
         raise GtRError(f"this T5 was loaded for a model that does not mask padding, LightGen needs the mask: {WAY_OUT}")
 
 
-def encode(clip, prompt: str) -> tuple[Tensor, Tensor]:
+def encode(clip: io.Clip.Type, prompt: str) -> tuple[Tensor, Tensor]:
     """States (1, 128, D) and mask (1, 128) of one prompt."""
     tokens = {"t5xxl": [[(token, 1.0) for token in fit(clip, prompt)]]}
     result = clip.encode_from_tokens(tokens, return_dict=True)
     return result["cond"], result["attention_mask"]
 
 
-def fit(clip, prompt: str) -> list[int]:
+def fit(clip: io.Clip.Type, prompt: str) -> list[int]:
     """Exactly 128 token ids: padded, or cut so that the end token stays."""
     chunks = clip.tokenize(prompt, disable_weights=True)["t5xxl"]
     ids = [entry[0] for chunk in chunks for entry in chunk]
@@ -83,7 +83,7 @@ def fit(clip, prompt: str) -> list[int]:
     return ids + [PAD] * (LENGTH - len(ids))
 
 
-def texts_for_batch(conditioning, images: Sequence[int], spec: LightGenSpec, what: str) -> Tensor:
+def texts_for_batch(conditioning: io.Conditioning.Type, images: Sequence[int], spec: LightGenSpec, what: str) -> Tensor:
     """Text states (B, text_length, caption_dim): image k of the original batch gets the k-th prompt, in turn.
 
     Output of stock text encoders is cut or padded with a warning. Raises GtRError.

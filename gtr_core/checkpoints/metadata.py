@@ -84,7 +84,11 @@ def vae_metadata(spec: VAESpec) -> dict[str, str]:
 
 def read_vae_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> VAESpec:
     """The spec of a KL VAE state dict: inferred from shapes, with the groups of its metadata. Raises GtRError."""
-    return infer_vae_spec(shapes, **(_stored(metadata, {"groups": parse_count}) if is_vae(shapes) else {}))
+    stored = _stored(metadata, _PARSERS | {"groups": parse_count}) if is_vae(shapes) else {}
+    surplus = set(stored) - {"groups"}
+    if surplus:
+        raise GtRError(f"metadata '{SPEC_KEY}' does not fit a VAE (it has {', '.join(sorted(surplus))}): {REMEDY}")
+    return infer_vae_spec(shapes, **stored)
 
 
 def _stored(metadata: Mapping[str, str] | None, parsers: Mapping[str, Callable]) -> dict:

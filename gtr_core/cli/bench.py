@@ -39,7 +39,7 @@ def add_options(sub: Parser) -> None:
         "--presets",
         default="origin,gtr-paper,gtr-full",
         help="the others are compared with the first; also lazymar, and reference: the origin as the original code "
-        "runs it; name@dtype has a --dtype of its own",
+        "runs it; NAME+recap and NAME+lazymar have that cache; NAME@dtype has a --dtype of its own",
     )
     sub.add_argument("--rounds", type=int, default=3)
     sub.add_argument("--png", metavar="FILE", help="draw the seconds, as .png, .svg or .pdf")
@@ -68,7 +68,7 @@ def run(options: Options) -> None:
         else load_model(model_file(options.model), device=options.device, dtype=dtype)
         for dtype in {case.dtype for case in cases}
     }
-    result = bench.bench(
+    result = {"command": options.command} | bench.bench(
         models,
         cases,
         setting,

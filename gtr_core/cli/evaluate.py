@@ -82,10 +82,10 @@ def run(options: Options) -> None:
     if options.png:
         check_writable(options.png)
         check_chart(options.png)
-    inception = options.metrics != DEFAULT
-    files = files_of(options, inception=inception)
+    fid = None if options.metrics == DEFAULT else fid_measures(options)
+    files = files_of(options, inception=fid is not None)
     evaluation = open_evaluation(options, files)
-    measures = fid_measures(options) if inception else measures_of(options, evaluation)
+    measures = fid or measures_of(options, evaluation)
     base = Method(preset("origin"), guidance_of(options), fts_of(options), temperature=options.temperature)
     methods = [named(name, base, evaluation.model.spec) for name in names(options.presets)]
     seeds = range(options.first_seed, options.first_seed + options.seeds)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,6 +44,18 @@ from .options import (
     print_report,
     runtime_of,
     vae_file,
+)
+
+# What Pillow decodes by itself (for EPS it would start another program), and what it raises for damaged files.
+FORMATS = ("PNG", "JPEG", "WEBP")
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    LookupError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
 
 
@@ -127,13 +141,15 @@ def canvas_of(options: Options, method: Method, model: Model, vae: KLVAE, batch:
         raise GtRError("the image has a size of its own: leave out --size")
     image = read_image(options.image, "RGB")
     grid = spec.latent.grid(image.shape[:2])
+    if options.outpaint and len(wanted) > 1:
+        raise GtRError("--outpaint keeps the whole image: leave out --mask and --redraw")
+    room = _room(options.outpaint, spec) if options.outpaint else None
+    if room is None:
+        spec.check_grid(grid)
     latents = encode_images(vae, image[None]).cpu().expand(batch, -1, -1, -1)
     canvas = Canvas(latents, torch.ones(batch, *grid, dtype=torch.bool))
-    if options.outpaint:
-        if options.mask or options.redraw:
-            raise GtRError("--outpaint keeps the whole image: leave out --mask and --redraw")
-        return canvas.extended(spec, _room(options.outpaint, spec))
-    spec.check_grid(grid)
+    if room is not None:
+        return canvas.extended(spec, room)
     if options.redraw:
         canvas = canvas.only(torch.from_numpy(redrawn_tokens(method.schedule, grid, options.redraw, options.denoise)))
     if options.mask:
@@ -147,16 +163,14 @@ def canvas_of(options: Options, method: Method, model: Model, vae: KLVAE, batch:
     return canvas
 
 
-# Pillow would start a program for others, such as PostScript.
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-
-
 def read_image(path: str, mode: str) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 (``RGB``) or (H, W) uint8 (``L``). Raises GtRError."""
+    """An image file, upright, as (H, W, 3) uint8 (``RGB``) or (H, W) uint8 (``L``). Raises GtRError."""
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return np.array(image.convert(mode))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                return np.array(ImageOps.exif_transpose(image).convert(mode))
+    except UNREADABLE as error:
         raise GtRError(f"{path} is not a readable image ({type(error).__name__}): give a PNG or JPEG file") from error
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+from ..costs.bench import describe_machine
 from ..jobs.generate_many import (
     FORMATS,
     MANIFESTS,
@@ -82,6 +83,7 @@ def run(options: Options) -> None:
         "seconds": seconds,
         "settings": job.method.settings(),
         "strangers": others,
+        "machine": describe_machine(options.device),
     }
     if others:
         print(

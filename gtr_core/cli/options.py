@@ -26,9 +26,11 @@ from ..plans.partition import PARTITIONS
 from ..plans.presets import PRESETS, preset
 from ..plans.schedule import SCOPES, Schedule, parse_numbers
 from ..sampling.lazymar import LazyMAR
+from ..sampling.recap import ReCAP
 from ..sampling.reference import Reference
 
-DEMO, LAZYMAR, REFERENCE, AUTO = "demo", "lazymar", "reference", "auto"
+DEMO, LAZYMAR, RECAP, REFERENCE, AUTO = "demo", "lazymar", "recap", "reference", "auto"
+CACHES = {LAZYMAR: LazyMAR, RECAP: ReCAP}
 LARGEST_BATCH = 4096
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 Parser = argparse.ArgumentParser
@@ -114,8 +116,9 @@ def grid_of(size: str | None, spec: ModelSpec) -> tuple[int, int] | None:
 def add_method_options(sub: Parser) -> None:
     """A preset with changes, or a custom schedule; FTS."""
     sub.add_argument("--preset", choices=(*PRESETS, LAZYMAR), default="gtr-paper")
+    sub.add_argument("--cache", choices=tuple(CACHES), help="what is reused between AR steps")
     sub.add_argument(
-        "--cache", choices=(LAZYMAR,), help="LazyMAR's caches; the preset of that name is the origin with them"
+        "--recap", metavar="START,LOCAL", help="ReCAP's first full steps and its local steps after each full one: 4,1"
     )
     sub.add_argument(
         "--order", choices=tuple(ORDERS), default="gtr", help="other than gtr: that order in --steps AR steps"
@@ -174,7 +177,17 @@ def schedule_of(options: Options) -> Schedule:
 
 
 def cache_of(options: Options) -> Cache | None:
-    return LazyMAR() if LAZYMAR in (options.cache, options.preset) else None
+    """Raises GtRError for settings of another cache."""
+    if options.recap and options.cache != RECAP:
+        raise GtRError("--recap has settings of ReCAP: give --cache recap too")
+    if options.cache == RECAP and options.recap:
+        values = numbers(options.recap, int)
+        if len(values) != 2:
+            raise GtRError(f"--recap {options.recap}: expected the first full steps and the local steps, such as 4,1")
+        return ReCAP(*values)
+    if options.cache:
+        return CACHES[options.cache]()
+    return LazyMAR() if options.preset == LAZYMAR else None
 
 
 def fts_of(options: Options) -> FTS | None:
@@ -188,9 +201,15 @@ def guidance_of(options: Options) -> Guidance:
 def named(name: str, base: Method, spec: ModelSpec | None = None) -> Method:
     """``base`` with the schedule of a preset, and with what else the name says.
 
-    ``lazymar`` is the origin with LazyMAR's caches; where there is a ``spec``, ``reference`` is the model's origin as
-    the original code runs it. Raises GtRError for an unknown name.
+    ``NAME+recap`` and ``NAME+lazymar`` have that cache; ``lazymar`` alone is the origin with it. Where there is a
+    ``spec``, ``reference`` is the model's origin as the original code runs it. Raises GtRError for an unknown name.
     """
+    name, plus, cache = name.partition("+")
+    if plus:
+        if cache not in CACHES:
+            raise GtRError(f"'{name}+{cache}': expected one of {', '.join(CACHES)} after the +")
+        method = named(name, base, spec)
+        return replace(method, cache=CACHES[cache]()).renamed(f"{name}+{cache}")
     if name == REFERENCE and spec is not None:
         return replace(base, schedule=preset(spec.origin), cache=Reference()).renamed(REFERENCE)
     if name == LAZYMAR:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ..evaluation import tables
 from ..evaluation.evaluate import evaluate
@@ -40,12 +40,12 @@ def run(options: Options) -> None:
         for start in starts
     }
     space = Space(guidance=sorted(guidance, key=str))
+    rivals = [named(name, Method(preset("origin")), evaluation.model.spec) for name in names(options.against)]
     target, seeds = CostTarget(model_spec(options.cost), options.target), range(options.seeds)
     pool = candidates(space, target, options.candidates, options.space_seed)
     rounds = list(search(evaluation, pool, seeds, options.images, measures, effort))
     winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
-    rival = Method(preset("origin"), winner.guidance)
-    compared = [winner, *(named(name, rival, evaluation.model.spec) for name in names(options.against))]
+    compared = [winner, *(replace(rival, guidance=winner.guidance) for rival in rivals)]
     others = range(options.seeds, 2 * options.seeds)
     features = evaluate(evaluation, compared, others, rounds[-1][0]["images"], effort)
     costs = {method.name: {"speedup": target.reached(method)} for method in compared}

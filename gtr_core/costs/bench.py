@@ -1,4 +1,4 @@
-"""ImageFeatures latency and memory of schedules: all of them in one run, interleaved, so that ratios mean something."""
+"""Measured latency and memory of schedules: all of them in one run, interleaved, so that ratios mean something."""
 
 from __future__ import annotations
 
@@ -112,10 +112,11 @@ def medians(times: Sequence[Seconds]) -> Seconds:
 
 def describe_machine(device: str) -> dict:
     """What the numbers were measured on."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name()
+    on_gpu = device.startswith("cuda")
     return {
         "device": device,
-        "name": name,
+        "name": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
+        **({} if on_gpu else {"vectors": torch.backends.cpu.get_cpu_capability()}),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": sys.version.split()[0],

@@ -42,7 +42,7 @@ def run_report(
     if method.fts is not None and not any(step.reconstruction for step in plan.steps):
         lines.append("FTS has no effect: the schedule has no reconstruction stage")
     if method.cache is not None:
-        lines.append(method.cache.summary(plan))
+        lines.append(method.cache.summary(plan, spec))
     if plan.steps:
         lines.append(_against_origin(plan, spec, sum(evaluations), sum(flops), unknown))
     if peak_bytes is not None:

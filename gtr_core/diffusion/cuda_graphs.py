@@ -144,16 +144,16 @@ def fastest_step(head: DiffusionHead, buffer: Tensor) -> StepFunction:
     if not buffer.is_cuda:
         return advance_counted
     try:
-        from . import kernels
+        from . import triton_kernels
     except ImportError:
         return advance_counted
     try:
         with torch.cuda.device(buffer.device):
-            difference = max(disagreement(head, buffer, kernels.advance, branches) for branches in (1, 2))
+            difference = max(disagreement(head, buffer, triton_kernels.advance, branches) for branches in (1, 2))
         if difference <= (TOLERANCE_16_BIT if head.dtype.itemsize == 2 else TOLERANCE):
-            return kernels.advance
+            return triton_kernels.advance
         reason = f"they differ from torch's operations by {difference:.1e}"
-    except kernels.FAILURES as error:
+    except triton_kernels.FAILURES as error:
         reason = str(error).partition("\n")[0]
     logger.warning("Triton's kernels are off for this run: %s", reason)
     return advance_counted

@@ -119,15 +119,17 @@ class HeadLoop:
         return self.x
 
     def _advance(self, head: DiffusionHead, stretch: Stretch, on_step: OnStep) -> None:
-        """A stretch of steps, operation by operation."""
-        rows = stretch.rows
-        size = max(1, self.chunk_rows // (rows * self.branches))
+        """A stretch of steps, operation by operation; one chunk of modulations is gone before the next is made."""
+        size = max(1, self.chunk_rows // (stretch.rows * self.branches))
         for first in range(stretch.start, stretch.end, size):
-            chunk = Stretch(first, min(first + size, stretch.end), rows)
-            for j, modulations in enumerate(self._modulations_by_step(head, chunk), start=first):
-                step = Coefficients(*(column[j, :rows] for column in self.table))
-                advance(head, self.x[:rows], modulations, step, self.noise[j, :rows], self.branches, self.scale)
-                on_step(j + 1, self.steps)
+            self._advance_chunk(head, Stretch(first, min(first + size, stretch.end), stretch.rows), on_step)
+
+    def _advance_chunk(self, head: DiffusionHead, chunk: Stretch, on_step: OnStep) -> None:
+        rows = chunk.rows
+        for j, modulations in enumerate(self._modulations_by_step(head, chunk), start=chunk.start):
+            step = Coefficients(*(column[j, :rows] for column in self.table))
+            advance(head, self.x[:rows], modulations, step, self.noise[j, :rows], self.branches, self.scale)
+            on_step(j + 1, self.steps)
 
     def _replay(self, graph: StepGraph, stretch: Stretch, on_step: OnStep) -> None:
         """A stretch of steps by a recorded one."""

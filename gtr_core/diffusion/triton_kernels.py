@@ -97,7 +97,7 @@ def advance(
     counter: Tensor,
     branches: int,
 ) -> None:
-    """See :func:`gtr_core.graphs.advance_counted`: the same step."""
+    """See :func:`.cuda_graphs.advance_counted`: the same step."""
     h, branch = head.input_proj(evaluated_rows(head, x, branches)), None
     *columns, last = accumulate(head.widths[:-1], initial=0)
     for block, column in zip(head.res_blocks, columns):

@@ -132,15 +132,10 @@ def rows(
 def markdown(result: dict) -> str:
     """The rows as a table, and below it the differences to the first method."""
     keys = list(result["rows"][0]["figures"])
-    head = [
-        "method",
-        "n",
-        "speed-up",
-        *(f"{FIGURES[key][0]} {'(less)' if FIGURES[key][1] else '(more)'}" for key in keys),
-    ]
+    head = ["method", "n", "speed-up ↑", *(f"{FIGURES[key][0]} {'↓' if FIGURES[key][1] else '↑'}" for key in keys)]
     lines = [head, ["---"] * len(head)]
     for own in [*result["rows"], *([result["floor"]] if "floor" in result else [])]:
-        speedup = f"{own['speedup']:.2f} x" if "speedup" in own else ""
+        speedup = f"{own['speedup']:.2f}×" if "speedup" in own else ""
         lines.append(
             [
                 own["method"],
@@ -160,12 +155,6 @@ def markdown(result: dict) -> str:
         for own in compared
     ]
     return text + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def versus(result: dict, name: str, other: str, key: str = "frechet") -> str:
-    """The difference of any two methods of a result over the same seeds, written as in its table."""
-    values = {own["method"]: own["values"][key] for own in result["rows"]}
-    return _cell(_difference(paired(values[name], values[other])))
 
 
 def _difference(found: Interval) -> dict:

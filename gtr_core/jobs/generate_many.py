@@ -111,6 +111,8 @@ def keys_of(job: GenerationJob, device: str) -> Keys:
     text = spec.condition == "text"
     if text != bool(job.prompts):
         raise GtRError(f"{spec.name} draws from {'text: give its encoded prompts' if text else 'classes, not text'}")
+    if job.grid is not None:
+        spec.check_grid(job.grid)
     conditions = tuple(map(str, job.labels))
     if job.prompts:
         conditions = tuple(digest({"text": row}) for row in prompt_states(job.prompts, spec))

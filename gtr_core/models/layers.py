@@ -38,8 +38,17 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         """x (B, n, D) -> (B, n, D), or what the queries at ``rows`` get."""
+        q, k, v = self.project(x)
+        return self.attend(q[:, :, rows], k, v)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, n, d) of x (B, n, D)."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.proj(rearrange(self.attention(q[:, :, rows], k, v), "b h n d -> b n (h d)"))
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention and output projection: q (B, H, n, d) over k and v (B, H, m, d) -> (B, n, D)."""
+        return self.proj(rearrange(self.attention(q, k, v), "b h n d -> b n (h d)"))
 
 
 class Mlp(nn.Module):
@@ -66,7 +75,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         """x (B, n, D) -> (B, n, D), or the output at ``rows`` only: enough where nothing reads the others."""
-        x = x[:, rows] + self.attn(self.norm1(x), rows)
+        return self.feed_forward(x[:, rows] + self.attn(self.norm1(x), rows))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, n, d) of the block's input."""
+        return self.attn.project(self.norm1(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The second half of the block."""
         return x + self.mlp(self.norm2(x))
 
 

@@ -37,6 +37,7 @@ class LightGenSpec(ModelSpec):
     origin: ClassVar[str] = "lightgen-origin"
     condition: ClassVar[str] = "text"
     classes: ClassVar[int] = 0
+    supports_recap: ClassVar[bool] = True
     stored: ClassVar[tuple[str, ...]] = (*ModelSpec.stored, "text_length")
 
     name: str
@@ -92,8 +93,11 @@ class LightGenSpec(ModelSpec):
         encoder = 2 * known * self.head.channels * self.dim
         encoder += self.encoder_depth * block_flops(self.dim, self.mlp_ratio, known)
         decoder = 2 * known * self.dim**2 + self.decoder_depth * block_flops(self.dim, self.mlp_ratio, everything)
-        decoder += 2 * everything * self.dim**2 + self.cross_depth * self._cross_block_flops(everything)
-        return Flops({"encoder": encoder, "decoder": decoder})
+        return Flops({"encoder": encoder, "decoder": decoder + self.read_flops(everything)})
+
+    def read_flops(self, tokens: int) -> int:
+        """The cross-attention blocks at so many positions."""
+        return 2 * tokens * self.dim**2 + self.cross_depth * self._cross_block_flops(tokens)
 
     def _cross_block_flops(self, tokens: int) -> int:
         """Query and proj, keys and values of the text, two attention products, two MLP layers."""
@@ -294,12 +298,38 @@ class LightGen(Model):
         resized = F.interpolate(square, scale_factor=tuple((length + 0.1) / side for length in axes), mode="bicubic")
         return rearrange(resized, "b d p q -> (b p q) d").to(like.dtype)
 
+    def embed_known(self, tokens: Tensor, known: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Encoder input: tokens (B, L, C), known (B, K) positions -> (B, K, D)."""
+        x = self.z_proj(tokens.gather(1, known[..., None].expand(-1, -1, tokens.shape[-1])))
+        return self.z_proj_ln(x + self.positions(self.encoder_pos_embed_learned, grid, x)[known])
+
+    def embed_masked(self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Decoder input [known, masked] of encoder output (B, K, D)."""
+        x = self.decoder_embed(encoded)
+        x = torch.cat([x, self.mask_token.to(x).expand(x.shape[0], masked.shape[1], -1)], dim=1)
+        return x + self.positions(self.decoder_pos_embed_learned, grid, x)[torch.cat([known, masked], dim=1)]
+
+    def encoder_rows(
+        self, tokens: Tensor, known: Tensor, memory: TextMemory, grid: tuple[int, int], *, buffer: bool
+    ) -> Tensor:
+        """Text-free: one copy for all guidance branches; there is no buffer."""
+        return self.embed_known(tokens, known, grid)
+
+    def decoder_rows(
+        self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int], *, buffer: bool
+    ) -> Tensor:
+        return self.embed_masked(encoded, known, masked, grid)
+
+    def conditioning_of(
+        self, decoded: Tensor, targets: Tensor, memory: TextMemory, grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        return self._read_branches(decoded, targets, memory, grid)
+
     def encode(self, tokens: Tensor, known: Tensor, grid: tuple[int, int]) -> Tensor:
         """tokens (B, L, C), known (B, K) positions -> (B, K, D); K may be 0."""
-        x = self.z_proj(tokens.gather(1, known[..., None].expand(-1, -1, tokens.shape[-1])))
+        x = self.embed_known(tokens, known, grid)
         if not known.shape[1]:
             return x
-        x = self.z_proj_ln(x + self.positions(self.encoder_pos_embed_learned, grid, x)[known])
         for block in self.encoder_blocks:
             x = block(x)
         return self.encoder_norm(x)
@@ -309,9 +339,7 @@ class LightGen(Model):
     ) -> Tensor:
         """encoded (B, K, D), masked (B, M) positions -> (B, K + M, D) after the last norm, in that order; the last
         block computes ``rows`` of it only."""
-        x = self.decoder_embed(encoded)
-        x = torch.cat([x, self.mask_token.to(x).expand(x.shape[0], masked.shape[1], -1)], dim=1)
-        x = x + self.positions(self.decoder_pos_embed_learned, grid, x)[torch.cat([known, masked], dim=1)]
+        x = self.embed_masked(encoded, known, masked, grid)
         for block in self.decoder_blocks[:-1]:
             x = block(x)
         return self.decoder_norm(self.decoder_blocks[-1](x, rows))
@@ -424,7 +452,7 @@ def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides
         table=table,
         **depths,
     )
-    check_depths(spec, stated=overrides.pop("depths", None))
+    check_depths(spec, stated=overrides.pop("depths", None), symmetric=True)
     return replace(spec, **overrides)
 
 

@@ -41,6 +41,7 @@ class MARSpec(ModelSpec):
     origin: ClassVar[str] = "origin"
     condition: ClassVar[str] = "label"
     supports_lazymar: ClassVar[bool] = True
+    supports_recap: ClassVar[bool] = True
     stored: ClassVar[tuple[str, ...]] = (*ModelSpec.stored, "class_names")
 
     name: str
@@ -204,12 +205,15 @@ class MAR(Model):
     ) -> EmbeddedLabels:
         return EmbeddedLabels(self.embed(conditions, device, dtype))
 
-    def embed_known(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
-        """Encoder input [buffer, known]: tokens (B, L, C), known (B, K), condition (B, D) -> (B, buffer + K, D)."""
-        buffer = self.spec.buffer
-        values = tokens.gather(1, known[..., None].expand(-1, -1, tokens.shape[-1]))
-        x = torch.cat([condition[:, None].expand(-1, buffer, -1), self.z_proj(values)], dim=1)
-        x = x + self._positions(self.encoder_pos_embed_learned, known, x)
+    def embed_known(self, tokens: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
+        """Encoder input [buffer, known]: tokens (B, L, C), known (B, K), condition (B, D) -> (B, buffer + K, D).
+
+        Without a condition there are no buffer rows.
+        """
+        x = self.z_proj(tokens.gather(1, known[..., None].expand(-1, -1, tokens.shape[-1])))
+        if condition is not None:
+            x = torch.cat([condition[:, None].expand(-1, self.spec.buffer, -1), x], dim=1)
+        x = x + self._positions(self.encoder_pos_embed_learned, known, x, buffer=condition is not None)
         return self.z_proj_ln(x)
 
     def encode(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
@@ -225,12 +229,36 @@ class MAR(Model):
         Attention does not depend on the order of its rows, so the sequence is simply [buffer, known, masked]. The
         last block computes ``rows`` of it only.
         """
-        x = self.decoder_embed(encoded)
-        x = torch.cat([x, self.mask_token.to(x).expand(x.shape[0], masked.shape[1], -1)], dim=1)
-        x = x + self._positions(self.decoder_pos_embed_learned, torch.cat([known, masked], dim=1), x)
+        x = self.embed_masked(encoded, known, masked)
         for block in self.decoder_blocks[:-1]:
             x = block(x)
         return self.decoder_norm(self.decoder_blocks[-1](x, rows))
+
+    def embed_masked(self, encoded: Tensor, known: Tensor, masked: Tensor, *, buffer: bool = True) -> Tensor:
+        """Decoder input [buffer, known, masked] of encoder output (B, buffer + K, D); without a buffer of (B, K, D)."""
+        x = self.decoder_embed(encoded)
+        x = torch.cat([x, self.mask_token.to(x).expand(x.shape[0], masked.shape[1], -1)], dim=1)
+        positions = torch.cat([known, masked], dim=1)
+        return x + self._positions(self.decoder_pos_embed_learned, positions, x, buffer=buffer)
+
+    def encoder_rows(
+        self, tokens: Tensor, known: Tensor, memory: EmbeddedLabels, grid: tuple[int, int], *, buffer: bool
+    ) -> Tensor:
+        branches = memory.branches
+        condition = torch.cat(memory.rows) if buffer else None
+        return self.embed_known(tokens.repeat(branches, 1, 1), known.repeat(branches, 1), condition)
+
+    def decoder_rows(
+        self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int], *, buffer: bool
+    ) -> Tensor:
+        copies = len(encoded) // len(masked)
+        return self.embed_masked(encoded, known.repeat(copies, 1), masked.repeat(copies, 1), buffer=buffer)
+
+    def conditioning_of(
+        self, decoded: Tensor, targets: Tensor, memory: EmbeddedLabels, grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        branches = memory.branches
+        return self._with_diffusion_positions(decoded, targets.repeat(branches, 1)).chunk(branches)
 
     def forward(
         self, tokens: Tensor, positions: Positions, memory: EmbeddedLabels, grid: tuple[int, int]
@@ -282,11 +310,11 @@ class MAR(Model):
     def _with_diffusion_positions(self, z: Tensor, positions: Tensor) -> Tensor:
         return z + self.diffusion_pos_embed_learned[0].to(z)[positions]
 
-    def _positions(self, table: Tensor, positions: Tensor, like: Tensor) -> Tensor:
-        """Rows of a position table for [buffer, positions]: (B, buffer + n, D)."""
-        table, buffer = table[0].to(like), self.spec.buffer
-        front = table[:buffer].expand(positions.shape[0], -1, -1)
-        return torch.cat([front, table[buffer + positions]], dim=1)
+    def _positions(self, table: Tensor, positions: Tensor, like: Tensor, *, buffer: bool = True) -> Tensor:
+        """Rows of a position table for [buffer, positions]: (B, buffer + n, D), or without the buffer."""
+        table, count = table[0].to(like), self.spec.buffer
+        rows = table[count + positions]
+        return torch.cat([table[:count].expand(len(positions), -1, -1), rows], dim=1) if buffer else rows
 
 
 def is_mar(shapes: Shapes) -> bool:
@@ -333,7 +361,7 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
         latent=latent,
         head=head,
     )
-    check_depths(spec, stated=overrides.pop("depths", None))
+    check_depths(spec, stated=overrides.pop("depths", None), symmetric=True)
     spec = replace(spec, **overrides)
     if len(spec.class_names) not in (0, classes):
         raise GtRError(

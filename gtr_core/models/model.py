@@ -113,6 +113,30 @@ class Model(nn.Module):
         """
         return None
 
+    # What a cache needs that goes through the blocks itself; ``encoder_blocks``, ``encoder_norm``, ``decoder_blocks``
+    # and ``decoder_norm`` lie between these three.
+
+    def encoder_rows(
+        self, tokens: Tensor, known: Tensor, memory: Memory, grid: tuple[int, int], *, buffer: bool
+    ) -> Tensor:
+        """Encoder input of the positions ``known`` (B, n), after the ``buffer`` rows if asked for: (copies * B, n, D).
+
+        There is a copy per guidance branch where the encoder sees the condition, else one.
+        """
+        raise NotImplementedError
+
+    def decoder_rows(
+        self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int], *, buffer: bool
+    ) -> Tensor:
+        """Decoder input [buffer, known, masked] of encoder output, with buffer rows if that has them."""
+        raise NotImplementedError
+
+    def conditioning_of(
+        self, decoded: Tensor, targets: Tensor, memory: Memory, grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        """z (B, T, D) per guidance branch of decoder output (copies * B, T, D) at the targets (B, T)."""
+        raise NotImplementedError
+
     def reference(
         self, tokens: Tensor, positions: Positions, embedded: Sequence[Tensor], grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:

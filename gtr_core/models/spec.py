@@ -50,6 +50,7 @@ class ModelSpec:
     condition: ClassVar[str]
     """What the model is conditioned on: 'label' (int64, -1 = none) or 'text' (states of a text encoder)."""
     supports_lazymar: ClassVar[bool] = False
+    supports_recap: ClassVar[bool] = False
     stored: ClassVar[tuple[str, ...]] = ("name", "grid", "heads", "latent", "diffusion", "norm_eps")
     """Fields that shapes do not tell: they travel in a file's metadata."""
 
@@ -65,6 +66,8 @@ class ModelSpec:
     buffer: int
     mlp_ratio: int
     classes: int  # 0 where there are none
+    text_length: int  # of what is conditioned on text: its positions,
+    caption_dim: int  # and the values of each
 
     @property
     def tokens(self) -> int:
@@ -73,7 +76,7 @@ class ModelSpec:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Numbers of blocks: encoder, decoder, head, and what else a family has."""
+        """Numbers of blocks, of all kinds that a family has: encoder, decoder, head, ..."""
         return self.encoder_depth, self.decoder_depth, self.head.depth
 
     def can_draw(self, grid: tuple[int, int]) -> bool:
@@ -95,6 +98,10 @@ class ModelSpec:
     def transformer_flops(self, known: int, masked: int) -> Flops:
         """FLOPs of one evaluation for one image and one guidance branch, ``masked`` counting targets and context."""
         raise NotImplementedError
+
+    def read_flops(self, tokens: int) -> int:
+        """What of :meth:`transformer_flops` comes after the decoder, for so many positions."""
+        return 0
 
     def condition_bytes(self, itemsize: int) -> int:
         """Bytes that a run keeps of the condition of one image and one guidance branch."""
@@ -129,18 +136,18 @@ class Family:
         return all(anchor in shapes for anchor in self.anchors)
 
 
-def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None) -> None:
+def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None, *, symmetric: bool = False) -> None:
     """A file that lost its last blocks still looks like a model, of fewer blocks. Raises GtRError.
 
-    Compares with the depths stored in the metadata; without them encoder and decoder must be equally deep, as in
-    all published models.
+    Compares with the depths stored in the metadata. Without them encoder and decoder of a ``symmetric`` family must be
+    equally deep, as in all its published models.
     """
     if min(spec.depths) < 1 or (stated is not None and spec.depths != tuple(stated)):
         raise GtRError(
             f"{spec.depths} blocks (encoder, decoder, head, ...), expected "
             f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete"
         )
-    if stated is None and spec.encoder_depth != spec.decoder_depth:
+    if symmetric and stated is None and spec.encoder_depth != spec.decoder_depth:
         raise GtRError(
             f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
             "blocks are missing; the file is incomplete"

@@ -65,7 +65,10 @@ class Cache(Protocol):
     def flops(self, plan: Any, step: Any, spec: Any) -> Any:
         """FLOPs of one AR step for one image (``models.spec.Flops``), or None for those of a full evaluation."""
 
-    def summary(self, plan: Any) -> str:
+    def kept_bytes(self, plan: Any, spec: Any, itemsize: int) -> int:
+        """What a run keeps at most, for weights of so many bytes a number."""
+
+    def summary(self, plan: Any, spec: Any) -> str:
         """A line for the report of a run; empty for none."""
 
 

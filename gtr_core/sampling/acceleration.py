@@ -52,11 +52,8 @@ def prepare(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
 
 def _pack(plain: Prepared, plan: Plan, runtime: Runtime) -> Prepared:
     """With packed weights; after one line in the log without, where they have no room or cannot be had."""
-    dtype, smallest, free = (
-        runtime.dtype,
-        runtime.hardware.smallest_packed // plan.batch,
-        runtime.hardware.available_bytes,
-    )
+    dtype, free = runtime.dtype, runtime.available_bytes
+    smallest = runtime.hardware.smallest_packed // plan.batch
     modules = [plain.model, *([] if plain.low_precision is None else [plain.low_precision])]
     size = sum(packed_bytes(module, dtype, smallest) for module in modules)
     if not size:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -117,7 +116,12 @@ class LazyMAR:
                 total += head.flops - 2 * skipped * square
         return total
 
-    def summary(self, plan: Plan) -> str:
+    def kept_bytes(self, plan: Plan, spec: ModelSpec, itemsize: int) -> int:
+        """Keys and values of the conditional branch, of every block and position."""
+        blocks, positions = spec.encoder_depth + spec.decoder_depth, spec.buffer + plan.tokens
+        return 2 * plan.batch * blocks * positions * spec.dim * itemsize
+
+    def summary(self, plan: Plan, spec: ModelSpec) -> str:
         fresh = sum(self.fresh(index) for index in range(len(plan.steps)))
         return f"LazyMAR: {fresh} of {len(plan.steps)} AR steps computed in full"
 
@@ -211,53 +215,37 @@ class LazyEvaluator:
     def _grow(self, block: Block, x: Tensor, cache: list[Tensor]) -> Tensor:
         """An encoder block for [buffer, new]: the buffer's keys and values are renewed, new ones appended."""
         buffer = self.model.spec.buffer
-        q, k, v = heads(block, x)
+        q, k, v = block.project(x)
         for slot, fresh in enumerate((k, v)):
             cache[slot] = torch.cat([fresh[:, :, :buffer], cache[slot][:, :, buffer:], fresh[:, :, buffer:]], dim=2)
-        return feed_forward(block, x + attend(block, q, *cache))
+        return block.feed_forward(x + block.attn.attend(q, *cache))
 
     def _prune(self, index: int, x: Tensor, targets: Tensor) -> Tensor:
         """The block that attends over everything and lets only the tokens with the least similar values go on."""
         block, cache = self.model.decoder_blocks[self.settings.prune_block], self.decoder[self.settings.prune_block]
-        q, k, v = heads(block, x)
+        q, k, v = block.project(x)
         similarity = F.cosine_similarity(v, cache[1], dim=-1).mean(1)
         needed = torch.cat([targets, self.previous], dim=1) + self.model.spec.buffer
         similarity = similarity.scatter(1, needed, 0.0)
         cache[:] = [k, v]
         count = self.settings.kept(index, len(self.plan.steps), x.shape[1], needed.shape[1])
         self.kept = similarity.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
-        x = x + attend(block, q, k, v)
-        return feed_forward(block, x.gather(1, self.kept[..., None].expand(-1, -1, x.shape[-1])))
-
-
-def heads(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (B, H, n, d) of a block's input."""
-    q, k, v = rearrange(block.attn.qkv(block.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=block.attn.heads)
-    return q, k, v
-
-
-def attend(block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention and output projection."""
-    return block.attn.proj(rearrange(block.attn.attention(q, k, v), "b h n d -> b n (h d)"))
-
-
-def feed_forward(block: Block, x: Tensor) -> Tensor:
-    """The second half of a block."""
-    return x + block.mlp(block.norm2(x))
+        x = x + block.attn.attend(q, k, v)
+        return block.feed_forward(x.gather(1, self.kept[..., None].expand(-1, -1, x.shape[-1])))
 
 
 def full_block(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A block and its keys and values."""
-    q, k, v = heads(block, x)
-    return feed_forward(block, x + attend(block, q, k, v)), k, v
+    q, k, v = block.project(x)
+    return block.feed_forward(x + block.attn.attend(q, k, v)), k, v
 
 
 def update_block(block: Block, x: Tensor, cache: list[Tensor], places: Tensor) -> Tensor:
     """A block for the rows at ``places``: their keys and values are renewed, all are attended to."""
-    q, k, v = heads(block, x)
+    q, k, v = block.project(x)
     rows = places[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
     cache[:] = [old.scatter(2, rows, new) for old, new in zip(cache, (k, v))]
-    return feed_forward(block, x + attend(block, q, *cache))
+    return block.feed_forward(x + block.attn.attend(q, *cache))
 
 
 class LazyHead:

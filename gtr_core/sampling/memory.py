@@ -40,8 +40,8 @@ def activation_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
     """An upper estimate of a run's activations in bytes.
 
     It grows linearly with the batch, except for a constant part: the head's chunks of modulations, CUDA graphs, and
-    beside a transformer in 16 bit the head's copy in 16 bit. A run with a cache takes all images at once everywhere;
-    what its cache keeps is not in the estimate.
+    beside a transformer in 16 bit the head's copy in 16 bit. A run with a cache is counted with all images at once, and
+    with what the cache keeps.
     """
     cached, itemsize = plan.method.cache is not None, runtime.dtype.itemsize
     branches = 2 if plan.method.guidance.enabled else 1
@@ -60,7 +60,8 @@ def activation_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
         peak = max(peak, block + scores, loop + _step_noise(plan, step, spec))
     low_precision = sum(p.numel() for p in head.parameters()) * itemsize if itemsize == 2 else 0
     graphs = graphs_bytes(spec, itemsize) if runtime.accelerate and runtime.type == "cuda" and not cached else 0
-    return peak + rows * spec.condition_bytes(itemsize) + low_precision + graphs
+    kept = plan.method.cache.kept_bytes(plan, spec, itemsize) if cached else 0
+    return peak + rows * spec.condition_bytes(itemsize) + low_precision + graphs + kept
 
 
 def _step_noise(plan: Plan, step: Step, spec: ModelSpec) -> int:
@@ -95,6 +96,6 @@ def check_run(plan: Plan, spec: ModelSpec, runtime: Runtime) -> None:
     needed = noise_bytes(plan, spec)
     if runtime.type == "cpu":
         needed = max(needed, activation_bytes(plan, spec, runtime))
-    available = runtime.hardware.available_bytes
+    available = runtime.available_bytes
     if available is not None:
         check_budget(needed, f"{plan.batch} x {plan.tokens} tokens need", available)

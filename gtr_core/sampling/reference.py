@@ -30,7 +30,10 @@ class Reference:
     def flops(self, plan: Plan, step: Step, spec: ModelSpec) -> None:
         """Those of a full evaluation."""
 
-    def summary(self, plan: Plan) -> str:
+    def kept_bytes(self, plan: Plan, spec: ModelSpec, itemsize: int) -> int:
+        return 0
+
+    def summary(self, plan: Plan, spec: ModelSpec) -> str:
         return ""
 
 

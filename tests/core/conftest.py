@@ -1,15 +1,16 @@
-"""Fixtures of the core tests: golden arrays and the tiny models that produced them."""
+"""Fixtures of the core tests: golden arrays, the tiny models that produced them, and a seeded one."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gtr_pack.gtr_core.models.lightgen import LightGen, infer_lightgen_spec
-from gtr_pack.gtr_core.models.mar import MAR, infer_mar_spec
+from gtr_pack.gtr_core.models import Model, build, infer_spec
+from gtr_tests.models import seeded_mar
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -34,19 +35,45 @@ def golden_weights():
 
 
 @pytest.fixture(scope="session")
-def tiny_mar(golden_weights) -> MAR:
-    """The golden MAR: 8 x 8 tokens, 10 classes, buffer 8."""
-    weights = golden_weights("mar_tiny_fp16")
-    model = MAR(infer_mar_spec({key: tuple(t.shape) for key, t in weights.items()}, heads=4))
-    model.load_state_dict(weights)
-    return model.eval().requires_grad_(False)
+def golden_layout():
+    """Names and shapes of a published state dict, by name."""
+    layouts = json.loads((GOLDEN / "state_dict_layouts.json").read_text())
+    return lambda name: {key: tuple(shape) for key, shape in layouts[name].items()}
 
 
 @pytest.fixture(scope="session")
-def lightgen(golden_weights) -> LightGen:
+def golden_model(golden_weights):
+    """Builds the model of a golden state dict: by name, with its number of heads and changes of its spec."""
+
+    def load(name: str, heads: int, **changes) -> Model:
+        weights = golden_weights(name)
+        spec = infer_spec({key: tuple(t.shape) for key, t in weights.items()}, {}, heads=heads)
+        model = build(replace(spec, **changes))
+        model.load_state_dict(weights)
+        return model.eval().requires_grad_(False)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_mar(golden_model) -> Model:
+    """The golden MAR: 8 x 8 tokens, 10 classes, buffer 8."""
+    return golden_model("mar_tiny_fp16", heads=4)
+
+
+@pytest.fixture(scope="session")
+def lazymar_mar(golden_model) -> Model:
+    """The golden MAR of LazyMAR's recordings: 16 x 16 tokens."""
+    return golden_model("lazymar_tiny_fp16", heads=2)
+
+
+@pytest.fixture(scope="session")
+def lightgen(golden_model) -> Model:
     """The golden LightGen, for texts of 7 positions."""
-    weights = golden_weights("lightgen_tiny_fp16")
-    spec = infer_lightgen_spec({name: tuple(t.shape) for name, t in weights.items()}, heads=3)
-    model = LightGen(replace(spec, text_length=7))
-    model.load_state_dict(weights)
-    return model.eval().requires_grad_(False)
+    return golden_model("lightgen_tiny_fp16", heads=3, text_length=7)
+
+
+@pytest.fixture(scope="session")
+def small_mar() -> Model:
+    """A MAR of 6 x 6 tokens and 5 classes with seeded weights."""
+    return seeded_mar()

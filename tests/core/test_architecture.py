@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = ROOT / "gtr_core"
+CORE, NODES = ROOT / "gtr_core", ROOT / "nodes"
+# ComfyUI's own packages and modules.
+HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "server"}
 # From the ground up: a folder imports only what stands above it in this list. models and plans are neighbours that
 # do not know each other.
 LAYERS = (
@@ -113,13 +115,43 @@ def test_no_file_outside_the_families_asks_which_family_a_spec_is(path: Path) ->
             assert "Spec" not in ast.unparse(node.args[1]), f"line {node.lineno}: let the spec answer"
 
 
-def test_only_the_files_with_an_underscore_import_the_host() -> None:
-    host = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server", "execution"}
-    for path in sorted((ROOT / "nodes").glob("*.py")):
-        found = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                found.add(node.module.partition(".")[0])
-        assert path.name.startswith("_") or not found & host, f"{path.name} imports {found & host}"
+def absolute_imports(source: str) -> set[str]:
+    """Top-level names that a source imports absolutely anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(NODES.rglob("*.py")), ids=lambda path: path.stem)
+def test_only_the_private_files_of_the_nodes_import_the_host(path: Path) -> None:
+    private = path.stem.startswith("_") and path.stem != "__init__"
+    assert private or not absolute_imports(path.read_text(encoding="utf-8")) & HOST
+
+
+def test_an_import_of_the_host_inside_a_function_is_seen() -> None:
+    assert absolute_imports("def f():\n    from comfy.sd import VAE\n    import server") == {"comfy", "server"}
+
+
+@pytest.mark.parametrize("path", sorted(NODES.rglob("*.py")), ids=lambda path: path.stem)
+def test_every_parameter_of_the_nodes_has_a_type(path: Path) -> None:
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            untyped = [a.arg for a in parameters(function) if a.annotation is None and a.arg not in ("self", "cls")]
+            assert not untyped, f"{function.name}: {', '.join(untyped)}"
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+    found = function.args
+    extra = [argument for argument in (found.vararg, found.kwarg) if argument is not None]
+    return [*found.posonlyargs, *found.args, *found.kwonlyargs, *extra]
+
+
+def test_the_sampler_node_is_thin() -> None:
+    """All of the work is the core's: the body of ``execute`` puts it together in at most 20 lines."""
+    tree = ast.parse((NODES / "sampler.py").read_text(encoding="utf-8"))
+    (execute,) = (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "execute")
+    assert execute.body[-1].end_lineno - execute.body[0].lineno < 20

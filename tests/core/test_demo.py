@@ -8,14 +8,15 @@ import pytest
 import torch
 from gtr_pack.demo import data
 from gtr_pack.demo.data import CLASS_NAMES, FACTORS
-from gtr_pack.gtr_core.checkpoints import build_model, build_vae
+from gtr_pack.gtr_core.checkpoints import load_model, load_vae
 from gtr_pack.gtr_core.demo import CLASS_NAMES as SHIPPED_NAMES
 from gtr_pack.gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
+from gtr_pack.gtr_core.device import Runtime
 from gtr_pack.gtr_core.evaluation.classifier import Classifier, load_classifier
 from gtr_pack.gtr_core.evaluation.features import ClassifierFeatures, load_reference
 from gtr_pack.gtr_core.pipeline import decode_images, generate_latents
 from gtr_pack.gtr_core.plans.fts import FTS
-from gtr_pack.gtr_core.plans.method import Guidance
+from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.presets import preset
 
 LABELS = torch.arange(10)
@@ -68,7 +69,7 @@ def test_the_reference_is_of_this_judge(judge):
     assert real.labels.bincount().tolist() == [len(real) // 10] * 10
 
 
-def test_factors_show():
+def test_factors_show_in_the_image():
     """Two pictures that differ in a single draw differ, whatever the class."""
     for layout in data.LAYOUTS.values():
         draw = data.choose(1, torch.Generator().manual_seed(1))
@@ -78,18 +79,19 @@ def test_factors_show():
 
 
 def generated(name: str) -> torch.Tensor:
-    model, vae = build_model(DEMO_MAR), build_vae(DEMO_VAE)
-    latents = generate_latents(model, preset(name), LABELS.tolist(), 100, guidance=Guidance(2.0), fts=FTS())
+    model, vae = load_model(DEMO_MAR), load_vae(DEMO_VAE)
+    latents = generate_latents(model, Method(preset(name), Guidance(2.0), FTS()), LABELS.tolist(), 100)
     assert torch.isfinite(latents).all()
     return torch.from_numpy(decode_images(vae, latents)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def test_the_transformer_in_16_bit():
-    """The pictures of float32: their latents differ by a small share of their deviation, in the median picture."""
+@pytest.mark.slow
+def test_the_transformer_in_16_bit_draws_the_same_images():
+    """Those of float32: their latents differ by a small share of their deviation, in the median image."""
     kinds = (torch.float32, torch.bfloat16, torch.float16)
     exact, *rounded = (
         generate_latents(
-            build_model(DEMO_MAR, dtype=kind), preset("gtr-full"), range(3), 3, guidance=Guidance(1.0), dtype=kind
+            load_model(DEMO_MAR, dtype=kind), Method(preset("gtr-full")), range(3), 3, runtime=Runtime(dtype=kind)
         ).float()
         for kind in kinds
     )
@@ -99,9 +101,10 @@ def test_the_transformer_in_16_bit():
 
 
 def test_the_names_are_those_of_the_data():
-    assert CLASS_NAMES == SHIPPED_NAMES == build_model(DEMO_MAR).spec.class_names
+    assert CLASS_NAMES == SHIPPED_NAMES == load_model(DEMO_MAR).spec.class_names
 
 
+@pytest.mark.slow
 def test_pictures_show_their_class(judge):
     """One in ten would be chance."""
     assert (judge(generated("gtr-full"))["class"].argmax(1) == LABELS).float().mean() > 0.6

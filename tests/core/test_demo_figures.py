@@ -8,13 +8,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from gtr_tests.extras import why_missing
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def pictures() -> ModuleType:
-    pytest.importorskip("matplotlib", reason="charts need matplotlib, of the extra eval")
+    pytest.importorskip("matplotlib", reason=why_missing("matplotlib", "eval"))
     sys.path.insert(0, str(ROOT))
     try:
         return importlib.import_module("demo.pictures")

@@ -1,17 +1,36 @@
-"""The documentation: every link leads somewhere, every picture has words, every preset is explained."""
+"""The documentation: links lead somewhere, figures have words, examples run, numbers are those that commands wrote."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import gtr_pack.gtr_core as gtr
 import pytest
 from gtr_pack.gtr_core.plans.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/**/*.md")]
-PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
+FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)]+)\)")
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Files of published models and settings of a GPU, and what stands for them in a test.
+STAND_INS = {
+    '"mar-base-ema.pth"': "gtr.DEMO_MAR",
+    '"kl16.safetensors"': "gtr.DEMO_VAE",
+    '"cuda", dtype="bfloat16"': '"cpu"',
+    '"cuda"': '"cpu"',
+    "[207, 360]": "[2, 3]",
+    'gtr.preset("gtr-paper"), guidance': 'gtr.Schedule("short", "gtr", (2, 1, 1), diffusion=(3, 2, 2)), guidance',
+    "gtr.FTS())": "gtr.FTS(detail_steps=4))",
+    "import gtr_core as gtr\n": "",
+    "from gtr_core": "from gtr_pack.gtr_core",
+}
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
@@ -32,8 +51,8 @@ def anchors(page: Path) -> set[str]:
 
 
 @pages
-def test_pictures_exist_and_are_described(page: Path) -> None:
-    for words, target in PICTURE.findall(page.read_text(encoding="utf-8")):
+def test_figures_exist_and_are_described(page: Path) -> None:
+    for words, target in FIGURE.findall(page.read_text(encoding="utf-8")):
         file = page.parent / target
         assert file.is_file(), target
         assert file.stat().st_size < 600_000, f"{target} is too large for a page"
@@ -43,3 +62,108 @@ def test_pictures_exist_and_are_described(page: Path) -> None:
 def test_every_preset_can_be_chosen_from_the_page() -> None:
     text = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
     assert [name for name in PRESETS if name != "lazymar" and f"`{name}`" not in text] == []
+
+
+def test_the_readme_is_read_in_a_minute() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
+# -- examples ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_python_examples_run_on_the_demo_model(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One after the other, each with what those before it have defined."""
+    monkeypatch.chdir(tmp_path)
+    blocks, scope = PYTHON.findall((ROOT / page).read_text(encoding="utf-8")), {"gtr": gtr}
+    for number, code in enumerate(blocks, start=1):
+        for words, other in STAND_INS.items():
+            code = code.replace(words, other)
+        exec(compile(code, f"{page}, example {number}", "exec"), scope)  # noqa: S102
+    assert blocks and (tmp_path / "golden_retriever.png").is_file()
+    if page == "docs/python.md":
+        check_python_page(scope, capsys.readouterr().out)
+
+
+def check_python_page(scope: dict[str, Any], printed: str) -> None:
+    """What the page says of its results."""
+    assert scope["outpainted"].shape == (1, 128, 192, 3)
+    kept = ~scope["canvas"].unknown
+    before, after = (scope["latent_to_tokens"](scope[name], scope["spec"].latent) for name in ("latents", "after"))
+    assert before[kept.flatten(1)].equal(after[kept.flatten(1)]) and not before.equal(after)
+    assert "AR step 7 of 7, 256 tokens known" in printed and "TFLOPs per image" in printed
+    assert "classes 0 to 9" in printed.splitlines()[-1]
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def writers() -> dict[str, ModuleType]:
+    """The modules that write numbers into pages, imported as their commands import them."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        return {name: importlib.import_module(name) for name in ("docs.tables", "demo.quality_page")}
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+@pages
+def test_no_number_of_a_table_was_written_by_hand(page: Path, writers: dict[str, ModuleType]) -> None:
+    """As far as docs/figures holds the file; else the table stays what it was, see `python -m docs.tables`."""
+    text = page.read_text(encoding="utf-8")
+    assert writers["docs.tables"].filled(text, set()) == text, "run python -m docs.tables"
+
+
+def test_every_table_has_its_place(writers: dict[str, ModuleType]) -> None:
+    tables = writers["docs.tables"]
+    named = [name for page in PAGES for _, name, _ in tables.BLOCK.findall(page.read_text(encoding="utf-8"))]
+    assert set(named) == set(tables.TABLES)
+
+
+def test_measured_files_are_what_their_commands_wrote(writers: dict[str, ModuleType]) -> None:
+    tables = writers["docs.tables"]
+    for path in tables.FIGURES.glob("*.json"):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        assert tables.command(result) == f"python -m gtr_core {tables.COMMANDS[path.stem]}"
+        assert result["machine"]["threads"] >= 1
+
+
+ROW = {"tflops": 2.367, "seconds": 6.254, "seconds_range": [6.1, 6.42], "ratio": 23.14}
+RESULT = {
+    "command": "python -m gtr_core bench --presets reference --json",
+    "rounds": 3,
+    "batch": 1,
+    "process_peak_bytes": 2**31,
+    "machine": {"device": "cpu", "name": "A processor", "vectors": "AVX2", "threads": 2, "torch": "2.13.0"},
+    "rows": [ROW | {"preset": "gtr-paper"}, ROW | {"preset": "gtr-paper@bfloat16", "seconds": 3.741, "ratio": 38.7}],
+}
+
+
+def test_a_measured_file_becomes_a_table_with_its_command_and_machine(
+    writers: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = writers["docs.tables"]
+    monkeypatch.setattr(tables, "measured", lambda name: RESULT)
+    page = "A\n<!-- table: bench-mar-b -->\nold\n<!-- end -->\n<!-- value: speed-mar-b -->old<!-- end -->.\n"
+    lines = tables.filled(page, set()).splitlines()
+    assert lines[3:5] == ["```", "python -m gtr_core bench --presets reference"]
+    assert "| `gtr-paper` | 2.37 | 6.25 (6.10 to 6.42) | 23.1× | 3.74 (6.10 to 6.42) | 38.7× |" in lines
+    assert "Measured on A processor (AVX2), 2 threads, torch 2.13.0." in lines[-4]
+    assert lines[-1] == "<!-- value: speed-mar-b -->23.1× faster in fp32 and 38.7× in bf16<!-- end -->."
+
+
+def test_a_table_without_its_file_stays_and_is_reported(
+    writers: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tables, missing = writers["docs.tables"], set()
+    monkeypatch.setattr(tables, "FIGURES", tmp_path)
+    page = "<!-- table: bench-demo -->\nold\n<!-- end -->"
+    assert tables.filled(page, missing) == page and missing == {"bench_demo"}
+
+
+def test_the_page_on_quality_is_what_its_results_say(writers: dict[str, ModuleType], tmp_path: Path) -> None:
+    writers["demo.quality_page"].write_page(ROOT / "docs" / "quality", tmp_path / "quality.md")
+    assert (tmp_path / "quality.md").read_bytes() == (ROOT / "docs" / "quality.md").read_bytes()

@@ -1,48 +1,54 @@
-"""Parity with upstream on recorded numbers; tolerances are those stated with the recordings."""
+"""MAR as upstream runs it, on recorded numbers; tolerances are those stated with the recordings."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.diffusion.chain import chain, denoise, guided
 from gtr_pack.gtr_core.diffusion.head import timestep_features
-from gtr_pack.gtr_core.models.mar import MAR, infer_mar_spec, mar_spec
-from gtr_pack.gtr_core.models.vae import KL16, KLVAE, infer_vae_spec
-from gtr_pack.gtr_core.plans.method import Guidance
+from gtr_pack.gtr_core.models.mar import EmbeddedLabels
+from gtr_pack.gtr_core.models.model import Positions
+from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.plan import plan_from_sequences
 from gtr_pack.gtr_core.plans.schedule import Schedule, cosine_counts
 from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.recorded import RecordedNoise, error, positions
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-LAYOUTS = json.loads((GOLDEN / "state_dict_layouts.json").read_text())
+GRID = (8, 8)
 
 
 @pytest.mark.parametrize("case", ["a", "full", "last"])
-def test_backbone(case, golden, tiny_mar):
+def test_encoder_and_decoder_equal_upstreams(case, golden, tiny_mar):
     g = golden("mar_tiny_backbone")
-    condition = tiny_mar.embed_condition(torch.tensor([3, 7, -1]), torch.float32)
+    condition = tiny_mar.embed_labels(torch.tensor([3, 7, -1]), torch.float32)
     assert torch.equal(condition, g["class_embedding"])
     known, masked = positions(g[f"{case}_mask"], False), positions(g[f"{case}_mask"], True)
     assert error(tiny_mar.encode(g["tokens"], known, condition), g[f"{case}_enc"]) < 1e-5
-    (z,) = tiny_mar(g["tokens"], known, masked, masked[:, :0], [condition])
+    (z,) = tiny_mar(g["tokens"], Positions(known, masked, masked[:, :0]), EmbeddedLabels((condition,)), GRID)
     assert error(z, g[f"{case}_z"].gather(1, masked[..., None].expand_as(z))) < 1e-5
 
 
 def test_a_part_of_the_targets_gets_the_same_z(golden, tiny_mar):
     g = golden("mar_tiny_backbone")
-    condition = tiny_mar.embed_condition(torch.tensor([3, 7, -1]), torch.float32)
+    condition = tiny_mar.embed_labels(torch.tensor([3, 7, -1]), torch.float32)
     known, masked = positions(g["a_mask"], False), positions(g["a_mask"], True)
-    (z,) = tiny_mar(g["tokens"], known, masked[:, 5:9], torch.cat([masked[:, :5], masked[:, 9:]], 1), [condition])
+    some = Positions(known, masked[:, 5:9], torch.cat([masked[:, :5], masked[:, 9:]], 1))
+    (z,) = tiny_mar(g["tokens"], some, EmbeddedLabels((condition,)), GRID)
     assert error(z, g["a_z"].gather(1, masked[:, 5:9, None].expand_as(z))) < 1e-5
 
 
-def test_head(golden, tiny_mar):
+def test_the_reference_is_upstreams_evaluation(golden, tiny_mar):
+    g = golden("mar_tiny_backbone")
+    conditional = tiny_mar.embed_labels(torch.tensor([3, 7, -1]), torch.float32)
+    known, masked = positions(g["a_mask"], False), positions(g["a_mask"], True)
+    for z in tiny_mar.reference(g["tokens"], Positions(known, masked, masked[:, :0]), [conditional] * 2, GRID):
+        assert error(z, g["a_z"].gather(1, masked[..., None].expand_as(z))) < 1e-5
+
+
+def test_the_head_equals_upstreams(golden, tiny_mar):
     g = golden("mar_tiny_diffhead")
     head = tiny_mar.head
     assert error(timestep_features(g["t"], 256), g["t_freq"]) < 1e-5
@@ -63,7 +69,7 @@ def test_guidance_mixes_eps_only(golden, tiny_mar):
 @pytest.mark.parametrize(
     "case, scale, temperature", [("cfg3_t1", 3.0, 1.0), ("cfg3_t095", 3.0, 0.95), ("nocfg_t1", 1.0, 1.0)]
 )
-def test_chain_of_100_steps(case, scale, temperature, golden, tiny_mar):
+def test_a_chain_of_100_steps_equals_upstreams(case, scale, temperature, golden, tiny_mar):
     g = golden("mar_tiny_diffsample")
     rows = 6 if scale != 1 else 12
     uncond = g["z"][6:] if scale != 1 else None
@@ -84,128 +90,55 @@ LOOPS = {
 }
 
 
-def recorded_plan(g, steps: int):
-    sequence = g["orders"].numpy()[:, ::-1]
+def recorded_plan(g, guidance: Guidance, temperature: float):
+    sequence, steps = g["orders"].numpy()[:, ::-1], len(g["cfg_iter"])
     schedule = Schedule("recorded", "random", (steps,), diffusion=(20, 20, 20))
-    return plan_from_sequences(schedule, (8, 8), [sequence], [cosine_counts(64, steps)])
+    method = Method(schedule, guidance, temperature=temperature)
+    return plan_from_sequences(method, GRID, [sequence], [cosine_counts(64, steps)])
 
 
 @pytest.mark.parametrize("case", LOOPS)
-def test_full_loop(case, golden, tiny_mar):
+def test_a_whole_run_equals_upstreams(case, golden, tiny_mar):
     g = golden(f"mar_tiny_sample_{case}")
     labels, guidance, temperature = LOOPS[case]
-    plan = recorded_plan(g, len(g["cfg_iter"]))
+    plan = recorded_plan(g, guidance, temperature)
     states = []
     out = sample(
         tiny_mar,
         plan,
         torch.tensor(labels),
         RecordedNoise(g, len(labels)),
-        guidance=guidance,
-        temperature=temperature,
         callback=lambda p: states.append(p.tokens.clone()) if p.diffusion_step == 0 else None,
     )
     latent = g["latent"].flatten(2).transpose(1, 2)
     assert error(out, latent) < 1e-3
     for index, step in enumerate(plan.steps):
         assert np.array_equal(positions(g["masks_in"][index], False).numpy(), step.known)
-        assert guidance.at(step.progress) == pytest.approx(g["cfg_iter"][index].item(), abs=1e-12)
+        assert step.scale == guidance.at(step.progress) == pytest.approx(g["cfg_iter"][index].item(), abs=1e-12)
         if index:
             assert error(states[index], g["tokens_in"][index]) < 1e-3
 
 
 @pytest.mark.parametrize("case", LOOPS)
-def test_teacher_forced_steps(case, golden, tiny_mar):
-    """Every AR step from the recorded state: tighter than the whole loop, in which errors grow."""
+def test_every_step_from_the_recorded_state_equals_upstreams(case, golden, tiny_mar):
+    """Teacher-forced: tighter than the whole loop, in which errors grow."""
     g = golden(f"mar_tiny_sample_{case}")
     labels, guidance, temperature = LOOPS[case]
-    plan = recorded_plan(g, len(g["cfg_iter"]))
+    plan = recorded_plan(g, guidance, temperature)
     for index, step in enumerate(plan.steps):
         one = replace(plan, steps=(step,))
-        noise = RecordedNoise({key.replace(f"it{index:02d}", "it00"): t for key, t in g.items()}, len(labels))
-        out = sample(
-            tiny_mar,
-            one,
-            torch.tensor(labels),
-            noise,
-            tokens=g["tokens_in"][index],
-            guidance=guidance,
-            temperature=temperature,
-        )
-        rows = torch.from_numpy(step.positions)[..., None].expand(-1, -1, 16)
+        noise = RecordedNoise(g, len(labels))
+        out = sample(tiny_mar, one, torch.tensor(labels), noise, tokens=g["tokens_in"][index])
+        rows = torch.from_numpy(step.targets)[..., None].expand(-1, -1, 16)
         decoded = out.gather(1, rows).flatten(0, 1)
         assert error(decoded, g[f"it{index:02d}_sampled"][: len(decoded)]) < 1e-4
 
 
-def test_vae(golden, golden_weights):
-    g, weights = golden("vae_tiny"), golden_weights("vae_tiny_fp16")
-    spec = infer_vae_spec({key: tuple(t.shape) for key, t in weights.items()})
-    assert (spec.encoder_attention, spec.decoder_attention) == ((4,), ())
-    vae = KLVAE(spec)
-    vae.load_state_dict(weights)
-    vae.eval().requires_grad_(False)
-    for suffix in ("", "_nonsquare"):
-        assert error(vae.decode(g[f"latent{suffix}"]), g[f"decoded{suffix}"]) < 1e-5
-        mean, _ = vae.moments(g[f"image{suffix}"])
-        assert error(mean, g[f"moments{suffix}"][:, :16]) < 1e-5
-    mean, logvar = vae.moments(g["image"])
-    assert error(mean, g["mean"]) < 1e-5 and error(logvar, g["logvar"]) < 1e-5
-
-
-TABLES = {
-    "betas": "betas",
-    "alphas_cumprod": "alphas_cumprod",
-    "sqrt_recip_alphas_cumprod": "sqrt_recip",
-    "sqrt_recipm1_alphas_cumprod": "sqrt_recipm1",
-    "posterior_mean_coef1": "mean_x0",
-    "posterior_mean_coef2": "mean_x",
-    "posterior_log_variance_clipped": "log_posterior_variance",
-    "log_betas": "log_betas",
-}
-
-
-@pytest.mark.parametrize("steps", [1000, 100, 50, 25, 20, 10, 5])
-def test_diffusion_tables(steps, golden):
-    g, table = golden("diffusion_tables"), chain(steps)
-    assert list(table.timesteps) == g[f"r{steps}_timestep_map"].tolist()
-    for theirs, ours in TABLES.items():
-        if f"r{steps}_{theirs}" in g:
-            np.testing.assert_allclose(getattr(table, ours), g[f"r{steps}_{theirs}"].numpy(), rtol=1e-12)
-
-
-def test_ar_schedules(golden):
-    g = golden("ar_schedule")
-    names = [key for key in g if key.endswith("_npred")]
-    assert names
-    for name in names:
-        tokens, steps = (int(part[1:]) for part in name.split("_")[:2])
-        counts = cosine_counts(tokens, steps)
-        assert counts == g[name].tolist()
-        masked = np.maximum(tokens - np.cumsum(counts), 1)
-        np.testing.assert_allclose((tokens - masked) / tokens, g[name.replace("npred", "cfgfrac")].numpy(), atol=1e-12)
-
-
 def test_upstream_orders_are_consumed_from_their_end(golden):
     orders = golden("orders")["np_seed0_len256_b4"].numpy().astype(np.int64)
-    schedule = Schedule("origin", "random", (64,), diffusion=(100, 100, 100))
-    plan = plan_from_sequences(schedule, (16, 16), [orders[:, ::-1]], [cosine_counts(256, 64)])
+    method = Method(Schedule("origin", "random", (64,), diffusion=(100, 100, 100)))
+    plan = plan_from_sequences(method, (16, 16), [orders[:, ::-1]], [cosine_counts(256, 64)])
     for image in range(4):
-        assert plan.steps[0].positions[image].tolist() == [orders[image, -1]]
+        assert plan.steps[0].targets[image].tolist() == [orders[image, -1]]
         masked = 256 - sum(step.tokens for step in plan.steps[:50])
         assert sorted(plan.steps[49].context[image]) == sorted(orders[image, :masked])
-
-
-@pytest.mark.parametrize("name, layout", [("mar-b", "mar_base"), ("mar-l", "mar_large"), ("mar-h", "mar_huge")])
-def test_mar_layouts(name, layout):
-    shapes = {key: tuple(shape) for key, shape in LAYOUTS[layout].items()}
-    model = MAR(mar_spec(name), device="meta")
-    assert {key: tuple(t.shape) for key, t in model.state_dict().items()} == shapes
-    assert infer_mar_spec(shapes) == mar_spec(name)
-
-
-def test_kl16_layout():
-    shapes = {key: tuple(shape) for key, shape in LAYOUTS["kl16"].items()}
-    with torch.device("meta"):
-        vae = KLVAE(KL16)
-    assert {key: tuple(t.shape) for key, t in vae.state_dict().items()} == shapes
-    assert infer_vae_spec(shapes) == KL16

@@ -103,7 +103,7 @@ def test_no_prints_in_the_library_and_no_bare_except(path):
             assert node.type is not None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec"}
-            assert node.func.id != "print" or path.parent.name == "cli"
+            assert node.func.id != "print" or path.parent.name == "cli" or path.name == "__main__.py"
 
 
 def test_the_root_imports_nothing_at_module_level():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gtr_tests.in_process import HostPack
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "demo" / "models"
+MODELS = ROOT / "gtr_core" / "demo"
 INTERRUPTS = 8
 
 
@@ -48,7 +48,7 @@ def pictures(run: Run) -> list[Any]:
 
 
 def digests() -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in MODELS.iterdir()}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in MODELS.glob("*.safetensors")}
 
 
 def test_a_server_killed_in_the_middle_of_a_run(comfy_path: Path, client: Client, tmp_path: Path) -> None:
@@ -294,7 +294,8 @@ def test_node_widgets_at_random(nodes: Nodes) -> None:
             if node in made:
                 try:
                     make_plan = nodes.pack.module("gtr_core.plans.plan").make_plan
-                    assert make_plan(made[node], (rows, columns), (1,)).steps
+                    method = nodes.pack.module("gtr_core.plans.method").Method(made[node])
+                    assert make_plan(method, (rows, columns), (1,)).steps
                 except ValueError as error:
                     one_line(error)
 

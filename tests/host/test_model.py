@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,9 +94,10 @@ def core(graph: Graph, name: str) -> Any:
 def test_the_model_in_the_host_equals_the_plain_one(graph: Graph) -> None:
     """Same weights, host layers and host attention: the run's latent equals the library's."""
     out, report = graph.sample()
-    pipeline, engine = core(graph, "pipeline"), core(graph, "engine")
-    plain = pipeline.build_model(core(graph, "demo").DEMO_MAR)
-    latents = pipeline.generate_latents(plain, graph.schedule(), (0, 1), 5, guidance=engine.Guidance(2.0))
+    plans, pipeline = core(graph, "plans.method"), core(graph, "pipeline")
+    plain = core(graph, "checkpoints").load_model(core(graph, "demo").DEMO_MAR)
+    method = plans.Method(graph.schedule(), plans.Guidance(2.0))
+    latents = pipeline.generate_latents(plain, method, (0, 1), 5)
     torch.testing.assert_close(out["samples"], latents, rtol=5e-3, atol=5e-3)
     assert "demo: 2 images, 6 AR steps" in report
 
@@ -118,7 +120,7 @@ def test_a_batch_that_does_not_fit_runs_in_parts(graph: Graph, monkeypatch: pyte
     whole, report = graph.sample(**inputs)
     assert "parts" not in report
     budget = asked[0] // 2
-    monkeypatch.setattr(graph.pack.module("nodes.host"), "activation_budget", lambda patcher: budget)
+    monkeypatch.setattr(graph.pack.module("nodes.sampler"), "activation_budget", lambda patcher: budget)
     parts, report = graph.sample(**inputs)
     torch.testing.assert_close(parts["samples"], whole["samples"], rtol=5e-3, atol=5e-3)
     assert "parts of at most" in report and asked[1] <= budget
@@ -140,19 +142,19 @@ def test_the_host_manages_the_model(graph: Graph) -> None:
 def test_weights_are_packed_only_where_they_stay_and_nobody_objects(
     graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    acceleration, packs = core(graph, "acceleration"), []
-    if acceleration.trouble(torch.float32) is not None:
-        pytest.skip(f"layers cannot be packed here: {acceleration.trouble(torch.float32)}")
-    pack = acceleration.packed
-    monkeypatch.setattr(acceleration, "cpu_has_wide_vectors", lambda: True)
-    monkeypatch.setattr(acceleration, "SMALLEST", 0)
+    acceleration, packs = core(graph, "sampling.acceleration"), []
+    reason = acceleration.unavailable_reason(torch.float32)
+    if reason is not None:
+        pytest.skip(f"layers cannot be packed here: {reason}")
+    pack, machine = acceleration.packed, core(graph, "device").Machine(wide_vectors=True, smallest_packed=0)
     monkeypatch.setattr(acceleration, "packed", lambda *arguments: packs.append(arguments) or pack(*arguments))
-    quick, _ = graph.sample()
+    model = replace(graph.model, machine=machine)
+    quick, _ = graph.sample(model=model)
     assert len(packs) == 1 and packs[0][0] is graph.model.patcher.model.diffusion_model
-    plain, _ = graph.sample(acceleration="off")
+    plain, _ = graph.sample(model=model, acceleration="off")
     torch.testing.assert_close(quick["samples"], plain["samples"], rtol=5e-3, atol=5e-3)
-    monkeypatch.setattr(graph.pack.module("nodes.host"), "stays_resident", lambda patcher: False)
-    moving, _ = graph.sample()
+    monkeypatch.setattr(graph.pack.module("nodes._device"), "stays_resident", lambda patcher: False)
+    moving, _ = graph.sample(model=model)
     assert len(packs) == 1 and torch.equal(moving["samples"], plain["samples"])
 
 
@@ -215,8 +217,8 @@ def test_dynamic_vram_construction(graph: Graph, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", False)
     labels = torch.tensor([1, 2])
     assert torch.equal(
-        network.embed_condition(labels, torch.float32),
-        graph.model.patcher.model.diffusion_model.embed_condition(labels, torch.float32),
+        network.embed_labels(labels, torch.float32),
+        graph.model.patcher.model.diffusion_model.embed_labels(labels, torch.float32),
     )
 
 
@@ -233,10 +235,9 @@ def test_the_vae_is_the_hosts_and_equals_ours(graph: Graph, comfy_base: Any, mod
         (core(graph, "demo").DEMO_VAE, graph.model.spec.latent.channels, 4),
         (comfy_base / "models" / "vae" / "kl16.safetensors", 16, 16),
     ):
-        spec, tensors = core(graph, "checkpoint").load_vae(core(graph, "checkpoint").read_checkpoint(path))
+        ours = core(graph, "checkpoints").load_vae(path)
         vae = graph.vae if stride == 4 else load_vae(graph, path)
-        assert isinstance(vae, comfy.sd.VAE) and (spec.embed_channels, spec.stride) == (channels, stride)
-        ours = core(graph, "pipeline").build_vae(path)
+        assert isinstance(vae, comfy.sd.VAE) and (ours.spec.embed_channels, ours.spec.stride) == (channels, stride)
         latent = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1))
         expected = ((ours.decode(latent) + 1) / 2).clamp(0, 1).movedim(1, -1)
         torch.testing.assert_close(vae.decode(latent), expected, rtol=0, atol=2e-3)
@@ -247,11 +248,10 @@ def test_the_vae_is_the_hosts_and_equals_ours(graph: Graph, comfy_base: Any, mod
 
 
 def load_vae(graph: Graph, path: Any) -> Any:
-    host = graph.pack.module("nodes.host")
     import folder_paths
 
     folder_paths.add_model_folder_path("vae", str(path.parent))
-    return host.load_mar_vae(path.name)
+    return graph.one("GtR_LoadMARVAE", vae_name=path.name)
 
 
 def test_images_of_a_batch_are_those_of_their_seeds(graph: Graph) -> None:
@@ -373,7 +373,7 @@ def test_wrong_settings_of_single_nodes(graph: Graph) -> None:
 def test_baselines_run(graph: Graph, method: str) -> None:
     schedule = graph.one("GtR_BaselineScheduler", method=method, ar_steps=4, diffusion_steps=6, disa_end=3)
     if method == "origin":
-        assert schedule == core(graph, "schedule").preset("origin")
+        assert schedule == core(graph, "plans.presets").preset("origin")
         return
     out, report = graph.sample(schedule=schedule)
     assert torch.isfinite(out["samples"]).all() and f"{method}-4 on demo" in report and "4 AR steps" in report

@@ -132,7 +132,10 @@ def test_bad_files_are_explained(client: Client, demo: dict, comfy_base: Path) -
     folder = comfy_base / "models" / "diffusion_models"
     (folder / "broken.safetensors").write_bytes(b"nothing")
     torch.save({"model": {"a": torch.zeros(2)}}, folder / "foreign.pth")
-    for name, words in (("broken.safetensors", "damaged or truncated"), ("foreign.pth", "not a MAR checkpoint")):
+    for name, words in (
+        ("broken.safetensors", "damaged or truncated"),
+        ("foreign.pth", "not a model: expected a checkpoint of MAR or LightGen"),
+    ):
         demo["1"]["inputs"]["model_name"] = name
         assert words in client.prompt(demo, expect_errors=True).error["exception_message"]
 
@@ -142,7 +145,7 @@ def test_a_replaced_file_is_loaded_again(client: Client, demo: dict, comfy_base:
     from safetensors.torch import save_file
 
     source, target = (
-        ROOT / "demo" / "models" / "demo_mar.safetensors",
+        ROOT / "gtr_core" / "demo" / "demo_mar.safetensors",
         comfy_base / "models" / "diffusion_models" / "copy.safetensors",
     )
     with safe_open(source, "pt") as file:

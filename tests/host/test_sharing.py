@@ -236,17 +236,18 @@ def thumbnail(client: Client, name: str, model_files: frozenset[str]) -> Image.I
 def plan_picture(graph: rest.Graph) -> Image.Image:
     """The token grid of the workflow's own schedule in the colours of the stages, darker where it is decoded later."""
     from gtr_pack.gtr_core.drawing.canvas import STAGE_COLOURS
+    from gtr_pack.gtr_core.plans.method import Method
     from gtr_pack.gtr_core.plans.plan import make_plan
     from gtr_pack.gtr_core.plans.presets import preset
 
     (name,) = (entry["inputs"]["preset"] for entry in graph.values() if entry["class_type"] == "GtR_Scheduler")
     side = 32 if any(entry["class_type"] == "GtR_LoadLightGen" for entry in graph.values()) else 16
-    plan = make_plan(preset(name), (side, side), (0,))
+    plan = make_plan(Method(preset(name)), (side, side), (0,))
     colours = np.empty((side * side, 3))
     for index, step in enumerate(plan.steps):
         same = [place for place, other in enumerate(plan.steps) if other.stage == step.stage]
         shade = 0.25 + 0.75 * (same.index(index) + 1) / len(same)
-        colours[step.positions[0]] = 255 - (255 - np.asarray(STAGE_COLOURS[step.stage - 1])) * shade
+        colours[step.targets[0]] = 255 - (255 - np.asarray(STAGE_COLOURS[step.stage - 1])) * shade
     cell = sharing.THUMBNAIL // side
     tiles = colours.reshape(side, side, 3).repeat(cell, 0).repeat(cell, 1).astype(np.uint8)
     tiles[::cell] = tiles[:, ::cell] = 255

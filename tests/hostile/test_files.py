@@ -29,7 +29,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    made = Judge(ROOT, ROOT / "demo" / "models" / "demo_mar.safetensors")
+    made = Judge(ROOT, ROOT / "gtr_core" / "demo" / "demo_mar.safetensors")
     yield made
     made.close()
 

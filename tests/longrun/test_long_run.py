@@ -147,8 +147,8 @@ def document(found: Figures, compared: int) -> None:
     text = longrun.table(
         found,
         compared,
-        f"{os.cpu_count()} cores of an {machine['name']}, torch {machine['torch']}, "
-        f"Python {machine['python']}; the load average at the end was {os.getloadavg()[2]:.1f}",
+        f"{os.cpu_count()} cores of an {machine['name']} with torch {machine['torch']} and Python {machine['python']}, "
+        f"at a load average of {os.getloadavg()[2]:.1f}",
     )
     page = ROOT / "docs" / "reliability.md"
     page.write_text(longrun.fill(page.read_text(encoding="utf-8"), text), encoding="utf-8")

@@ -25,6 +25,8 @@ TORCH_FRIENDS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 HOST_REQUIREMENTS = HERE / "requirements-host.txt"
 TEST_REQUIREMENTS = HERE / "requirements-test.txt"
 BROWSER_REQUIREMENTS = HERE / "requirements-browser.txt"
+# Extras of pyproject.toml that the tests use, and what must be importable when one is installed.
+EXTRAS = {"eval": ("torch_fidelity", "matplotlib"), "scale": ("ray", "pyarrow")}
 OLDEST_PYTHON = (3, 11)
 log = logging.getLogger("gtr_dev")
 
@@ -45,25 +47,54 @@ def prepare() -> Host:
     return _foreign_host(Path(given).expanduser().resolve()) if given else _own_host()
 
 
-def add_test_tools(host: Host) -> Path | None:
-    """Install pytest and its companions; the folder to put on sys.path, None where they are in the environment."""
-    into = None if host.owned else STATE / "tools"
+def add_test_tools(host: Host) -> None:
+    """Install pytest and its companions."""
     _once(
         _stamp(host, "tools"),
         _key(TEST_REQUIREMENTS.read_text(), host.python),
         "installing the test tools",
-        lambda: _pip(host.python, *_target(into), "-r", str(TEST_REQUIREMENTS)),
+        lambda: _pip(host.python, *_target(host, "tools"), "-r", str(TEST_REQUIREMENTS)),
     )
-    return into
 
 
-def add_browser_driver(host: Host, into: Path | None) -> None:
-    """Install the browser driver beside the other test tools; DevError where there is none for this platform."""
+def tool_folders(host: Host) -> list[Path]:
+    """Folders to put on sys.path; none where everything is in the repository's own environment.
+
+    Each list of requirements has its own: pip replaces what an earlier one left in a folder.
+    """
+    return [] if host.owned else [STATE / name for name in ("tools", *EXTRAS, "driver")]
+
+
+def extra_requirements(name: str) -> Path:
+    """The pinned packages of an extra."""
+    return HERE / f"requirements-{name}.txt"
+
+
+def add_extra(host: Host, name: str) -> None:
+    """Install an extra; DevError where this platform has no packages of it.
+
+    Without dependencies: the lists are complete, and no package of the host (torch!) is replaced or hidden.
+    """
+    requirements = extra_requirements(name)
+
+    def install() -> None:
+        _pip(host.python, *_target(host, name), "--no-deps", "-r", str(requirements))
+        paths = [] if host.owned else [str(STATE / name)]
+        _call(
+            [str(host.python), "-c", f"import sys; sys.path[:0] = {paths}; import {', '.join(EXTRAS[name])}"],
+            f"importing {' and '.join(EXTRAS[name])} failed",
+        )
+
+    _once(_stamp(host, name), _key(requirements.read_text(), host.python), f"installing the extra '{name}'", install)
+
+
+def add_browser_driver(host: Host) -> None:
+    """Install the browser driver; DevError where there is none for this platform."""
     _once(
         _stamp(host, "driver"),
         _key(BROWSER_REQUIREMENTS.read_text(), host.python),
         "installing the browser driver",
-        lambda: _pip(host.python, *_target(into), "-r", str(BROWSER_REQUIREMENTS)),
+        lambda: _pip(host.python, *_target(host, "driver"), "-r", str(BROWSER_REQUIREMENTS)),
     )
 
 
@@ -162,8 +193,8 @@ def _runs(python: Path, code: str) -> bool:
     return subprocess.run([str(python), "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def _target(into: Path | None) -> tuple[str, ...]:
-    return () if into is None else ("--upgrade", "--target", str(into))
+def _target(host: Host, name: str) -> tuple[str, ...]:
+    return () if host.owned else ("--upgrade", "--target", str(STATE / name))
 
 
 def _stamp(host: Host, name: str) -> Path:

@@ -238,27 +238,27 @@ def table(found: Figures, compared: int, machine: str) -> str:
     """The figures as a table for the documentation."""
     low, high = min(found.drift.values()), max(found.drift.values())
     rows = (
-        ("what", "before", "at the end", "change"),
+        ("measure", "before", "at the end", "change"),
         ("---",) * 4,
         (
-            f"resident memory, MiB: after prompt {found.mark}, after prompt {found.prompts}",
+            f"resident memory in MiB, after prompts {found.mark} and {found.prompts} ↓",
             *(f"{value:.1f}" for value in found.memory),
             f"{found.growth:+.2%}",
         ),
         (
-            "open files and sockets, at the same prompts",
+            "open files and sockets after the same prompts ↓",
             *(f"{value:g}" for value in found.descriptors),
             f"{found.descriptors[1] - found.descriptors[0]:+g}",
         ),
         (
-            "processor seconds per prompt, second and last third",
+            "processor seconds per prompt, second and last third ↓",
             *(f"{value:.3f}" for value in found.processor),
-            f"{found.processor[1] / found.processor[0]:.2f} x",
+            f"{found.processor[1] / found.processor[0]:.2f}×",
         ),
         (
-            "seconds per prompt, median, first and last third",
+            "seconds per prompt (median), first and last third ↓",
             *(f"{value:.2f}" for value in found.seconds),
-            f"{low:.2f} to {high:.2f} x by kind",
+            f"{low:.2f}× to {high:.2f}× by kind",
         ),
     )
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -266,10 +266,10 @@ def table(found: Figures, compared: int, machine: str) -> str:
         [
             *lines,
             "",
-            f"The most memory at the end of a prompt was {found.most_memory:.0f} MiB. {compared} "
-            "prompts were repeated in a fresh process each, and every pixel was equal.",
+            f"Memory peaked at {found.most_memory:.0f} MiB at the end of a prompt. {compared} prompts were repeated "
+            "in a fresh process each, and every pixel was equal.",
             "",
-            f"Machine: {machine}.",
+            f"Measured on {machine}.",
         ]
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 from pathlib import Path, PurePosixPath
 
 import pytest
 from gtr_tests import comfy_source, environment
 from gtr_tests.errors import DevError
+from gtr_tests.extras import why_missing
 
 
 def pack(archive: Path, members: dict[str, bytes], link: tuple[str, str]) -> None:
@@ -68,3 +70,25 @@ def test_a_wrong_comfyui_path_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(DevError, match=r"main\.py does not exist: correct it"):
         environment.prepare()
+
+
+def test_an_extra_that_cannot_be_imported_is_not_taken_for_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(environment, "STATE", tmp_path / "state")
+    monkeypatch.setattr(environment, "HERE", tmp_path)
+    (tmp_path / "requirements-eval.txt").write_text("# nothing\n")
+    monkeypatch.setitem(environment.EXTRAS, "eval", ("json", "no_such_module"))
+    host = environment.Host(Path(sys.executable), tmp_path, owned=False)
+    with pytest.raises(DevError, match="importing json and no_such_module failed"):
+        environment.add_extra(host, "eval")
+    monkeypatch.setitem(environment.EXTRAS, "eval", ("json",))
+    environment.add_extra(host, "eval")
+    assert [path.name for path in (tmp_path / "state").glob("*.stamp")] == ["gtr-eval.stamp"]
+
+
+def test_what_is_not_installed_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GTR_NO_SCALE", "no packages for this platform")
+    assert why_missing("no_such_package", "scale") == "no packages for this platform"
+    assert "dev.py test installs it" in why_missing("no_such_package", "eval")
+    assert why_missing("pytest") == ""

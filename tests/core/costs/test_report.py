@@ -1,15 +1,63 @@
-"""What a run says about itself while it goes on."""
+"""The report of a run, line by line."""
 
 from __future__ import annotations
 
-from gtr_pack.gtr_core.costs.report import progress_text
+import re
+
+import numpy as np
+from gtr_pack.gtr_core.costs.flops import count_evaluations, count_plan, origin_of
+from gtr_pack.gtr_core.costs.report import progress_text, run_report, stage_kind
+from gtr_pack.gtr_core.models.mar import mar_spec
+from gtr_pack.gtr_core.plans.fts import FTS
+from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.plan import make_plan
-from gtr_pack.gtr_core.plans.schedule import Schedule
+from gtr_pack.gtr_core.plans.presets import preset
+from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
+
+SPEC = mar_spec("mar-b")
 
 
-def test_progress_counts_both_stages() -> None:
-    plan = make_plan(Schedule("s", "gtr", (4, 2, 2)), (8, 8), (0,))
-    texts = [progress_text(plan, index) for index in range(8)]
-    assert texts == [*(f"generation {k}/6" for k in range(1, 7)), "reconstruction 1/2", "reconstruction 2/2"]
-    assert progress_text(plan, 6, 2, 3) == "window 2/3, reconstruction 1/2"
-    assert progress_text(make_plan(Schedule("o", "random", (3,)), (8, 8), (0,)), 2) == "generation 3/3"
+def report_of(method: Method, **settings) -> list[str]:
+    plan = make_plan(method, (16, 16), (0, 1), unknown=settings.get("unknown"))
+    return run_report(plan, SPEC, [0.5] * len(plan.steps), **settings).splitlines()
+
+
+def test_a_line_per_stage_and_totals_against_the_origin():
+    method = Method(preset("gtr-full"), Guidance(3.0), FTS())
+    head, *stages, total = report_of(method)
+    assert head == "gtr-full on mar-b: 2 images, 18 AR steps, 9.00 s"
+    assert [re.match(r"stage (\d) \((\w+)\): (\d+) AR steps, (\d+) tokens", line).groups() for line in stages] == [
+        ("1", "generation", "10", "64"),
+        ("2", "generation", "6", "64"),
+        ("3", "reconstruction", "2", "128"),
+    ]
+    plan, origin = (make_plan(each, (16, 16), (0,)) for each in (method, origin_of(SPEC)))
+    evaluations = [sum(count_evaluations(each, step, SPEC) for step in each.steps) for each in (plan, origin)]
+    ratio = count_plan(origin, SPEC).total / count_plan(plan, SPEC).total
+    assert total.startswith(f"total {evaluations[0]} head evaluations, ")
+    assert f"the origin needs {evaluations[1]} and " in total and total.endswith(f"({ratio:.2f} x)")
+
+
+def test_what_does_not_show_is_said():
+    lines = report_of(Method(preset("origin"), Guidance(3.0), FTS(), LazyMAR()), peak_bytes=3 * 2**20)
+    assert "FTS has no effect: the schedule has no reconstruction stage" in lines
+    assert lines[-3] == "LazyMAR: 12 of 64 AR steps computed in full" and lines[-1] == "peak memory 3 MiB"
+
+
+def test_the_origin_of_a_masked_run_has_the_same_mask():
+    unknown = np.zeros((16, 16), bool)
+    unknown[:4] = True
+    *_, total = report_of(Method(preset("origin"), Guidance(3.0)), unknown=unknown)
+    assert total.endswith("(1.00 x)")
+
+
+def test_a_run_without_steps_has_a_head_line_only():
+    (line,) = report_of(Method(preset("origin")), unknown=np.zeros((16, 16), bool))
+    assert line == "origin on mar-b: 2 images, 0 AR steps, 0.00 s"
+
+
+def test_progress_counts_what_a_stage_does():
+    plan = make_plan(Method(preset("gtr-full")), (16, 16), (0,))
+    assert progress_text(plan, 10) == "generation 11/16" and progress_text(plan, 17) == "reconstruction 2/2"
+    assert progress_text(plan, 16, 2, 3) == "window 2/3, reconstruction 1/2"
+    assert [stage_kind(kind) for kind in (False, True)] == ["generation", "reconstruction"]

@@ -11,6 +11,7 @@ import pytest
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.drawing.bars import COLOURS, bar_chart, check_chart, new_chart, write_chart
 from gtr_pack.gtr_core.errors import GtRError
+from gtr_tests.extras import why_missing
 from PIL import Image
 
 ROWS = [("origin", 4.0, "4.00 s"), ("step-16", 2.0, "2.00 s"), ("gtr-full", 1.0, "1.00 s")]
@@ -19,7 +20,7 @@ STARTS = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 
 @pytest.fixture
 def drawn():
-    pytest.importorskip("matplotlib", reason="charts need matplotlib, of the extra eval")
+    pytest.importorskip("matplotlib", reason=why_missing("matplotlib", "eval"))
     return bar_chart(ROWS, "seconds", [0.5, 0.0, 0.25])
 
 
@@ -64,7 +65,7 @@ def test_a_chart_is_ink_on_white(drawn, tmp_path: Path) -> None:
 
 
 def test_the_users_own_style_is_left_as_it_is() -> None:
-    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib = pytest.importorskip("matplotlib", reason=why_missing("matplotlib", "eval"))
     before = dict(matplotlib.rcParams)
     with new_chart(2, 2):
         assert dict(matplotlib.rcParams) != before

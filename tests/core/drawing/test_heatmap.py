@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from gtr_pack.gtr_core.drawing.canvas import VIRIDIS, viridis
-from gtr_pack.gtr_core.drawing.heatmap import MARGIN, SIDE, StepCounts, heatmap, overlay, planned_steps
+from gtr_pack.gtr_core.drawing.heatmap import MARGIN, SIDE, StepCounts, heatmap, overlay
 from gtr_pack.gtr_core.noise import SeededNoise
 from gtr_pack.gtr_core.plans.fts import FTS
+from gtr_pack.gtr_core.plans.method import Method
 from gtr_pack.gtr_core.plans.plan import make_plan
 from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_pack.gtr_core.sampling.sampler import sample
@@ -32,16 +33,16 @@ def corners(figure: np.ndarray, margin: int = 0) -> dict[tuple[int, int], tuple[
 
 
 def test_steps_are_those_of_the_schedule_and_of_fts(tiny_mar) -> None:
-    plan, spent, detail = make_plan(GTR, tiny_mar.spec.grid, (1, 2)), [], FTS(0.25, 8)
+    detail, spent = FTS(0.25, 8), []
+    plan = make_plan(Method(GTR, fts=detail), tiny_mar.spec.grid, (1, 2))
     sample(
         tiny_mar,
         plan,
         torch.tensor([0, 1]),
         SeededNoise((1, 2), tiny_mar.spec.head.channels),
-        fts=detail,
         callback=lambda p: spent.append(p.spent.clone()) if p.step == p.steps else None,
     )
-    extra = spent[0].numpy() - planned_steps(plan)
+    extra = spent[0].numpy() - plan.scheduled_steps()
     assert set(np.unique(extra)) == {0, detail.detail_steps - GTR.diffusion[2]}
     expected = sum(detail.count(step.tokens) for step in plan.steps if step.reconstruction)
     assert ((extra > 0).sum(1) == expected).all()

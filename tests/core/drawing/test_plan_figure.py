@@ -7,6 +7,7 @@ import pytest
 from gtr_pack.gtr_core.drawing.canvas import KNOWN, LINE, STAGE_COLOURS, viridis
 from gtr_pack.gtr_core.drawing.plan_figure import AXIS, CHART, GAP, MAP, MAPS_TOP, plan_figure, stage_colour
 from gtr_pack.gtr_core.plans.fts import FTS
+from gtr_pack.gtr_core.plans.method import Method
 from gtr_pack.gtr_core.plans.plan import Plan, make_plan
 from gtr_pack.gtr_core.plans.presets import PRESETS, preset
 from gtr_pack.gtr_core.plans.schedule import Schedule
@@ -35,10 +36,10 @@ def bars(chart: np.ndarray, colour: np.ndarray) -> list[tuple[int, int]]:
 
 
 def test_the_maps_show_stage_order_and_diffusion_steps_of_every_token() -> None:
-    plan = make_plan(preset("gtr-paper"), (16, 16), (4,))
-    figure, steps, cell = plan_figure(plan, FTS()), len(plan.steps), MAP // 16
+    plan = make_plan(Method(preset("gtr-paper"), fts=FTS()), (16, 16), (4,))
+    figure, steps, cell = plan_figure(plan), len(plan.steps), MAP // 16
     for index, step in enumerate(plan.steps):
-        for position in step.positions[0]:
+        for position in step.targets[0]:
             row, token = divmod(int(position), 16)
             assert middle(figure, 0, row, cell, token) == tuple(STAGE_COLOURS[step.stage - 1])
             assert middle(figure, 1, row, cell, token) == tuple(viridis(np.array(index / (steps - 1))))
@@ -46,7 +47,7 @@ def test_the_maps_show_stage_order_and_diffusion_steps_of_every_token() -> None:
 
 
 def test_the_bars_are_as_high_as_the_numbers_of_their_ar_steps_and_equally_wide() -> None:
-    plan = make_plan(Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4)), (8, 8), (0,))
+    plan = make_plan(Method(Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4))), (8, 8), (0,))
     tokens, diffusion = charts(plan_figure(plan), plan)
     for chart, values in (
         (tokens, [step.tokens for step in plan.steps]),
@@ -58,8 +59,9 @@ def test_the_bars_are_as_high_as_the_numbers_of_their_ar_steps_and_equally_wide(
 
 
 def test_the_steps_of_fts_are_outlined() -> None:
-    plan = make_plan(Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4)), (8, 8), (0,))
-    plain, outlined = (charts(plan_figure(plan, fts), plan)[1] for fts in (None, FTS(0.25, 16)))
+    small = Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4))
+    plan, detailed = (make_plan(Method(small, fts=fts), (8, 8), (0,)) for fts in (None, FTS(0.25, 16)))
+    plain, outlined = (charts(plan_figure(each), each)[1] for each in (plan, detailed))
     assert [height for _, height in bars(outlined, stage_colour(3))] == [CHART * 4 // 16] * 2
     assert [height for _, height in bars(plain, stage_colour(3))] == [CHART * 4 // 8] * 2
     assert (outlined == (40, 40, 40)).all(-1).any(0).sum() == sum(width for width, _ in bars(outlined, stage_colour(3)))
@@ -68,7 +70,7 @@ def test_the_steps_of_fts_are_outlined() -> None:
 
 def test_each_image_of_a_batch_has_a_figure_of_its_own() -> None:
     schedule = Schedule("s", "random", (4,))
-    both, second = make_plan(schedule, (8, 8), (1, 2)), make_plan(schedule, (8, 8), (2,))
+    both, second = make_plan(Method(schedule), (8, 8), (1, 2)), make_plan(Method(schedule), (8, 8), (2,))
     assert np.array_equal(plan_figure(both, index=1), plan_figure(second))
     assert not np.array_equal(plan_figure(both), plan_figure(second))
 
@@ -78,11 +80,11 @@ def test_every_preset_can_be_drawn_with_any_part_of_its_tokens_known(name: str) 
     unknown = np.zeros((20, 12), bool)
     for share in (0, 7, 20):
         unknown[:share] = True
-        figure = plan_figure(make_plan(preset(name), (20, 12), (1,), unknown=unknown), FTS())
+        figure = plan_figure(make_plan(Method(preset(name), fts=FTS()), (20, 12), (1,), unknown=unknown))
         assert figure.dtype == np.uint8 and figure.shape[1] == WIDTH
         assert (middle(figure, 0, 19, MAP // 20, 11) == KNOWN) == (share < 20)
 
 
 def test_a_step_for_every_token_of_the_largest_grid_can_be_drawn() -> None:
-    figure = plan_figure(make_plan(Schedule("s", "raster", (4096,)), (64, 64), (0,)))
+    figure = plan_figure(make_plan(Method(Schedule("s", "raster", (4096,))), (64, 64), (0,)))
     assert figure.shape[1] == WIDTH

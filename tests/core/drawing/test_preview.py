@@ -5,19 +5,20 @@ from __future__ import annotations
 import numpy as np
 from gtr_pack.gtr_core.drawing.canvas import STAGE_COLOURS
 from gtr_pack.gtr_core.drawing.preview import NOW, preview_figure, state_of
+from gtr_pack.gtr_core.plans.method import Method
 from gtr_pack.gtr_core.plans.regions import whole_grid, window_regions
 from gtr_pack.gtr_core.plans.schedule import Schedule
 
-GTR = Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4), decoder_scope="stage")
+GTR = Method(Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4), decoder_scope="stage"))
 
 
 def test_the_preview_shows_known_tokens_and_marks_the_others() -> None:
     (plan,) = whole_grid(GTR, (3,), np.ones((6, 6), bool))
     state = state_of((plan,), 0, 3, (6, 6))
     steps = plan.plan.steps
-    assert set(np.flatnonzero(state.ravel() == 0)) == set(np.concatenate([s.positions[0] for s in steps[:3]]))
-    assert set(np.flatnonzero(state.ravel() == NOW)) == set(steps[3].positions[0])
-    assert all((state.ravel()[s.positions[0]] == s.stage).all() for s in steps[4:])
+    assert set(np.flatnonzero(state.ravel() == 0)) == set(np.concatenate([s.targets[0] for s in steps[:3]]))
+    assert set(np.flatnonzero(state.ravel() == NOW)) == set(steps[3].targets[0])
+    assert all((state.ravel()[s.targets[0]] == s.stage).all() for s in steps[4:])
     colours = np.random.default_rng(0).integers(0, 255, (12, 12, 3)).astype(np.uint8)
     figure = preview_figure(colours, state, 240)
     assert figure.shape == (240, 240, 3)

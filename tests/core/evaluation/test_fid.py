@@ -13,6 +13,7 @@ import pytest
 import torch
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.evaluation import fid
+from gtr_tests.extras import why_missing
 from safetensors.torch import save_file
 
 
@@ -39,7 +40,7 @@ def test_statistics_files_are_checked(changes, words, tmp_path):
 
 
 def test_inception_weights_are_not_executed(tmp_path):
-    pytest.importorskip("torch_fidelity", reason="torch-fidelity: extra 'eval'")
+    pytest.importorskip("torch_fidelity", reason=why_missing("torch_fidelity", "eval"))
     torch.save({"a": time.perf_counter}, tmp_path / "evil.pth")
     with pytest.raises(GtRError, match="was not executed"):
         fid.inception_features(tmp_path / "evil.pth")

@@ -20,6 +20,7 @@ from gtr_pack.gtr_core.pipeline import decode_images, generate_latents
 from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_tests.evaluations import VAE, write_model
+from gtr_tests.extras import why_missing
 from gtr_tests.stand_ins import randomised, small_lightgen
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -134,7 +135,7 @@ def test_shards_of_safetensors_hold_images_and_latents(job):
 
 
 def test_a_parquet_manifest_has_the_same_rows(job):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow: the extra 'scale'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason=why_missing("pyarrow", "scale"))
     result = generate_many(replace(job, images=2), ALONE)
     path = write_manifest(job, result.keys, result.rows, "parquet")
     assert path.name == "manifest.parquet" and parquet.read_table(path).to_pylist() == result.rows
@@ -169,4 +170,6 @@ def test_jobs_that_cannot_be_are_refused(job, text_job):
         generate_many(replace(job, labels=(), prompts=text_job.prompts), ALONE)
     with pytest.raises(GtRError, match="draws from text: give its encoded prompts"):
         generate_many(replace(text_job, labels=(1,), prompts=None), ALONE)
+    with pytest.raises(GtRError, match="pixels only"):
+        generate_many(replace(job, grid=(4, 4)), ALONE)
     assert not job.output.exists()

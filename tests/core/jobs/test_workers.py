@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,20 +10,12 @@ from pathlib import Path
 import pytest
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.jobs.workers import WorkerPool, run_tasks
+from gtr_tests.extras import child_environment, needs
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray: the extra 'scale'")
-
-
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]),
-}
-
-
+needs_ray = needs("ray", "scale")
 # Workers are other processes, that import what they do from a file: squares, written beside and renamed. The first to
 # try task 2 is killed, task 3 kills everyone if asked to, task 4 cannot be done, the first to try task 5 hangs.
 SQUARES = """
@@ -76,6 +67,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a Unix signal")
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=needs_ray)])
 def test_tasks_of_a_killed_worker_and_of_a_slow_one_are_done_by_another(engine: str, tmp_path: Path) -> None:
@@ -83,11 +75,10 @@ def test_tasks_of_a_killed_worker_and_of_a_slow_one_are_done_by_another(engine: 
     (tmp_path / "squares.py").write_text(SQUARES)
     (tmp_path / "drive.py").write_text(DRIVE)
     (tmp_path / "out").mkdir()
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])}
     done = subprocess.run(
         [sys.executable, "drive.py", engine],
         cwd=tmp_path,
-        env=environment,
+        env={**child_environment(tmp_path, ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

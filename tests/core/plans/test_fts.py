@@ -63,6 +63,6 @@ def test_all_selects_all():
     "settings",
     [dict(fraction=0.0), dict(fraction=1.5), dict(fraction=float("nan")), dict(detail_steps=0), dict(selection="best")],
 )
-def test_wrong_settings(settings):
+def test_wrong_settings_say_what_is_expected(settings):
     with pytest.raises(GtRError, match="expected"):
         FTS(**settings)

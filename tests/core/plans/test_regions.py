@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.errors import GtRError
-from gtr_pack.gtr_core.models.mar import MAR
+from gtr_pack.gtr_core.models import Model
 from gtr_pack.gtr_core.noise import SeededNoise
-from gtr_pack.gtr_core.plans.method import Guidance
+from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.partition import stage_of_tokens
 from gtr_pack.gtr_core.plans.presets import PRESETS, preset
 from gtr_pack.gtr_core.plans.regions import Region, redrawn_tokens, whole_grid, window_regions, windows
@@ -17,6 +17,7 @@ from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.plans import assert_covers
 
 GTR = Schedule("small", "gtr", (4, 2, 2), diffusion=(4, 3, 2), decoder_scope="stage")
+METHOD = Method(GTR, Guidance(2.0))
 NAMED = {"reconstruction": lambda stage: stage == 3, "variations": lambda stage: stage > 1}
 
 
@@ -49,7 +50,7 @@ def test_a_share_is_the_last_part_of_the_order(name):
         ((preset("origin"), (6, 6), "variations"), "single stage.*redraw 'denoise'"),
     ],
 )
-def test_wrong_redraws(settings, words):
+def test_wrong_redraws_say_what_is_wrong(settings, words):
     with pytest.raises(GtRError, match=words) as caught:
         redrawn_tokens(*settings)
     assert "\n" not in str(caught.value)
@@ -70,7 +71,7 @@ def canvases():
 def test_windows_decode_every_unknown_token_once_and_no_known_one(overlap):
     for unknown in canvases():
         known = ~unknown.ravel()
-        for region in window_regions(GTR, (6, 6), (1, 2), unknown, overlap):
+        for region in window_regions(METHOD, (6, 6), (1, 2), unknown, overlap):
             assert_covers(region.plan, region.unknown)
             decoded = region.positions[region.unknown.ravel()]
             assert len(decoded) and not known[decoded].any()
@@ -90,12 +91,12 @@ def test_windows_grow_from_what_is_known_and_overlap_as_asked():
 
 
 def test_every_window_has_its_own_seeds():
-    regions = window_regions(GTR, (6, 6), (1, 2), np.ones((6, 12), bool))
+    regions = window_regions(METHOD, (6, 6), (1, 2), np.ones((6, 12), bool))
     assert regions[0].seeds == (1, 2) and len({seed for region in regions for seed in region.seeds}) == 2 * len(regions)
-    alone = window_regions(GTR, (6, 6), (2,), np.ones((6, 12), bool))
+    alone = window_regions(METHOD, (6, 6), (2,), np.ones((6, 12), bool))
     assert [region.seeds for region in alone] == [region.seeds[1:] for region in regions]
     assert all(
-        np.array_equal(a.positions[0], b.positions[1])
+        np.array_equal(a.targets[0], b.targets[1])
         for one, both in zip(alone, regions)
         for a, b in zip(one.plan.steps, both.plan.steps)
     )
@@ -110,12 +111,12 @@ def test_every_window_has_its_own_seeds():
         ((6, 12), -1, "cannot overlap by -1"),
     ],
 )
-def test_wrong_windows(grid, overlap, words):
+def test_wrong_windows_say_what_is_wrong(grid, overlap, words):
     with pytest.raises(GtRError, match=words):
         windows((6, 6), np.ones(grid, bool), overlap)
 
 
-def run(model: MAR, regions: tuple[Region, ...], tokens: torch.Tensor) -> torch.Tensor:
+def run(model: Model, regions: tuple[Region, ...], tokens: torch.Tensor) -> torch.Tensor:
     tokens, channels = tokens.clone(), model.spec.head.channels
     for region in regions:
         tokens[:, region.positions] = sample(
@@ -124,7 +125,6 @@ def run(model: MAR, regions: tuple[Region, ...], tokens: torch.Tensor) -> torch.
             torch.tensor([0, 1]),
             SeededNoise(region.seeds, channels),
             tokens=tokens[:, region.positions],
-            guidance=Guidance(2.0),
         )
     return tokens
 
@@ -135,7 +135,9 @@ def test_given_tokens_come_back_bitwise_from_every_edit(tiny_mar):
     wide[:, : own[1]] = False
     for unknown in (redrawn_tokens(GTR, own, "variations"), redrawn_tokens(GTR, own, "denoise", 0.3), wide):
         given = torch.randn(2, unknown.size, tiny_mar.spec.head.channels, generator=generator)
-        regions = window_regions(GTR, own, (1, 2), unknown) if unknown is wide else whole_grid(GTR, (1, 2), unknown)
+        regions = (
+            window_regions(METHOD, own, (1, 2), unknown) if unknown is wide else whole_grid(METHOD, (1, 2), unknown)
+        )
         out = run(tiny_mar, regions, given)
         fresh = torch.from_numpy(unknown.ravel())
         assert torch.equal(out[:, ~fresh], given[:, ~fresh]) and (out[:, fresh] != given[:, fresh]).all()
@@ -143,7 +145,7 @@ def test_given_tokens_come_back_bitwise_from_every_edit(tiny_mar):
 
 def test_a_redrawn_picture_depends_on_the_structure_that_it_keeps(tiny_mar):
     own, generator = tiny_mar.spec.grid, torch.Generator().manual_seed(3)
-    regions = whole_grid(GTR, (1, 2), redrawn_tokens(GTR, own, "variations"))
+    regions = whole_grid(METHOD, (1, 2), redrawn_tokens(GTR, own, "variations"))
     one, other = (
         torch.randn(2, tiny_mar.spec.tokens, tiny_mar.spec.head.channels, generator=generator) for _ in range(2)
     )

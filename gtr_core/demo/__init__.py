@@ -1,10 +1,10 @@
-"""The built-in demo model: its files and class names (as drawn by demo/data.py and stored in the file)."""
+"""The built-in demo model: its files beside this one, and its class names (as demo/data.py draws them)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-MODELS = Path(__file__).resolve().parents[1] / "demo" / "models"
+MODELS = Path(__file__).resolve().parent
 DEMO_MAR = MODELS / "demo_mar.safetensors"
 DEMO_VAE = MODELS / "demo_vae.safetensors"
 DEMO_JUDGE = MODELS / "demo_judge.safetensors"

@@ -1,0 +1,492 @@
+"""Writes the numbers of the documentation: ``python -m docs.tables``, from the repository's root.
+
+Every number has one home. Measured numbers are the files docs/figures/*.json, each the output of one command below;
+FLOPs and memory are counted here. A page holds ``<!-- table: NAME -->`` or ``<!-- value: NAME -->``, the text, and
+``<!-- end -->``; this command replaces the text. Where a file is missing the text stays, and the command that writes
+the file is printed.
+
+    python -m docs.tables                        write pages and charts
+    python -m docs.tables --measure bench_demo   run the command behind a file first
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+
+import torch
+
+from gtr_core.costs.flops import report
+from gtr_core.costs.paper_table import SPEEDS
+from gtr_core.device import Machine, Runtime
+from gtr_core.drawing.bars import bar_chart, write_chart
+from gtr_core.evaluation.metrics import Interval
+from gtr_core.models import ModelSpec, build, published_specs
+from gtr_core.plans.fts import FTS
+from gtr_core.plans.method import Guidance, Method
+from gtr_core.plans.plan import make_plan
+from gtr_core.plans.presets import PRESETS, preset
+from gtr_core.sampling.lazymar import LazyMAR
+from gtr_core.sampling.memory import activation_bytes
+from gtr_core.sampling.packed_linear import packed_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "docs" / "figures"
+PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("web/docs/**/*.md")))
+BLOCK = re.compile(r"<!-- (table|value): ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
+MARS = ("mar-b", "mar-l", "mar-h")
+BATCHES = (1, 4, 16, 64)
+GIB, MIB = 2**30, 2**20
+
+MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
+QUALITY = "eval --presets gtr-paper,origin --images 340 --seeds 3 --cfg 1 --work output/eval"
+MANY = "generate-many --preset gtr-extreme --images 64 --shard 8 --batch 8 --manifest jsonl"
+LIGHTGEN = "bench --model lightgen --size 512x512 --cfg 4 --rounds 3 --presets reference,"
+# What writes docs/figures/NAME.json, after `python -m gtr_core` and with --json.
+COMMANDS = {
+    "bench_demo": "bench --model demo --rounds 3 "
+    "--presets origin,step-16,step-8,halton-16,disa-24,disa-16,lazymar,gtr-paper,gtr-full,gtr-extreme",
+    "bench_mar_b": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS},"
+    + ",".join(f"{name}@bfloat16" for name in MAR_PRESETS.split(",")),
+    "bench_lightgen": LIGHTGEN
+    + "lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
+    # On a processor with AVX2 and without AVX-512.
+    "bench_mar_b_avx2": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS}",
+    "bench_lightgen_avx2": LIGHTGEN + "gtr-lightgen,gtr-lightgen-fast",
+    **{f"batch_demo_{n}": f"bench --model demo --presets gtr-full --rounds 5 --batch {n}" for n in BATCHES},
+    **{
+        f"batch_mar_b_{n}": f"bench --model mar-b --dtype bfloat16 --presets gtr-extreme --rounds 3 --batch {n}"
+        for n in BATCHES
+    },
+    "quality_float32": QUALITY,
+    "quality_bfloat16": f"{QUALITY} --dtype bfloat16 --acceleration auto",
+    **{f"many_{n}": f"{MANY} --workers {n} -o output/many_{n}" for n in (1, 2)},
+}
+# A machine of which only the room matters: a GPU with units for 16 bit.
+GPU = Machine((torch.bfloat16, torch.float16, torch.float32))
+
+
+class Missing(LookupError):
+    """A table needs a file of docs/figures that is not there."""
+
+
+def measured(name: str) -> dict:
+    """What the command of this name wrote."""
+    path = FIGURES / f"{name}.json"
+    if not path.is_file():
+        raise Missing(name)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# -- parts of tables ---------------------------------------------------------------------------------------------------
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *rows))
+
+
+def code(*commands: str) -> str:
+    return "\n".join(["```", *commands, "```"])
+
+
+def digits(value: float, count: int = 3) -> str:
+    """Rounded to so many significant digits: 0.261, 6.25, 144."""
+    return f"{value:#.{count}g}".rstrip(".")
+
+
+def times(ratio: float) -> str:
+    return f"{digits(ratio)}×"
+
+
+def seconds(row: dict) -> str:
+    low, high = row["seconds_range"]
+    return f"{digits(row['seconds'])} ({digits(low)} to {digits(high)})"
+
+
+def command(result: dict) -> str:
+    return result["command"].replace(" --json", "")
+
+
+def machine(result: dict) -> str:
+    """What a result was measured on; the threads are those of the process that reports."""
+    facts = result["machine"]
+    vectors = f" ({facts['vectors']})" if "vectors" in facts else ""
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    return f"{facts['name']}{vectors}, {threads}, torch {facts['torch']}"
+
+
+def conditions(result: dict) -> str:
+    """Under a table of `bench`."""
+    peak = result["process_peak_bytes"]
+    return (
+        f"Measured on {machine(result)}. Medians of {result['rounds']} interleaved rounds with their range, batch "
+        f"{result['batch']}, guidance and FTS on."
+        + (f" The process held at most {peak / GIB:.1f} GiB, the weights of all dtypes included." if peak else "")
+    )
+
+
+def chart(name: str, words: str) -> str:
+    """The line that shows the chart of a result."""
+    return f"![{words}]({name}.png)"
+
+
+# -- FLOPs and memory, counted -----------------------------------------------------------------------------------------
+
+
+def grid_of(spec: ModelSpec) -> tuple[int, int]:
+    """LightGen's pages are about 512 px."""
+    return (32, 32) if spec.condition == "text" else spec.grid
+
+
+def flops(model: str, name: str, **settings) -> tuple[float, float]:
+    """TFLOPs per image with guidance and FTS, and the ratio to the model's origin."""
+    spec = published_specs()[model]
+    facts = report(Method(preset(name), Guidance(3.0), FTS(), **settings), spec, grid_of(spec))
+    return facts["tflops"]["total"], facts["speedup"]
+
+
+def counted(model: str, name: str) -> str:
+    tera, ratio = flops(model, name)
+    return f"{tera:.2f}" if ratio == 1 else f"{tera:.2f} ({ratio:.2f}×)"
+
+
+def ratio(model: str, name: str) -> str:
+    value = flops(model, name)[1]
+    return "1×" if value == 1 else f"{value:.2f}×"
+
+
+def ar_steps(name: str) -> str:
+    return ", ".join(map(str, preset(name).steps))
+
+
+def diffusion(name: str) -> str:
+    start, end, last = preset(name).diffusion
+    falling = f"{start}" if start == end else f"{start} to {end}"
+    return falling if preset(name).stages == 1 or last == end else f"{falling}, then {last}"
+
+
+def scope(name: str) -> str:
+    return "all" if preset(name).decoder_scope == "full" else "stages so far"
+
+
+def flops_table() -> str:
+    rows = []
+    for name in PRESETS:
+        if "lightgen" not in name:
+            printed = f"{SPEEDS[name][2]:.2f}×" if name in SPEEDS else ""
+            cells = [counted(model, name) for model in MARS]
+            rows.append((f"`{name}`", ar_steps(name), diffusion(name), scope(name), *cells, printed))
+    head = ("preset", "AR steps", "diffusion steps", "mask tokens in the decoder")
+    return table((*head, *(f"{model.upper()} ↓" for model in MARS), "paper, MAR-H"), rows)
+
+
+def flops_lightgen() -> str:
+    printed = {"gtr-lightgen": "3.32×", "gtr-lightgen-fast": "3.82×"}
+    names = [name for name in PRESETS if "lightgen" in name]
+    rows = [
+        (f"`{name}`", ar_steps(name), diffusion(name), counted("lightgen", name), printed.get(name, ""))
+        for name in names
+    ]
+    return table(("preset", "AR steps", "diffusion steps", "TFLOPs at 512 px ↓", "paper"), rows)
+
+
+def presets_short() -> str:
+    uses = (
+        ("gtr-paper", "the default for MAR, the paper's printed settings", "mar-h"),
+        ("origin", "exactly the original schedule", "mar-h"),
+        ("gtr-extreme", "faster, for drafts", "mar-h"),
+        ("gtr-lightgen", "the default for LightGen, four stages", "lightgen"),
+        ("step-16", "a baseline, the original schedule in fewer steps", "mar-h"),
+    )
+    rows = [
+        (f"`{name}`", use, ar_steps(name), f"{ratio(model, name)} ({'LightGen' if model == 'lightgen' else 'MAR-H'})")
+        for name, use, model in uses
+    ]
+    return table(("preset", "what it is for", "AR steps per stage", "fewer FLOPs ↑"), rows)
+
+
+def scheduler(words: tuple[str, str, str], all_tokens: str, mark: str) -> str:
+    """The table of the scheduler's help page in one language."""
+    names = [name for name in PRESETS if not name.startswith(("halton", "disa"))]
+    rows = []
+    for name in names:
+        own = "lightgen" if "lightgen" in name else "mar-h"
+        full = f"{mark}{all_tokens}" if preset(name).order == "gtr" and preset(name).decoder_scope == "full" else ""
+        rows.append((f"`{name}`", f"{ar_steps(name)}{full}", ratio(own, name)))
+    return table(words, rows)
+
+
+def memory() -> str:
+    rows = []
+    for model, name, dtype in (
+        ("mar-b", "gtr-full", torch.float32),
+        ("mar-b", "gtr-full", torch.bfloat16),
+        ("mar-l", "gtr-full", torch.bfloat16),
+        ("mar-h", "gtr-full", torch.bfloat16),
+        ("lightgen", "gtr-lightgen", torch.bfloat16),
+    ):
+        spec = published_specs()[model]
+        method = Method(preset(name), Guidance(3.0), FTS())
+
+        def needed(batch: int, graphs: bool = False) -> float:
+            plan = make_plan(method, grid_of(spec), range(batch))
+            return activation_bytes(plan, spec, Runtime("cuda", dtype, graphs, GPU)) / MIB
+
+        sizes = {batch: needed(batch) for batch in (1, 2, 63, 64)}
+        slope = max(sizes[2] - sizes[1], sizes[64] - sizes[63])
+        label = "LightGen, 512 px" if model == "lightgen" else model.upper()
+        rows.append(
+            (
+                f"{label}, `{name}`, {'fp32' if dtype == torch.float32 else '16 bit'}",
+                f"{sizes[1]:.0f}",
+                digits(slope),
+                f"{sizes[64]:.0f}",
+                f"{needed(1, graphs=True) - sizes[1]:.0f}",
+            )
+        )
+    head = ("model, preset, transformer", "batch 1 ↓", "each further image ↓", "batch 64 ↓", "CUDA graphs add")
+    return table(head, rows)
+
+
+def packed_weights() -> str:
+    """GiB of packed weights in fp32."""
+    sizes = {}
+    for name, spec in published_specs().items():
+        model = build(spec, device="meta", dtype=torch.float32)
+        sizes[name] = digits(packed_bytes(model, torch.float32, GPU.smallest_packed) / GIB, 2)
+    mar_b, mar_l, mar_h, lightgen = (sizes[name] for name in (*MARS, "lightgen"))
+    return f"{mar_b} GiB for MAR-B, {mar_l} for MAR-L, {mar_h} for MAR-H and {lightgen} for LightGen"
+
+
+def plan_of_50000() -> str:
+    """Arithmetic on stated assumptions: 80 TFLOP/s per GPU, 10 GB/s of shared disk, 0.5 GB/s of hashing."""
+    images, rate, disk, hashing, weights = 50_000, 80, 10, 0.5, 3.77
+    each = flops("mar-h", "gtr-paper")[0] / rate
+    columns = []
+    for gpus, shard in ((1, 64), (8, 64), (256, 64), (256, 16)):
+        tasks = ceil(images / shard)
+        busiest = ceil(tasks / gpus)
+        making = min(busiest * shard, images) * each
+        loading = gpus * weights / disk
+        columns.append((gpus, shard, tasks, busiest, making, loading, making + loading + weights / hashing))
+    alone = columns[0][-1]
+    head = ("", *(f"{gpus} GPU{'s' * (gpus > 1)}, `--shard {shard}`" for gpus, shard, *_ in columns))
+    return table(
+        head,
+        [
+            ("tasks", *(f"{column[2]}" for column in columns)),
+            ("tasks of the busiest worker", *(f"{column[3]}" for column in columns)),
+            ("seconds of generating", *(f"{column[4]:,.0f}" for column in columns)),
+            ("seconds of loading", *(digits(column[5], 2) for column in columns)),
+            ("seconds in all, with hashing", *(f"{column[6]:,.0f}" for column in columns)),
+            ("speed-up over 1 GPU ↑", *(times(alone / column[6]) for column in columns)),
+        ],
+    )
+
+
+# -- measured ----------------------------------------------------------------------------------------------------------
+
+
+def bench_demo() -> str:
+    result = measured("bench_demo")
+    rows = [
+        (
+            f"`{row['preset']}`",
+            f"{row['ar_steps']}",
+            f"{row['head_evaluations']}",
+            f"{row['tflops']:.2f}",
+            seconds(row),
+            times(row["ratio"]),
+        )
+        for row in result["rows"]
+    ]
+    head = ("preset", "AR steps", "head evaluations", "TFLOPs ↓", "seconds ↓", "speed-up ↑")
+    words = "Bars of the median seconds per image, origin longest and gtr-extreme shortest"
+    return "\n\n".join([code(command(result)), table(head, rows), chart("bench_demo", words), conditions(result)])
+
+
+def bench_dtypes(name: str, words: str) -> Callable[[], str]:
+    """A row per preset, fp32 and bf16 side by side, as far as they were measured."""
+
+    def text() -> str:
+        result = measured(name)
+        by_name = {row["preset"]: row for row in result["rows"]}
+        low = any(key.endswith("@bfloat16") for key in by_name)
+        rows = []
+        for key, row in by_name.items():
+            if "@" not in key:
+                cells = [f"`{key}`", f"{row['tflops']:.2f}", seconds(row), times(row["ratio"])]
+                if low:
+                    other = by_name.get(f"{key}@bfloat16")
+                    cells += ["", ""] if other is None else [seconds(other), times(other["ratio"])]
+                rows.append(tuple(cells))
+        head = ("preset", "TFLOPs ↓", "fp32: seconds ↓", "speed-up ↑", "bf16: seconds ↓", "speed-up ↑")
+        head = head if low else head[:4]
+        return "\n\n".join([code(command(result)), table(head, rows), chart(name, words), conditions(result)])
+
+    return text
+
+
+def batches() -> str:
+    names = ("demo", "mar_b")
+    results = {(name, n): measured(f"batch_{name}_{n}") for name in names for n in BATCHES}
+    rows = []
+    for n in BATCHES:
+        cells = [f"{n}"]
+        for name in names:
+            row = results[name, n]["rows"][0]
+            cells += [digits(row["seconds"] / n), f"{row['peak_bytes'] / MIB:.0f}"]
+        rows.append(tuple(cells))
+    head = (
+        "batch", "demo, fp32, `gtr-full`: seconds per image ↓", "activations, MiB ↓",
+        "MAR-B, bf16, `gtr-extreme`: seconds per image ↓", "activations, MiB ↓",
+    )  # fmt: skip
+    commands = [re.sub(r"--batch \d+", "--batch N", command(results[name, 1])) for name in names]
+    first = results["demo", 1]
+    return "\n\n".join([code(*commands), table(head, rows), f"Measured on {machine(first)}. Medians over the rounds."])
+
+
+def precision() -> str:
+    single, low = measured("quality_float32"), measured("quality_bfloat16")
+    rows = []
+    for own, other in zip(single["rows"], low["rows"]):
+        figures = [Interval(**row["figures"]["frechet"]) for row in (own, other)]
+        rows.append((f"`{own['method']}`", *(f"{f.mean:.1f} ± {f.half:.1f}" for f in figures)))
+    seeds, images = len(single["seeds"]), single["images"]
+    head = ("preset", "fp32: Fréchet distance ↓", "bf16: Fréchet distance ↓")
+    return "\n\n".join(
+        [
+            code(command(single), command(low)),
+            table(head, rows),
+            f"The demo model, n = {seeds} × {images} images, mean ± half of the 95 % interval over the seeds.",
+        ]
+    )
+
+
+def scaling() -> str:
+    results = [measured(f"many_{n}") for n in (1, 2)]
+    rates = [result["pictures"] / result["seconds"] for result in results]
+    rows = [
+        (f"{n}", f"{result['seconds']:.1f}", digits(rate), times(rate / rates[0]))
+        for n, result, rate in zip((1, 2), results, rates)
+    ]
+    head = ("workers", "seconds, loading included ↓", "images per second ↑", "speed-up ↑")
+    where = f"Measured on {machine(results[0])}, one run each. Workers have one thread."
+    return "\n\n".join([code(*map(command, results)), table(head, rows), where])
+
+
+def speed_of_mar_b() -> str:
+    rows = {row["preset"]: row for row in measured("bench_mar_b")["rows"]}
+    return (
+        f"{digits(rows['gtr-paper']['ratio'])}× faster in fp32 and "
+        f"{digits(rows['gtr-paper@bfloat16']['ratio'])}× in bf16"
+    )
+
+
+ENGLISH = ("preset", "AR steps per stage", "speed-up in FLOPs (MAR-H or LightGen)")
+CHINESE = ("预设", "各阶段的自回归步数", "FLOPs 减少的倍数（MAR-H 或 LightGen）")
+TABLES: dict[str, Callable[[], str]] = {
+    "flops": flops_table,
+    "flops-lightgen": flops_lightgen,
+    "presets": presets_short,
+    "scheduler": lambda: scheduler(ENGLISH, "decoder scope full", ", "),
+    "scheduler-zh": lambda: scheduler(CHINESE, "解码器范围 full", "，"),
+    "memory": memory,
+    "plan-50000": plan_of_50000,
+    "bench-demo": bench_demo,
+    "bench-mar-b": bench_dtypes(
+        "bench_mar_b", "Bars of the median seconds per image of MAR-B, the reference implementation longest"
+    ),
+    "bench-lightgen": bench_dtypes(
+        "bench_lightgen", "Bars of the median seconds per image of LightGen, the reference implementation longest"
+    ),
+    "bench-mar-b-avx2": bench_dtypes(
+        "bench_mar_b_avx2", "Bars of the median seconds per image of MAR-B on a processor without AVX-512"
+    ),
+    "bench-lightgen-avx2": bench_dtypes(
+        "bench_lightgen_avx2", "Bars of the median seconds per image of LightGen on a processor without AVX-512"
+    ),
+    "batches": batches,
+    "precision": precision,
+    "scaling": scaling,
+    # Values inside a sentence.
+    "speed-mar-b": speed_of_mar_b,
+    "flops-mar-h": lambda: f"{flops('mar-h', 'gtr-paper')[1]:.1f}×",
+    "flops-extreme": lambda: f"{flops('mar-h', 'gtr-extreme')[1]:.1f}×",
+    "flops-lightgen-default": lambda: f"{flops('lightgen', 'gtr-lightgen')[1]:.1f}×",
+    "flops-lightgen-fast": lambda: f"{flops('lightgen', 'gtr-lightgen-fast')[1]:.1f}×",
+    "flops-lazymar": lambda: f"{flops('mar-b', 'gtr-full', cache=LazyMAR())[1]:.1f}×",
+    "packed-weights": packed_weights,
+    "tflops-paper": lambda: f"{flops('mar-h', 'gtr-paper')[0]:.2f}",
+    "tflops-origin": lambda: f"{flops('mar-h', 'origin')[0]:.2f}",
+}
+
+
+# -- pages and charts --------------------------------------------------------------------------------------------------
+
+
+def filled(text: str, missing: set[str]) -> str:
+    """A page with its tables and values as they are made now; names of missing files are added to ``missing``."""
+
+    def fill(match: re.Match) -> str:
+        kind, name, old = match.groups()
+        try:
+            new = TABLES[name]()
+        except Missing as error:
+            missing.add(str(error))
+            return match[0]
+        new = new if kind == "value" else f"\n\n{new}\n\n"
+        return f"<!-- {kind}: {name} -->{new}<!-- end -->"
+
+    return BLOCK.sub(fill, text)
+
+
+def draw(name: str) -> None:
+    """The chart of a result of `bench`."""
+    result = measured(name)
+    rows = [
+        (row["preset"], row["seconds"], f"{digits(row['seconds'])} s, {times(row['ratio'])}") for row in result["rows"]
+    ]
+    title = f"{result['model']}: seconds per image (median), {result['machine']['name']}"
+    write_chart(FIGURES.parent / f"{name}.png", bar_chart(rows, title))
+
+
+def measure(name: str) -> None:
+    """Run the command behind a file of docs/figures."""
+    words = [sys.executable, "-m", "gtr_core", *COMMANDS[name].split(), "--json"]
+    if name.startswith("many"):
+        shutil.rmtree(ROOT / words[-2], ignore_errors=True)  # else the images of an earlier run would be counted
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    FIGURES.mkdir(exist_ok=True)
+    (FIGURES / f"{name}.json").write_text(json.dumps(json.loads(done.stdout), indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", nargs="+", metavar="NAME", default=[], choices=COMMANDS)
+    for name in parser.parse_args().measure:
+        measure(name)
+    missing: set[str] = set()
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = filled(before, missing)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            print(f"wrote {page.relative_to(ROOT)}")
+    for name in COMMANDS:
+        if name.startswith("bench") and (FIGURES / f"{name}.json").is_file():
+            draw(name)
+    for name in COMMANDS:
+        if name in missing:
+            print(f"docs/figures/{name}.json is missing: python -m docs.tables --measure {name}")
+
+
+if __name__ == "__main__":
+    main()

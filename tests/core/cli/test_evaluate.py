@@ -1,0 +1,147 @@
+"""``eval``: figures with their intervals, resumable, by any number of workers; FID through torch-fidelity."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gtr_pack.gtr_core.cli import main
+from gtr_pack.gtr_core.evaluation import fid
+from gtr_pack.gtr_core.evaluation.evaluate import as_tensor
+from PIL import Image
+from safetensors.torch import load_file
+
+QUICK = ["--presets", "step-8,gtr-extreme", "--images", "5", "--seeds", "2", "--device", "cpu", "--json"]
+INSTALLED = importlib.util.find_spec("torch_fidelity") is not None
+
+
+def evaluate(capsys, *arguments) -> tuple[str, str]:
+    """The verb's answer and its progress."""
+    capsys.readouterr()
+    assert main(["eval", *map(str, arguments)]) == 0
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+@pytest.fixture(scope="module")
+def files(model_options, judge_options) -> list[str]:
+    return [*model_options, *judge_options]
+
+
+@pytest.fixture(scope="module")
+def whole(files, elsewhere, tmp_path_factory) -> tuple[dict, Path]:
+    """An evaluation without interruption, and its work folder."""
+    work = tmp_path_factory.mktemp("whole") / "work"
+    done = elsewhere("eval", *files, *QUICK, "--work", work)
+    assert done.stderr.count("\n") == 4
+    return json.loads(done.stdout), work
+
+
+def test_figures_have_intervals_and_are_drawn(whole, files, capsys, tmp_path):
+    result, work = whole
+    assert [row["method"] for row in result["rows"]] == ["step-8", "gtr-extreme"] and result["seeds"] == [0, 1]
+    assert result["command"].startswith("python -m gtr_core eval --model") and result["floor"]["images"] == 5
+    assert result["rows"][1]["speedup"] > 1 and result["settings"]["step-8"]["guidance"]["scale"] == 3.0
+    table, progress = evaluate(capsys, *files, *QUICK[:-1], "--work", str(work), "--png", str(tmp_path / "plot.png"))
+    assert progress == "" and "| real images | 2 x 5 |" in table and "95 %" in table
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_workers_give_the_same_figures(files, elsewhere, tmp_path):
+    """Results made by two processes: the rows of one."""
+    command = ["eval", *files, *QUICK, "--presets", "gtr-extreme", "--engine", "local"]
+    done = [elsewhere(*command, "--workers", count, "--work", tmp_path / str(count)) for count in (1, 2)]
+    assert json.loads(done[0].stdout)["rows"] == json.loads(done[1].stdout)["rows"]
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "12")
+    assert one == two and len(one) == 2
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (["--extractor", "nowhere"], "nowhere: check the name"),
+        (["--images", "200"], "make a larger one or lower --images"),
+        (["--seeds", "0"], "at least 4 images and 1 seed"),
+        (["--first-seed", "-1"], "1 seed from 0"),
+        (["--batch", "0"], "a batch of 0"),
+        (["--presets", "fast"], "unknown preset"),
+        (["--presets", ","], "at least one"),
+        (["--presets", "step-8,step-8"], "different names"),
+        (["--metrics", "lpips"], "expected default, fid"),
+        (["--png", "none/x.png"], "no folder none"),
+        (["--device", "toaster"], "cannot be used"),
+        (["--model", "demo", "--presets", "step-8"], "use the model's own"),
+    ],
+)
+def test_wrong_options_end_in_one_line(change, words, files, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in refused("eval", *files, *QUICK, *change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_own_figures_need_a_classifier_and_a_reference(model_options, judge_options, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for some in ([], judge_options[:2], judge_options[2:]):
+        assert "nothing to judge with" in refused("eval", *model_options, *some, *QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fid_needs_its_reference(model_options, refused):
+    assert "give an .npz" in refused("eval", *model_options, *QUICK, "--metrics", "fid,is")
+
+
+@pytest.mark.skipif(INSTALLED, reason="torch-fidelity is installed")
+def test_without_the_extra_there_is_one_line(model_options, refused):
+    assert "pip install torch-fidelity" in refused("eval", *model_options, *QUICK, "--metrics", "is")
+
+
+@pytest.fixture
+def inception(tmp_path, monkeypatch) -> Path:
+    """A weights file of torch-fidelity's network with random values: the published one is not at hand."""
+    source = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="torch-fidelity: extra 'eval'")
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(source.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = source.FeatureExtractorInceptionV3("inception-v3-compat", [fid.POOL])
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    return tmp_path / "inception.pth"
+
+
+def test_fid_and_is_are_those_of_torch_fidelity(model_options, inception, capsys, tmp_path):
+    """With random weights the numbers mean nothing, but they are torch-fidelity's own for the same PNG files."""
+    import torch_fidelity
+
+    statistics, pictures = tmp_path / "s.npz", tmp_path / "png" / "step-8"
+    common = ["--presets", "step-8", "--extractor", str(inception), "--reference", str(statistics)]
+    arguments = [*model_options, *QUICK, *common, "--work", str(tmp_path / "work"), "--pictures", str(pictures.parent)]
+    first = json.loads(evaluate(capsys, *arguments, "--metrics", "is")[0])["rows"][0]["values"]
+    shards = [load_file(path) for path in (tmp_path / "work").iterdir()]
+    assert {tuple(shard["features"].shape) for shard in shards} == {(5, fid.DIM)}
+    measured = fid.inception_features(inception)
+    files_of_seed = sorted((pictures / "seed-1").iterdir())
+    images = torch.stack([as_tensor(np.array(Image.open(f))[None], "cpu")[0] for f in files_of_seed])
+    features = measured.measure(images, torch.arange(5)).features.double().numpy()
+    np.savez(statistics, mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    out, progress = evaluate(capsys, *arguments, "--metrics", "fid,is")
+    values = json.loads(out)["rows"][0]["values"]
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(pictures / "seed-0"),
+        input2=str(pictures / "seed-1"),
+        isc=True,
+        fid=True,
+        cuda=False,
+        isc_splits=5,
+        rng_seed=2020,
+        samples_shuffle=True,
+        feature_extractor_weights_path=str(inception),
+        cache=False,
+        verbose=False,
+    )
+    assert progress == "" and values["is"] == first["is"]
+    assert values["is"][0] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert values["fid"][0] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert values["fid"][1] == pytest.approx(0, abs=1e-3 * values["fid"][0])

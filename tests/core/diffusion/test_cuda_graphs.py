@@ -1,0 +1,91 @@
+"""The step that a CUDA graph records, on the CPU without recording and on a CUDA device with it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from gtr_pack.gtr_core.device import Runtime
+from gtr_pack.gtr_core.diffusion import cuda_graphs
+from gtr_pack.gtr_core.diffusion.cuda_graphs import TOLERANCE, StepGraphs, advance_counted, disagreement, fastest_step
+from gtr_pack.gtr_core.diffusion.loop import HeadLoop
+from gtr_pack.gtr_core.plans.fts import FTS
+from gtr_pack.gtr_core.plans.method import Guidance, Method
+from gtr_pack.gtr_core.plans.schedule import Schedule
+from gtr_pack.gtr_core.sampling.reference import Reference
+from gtr_tests.recorded import error
+from gtr_tests.runs import in_turn, run, seeded_chains, seeded_z
+
+STAGES = Schedule("stages", "gtr", (3, 2, 2), diffusion=(9, 5, 5), decoder_scope="stage")
+METHOD = Method(STAGES, Guidance(2.5), FTS(0.2, 11))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_step_that_a_graph_records_equals_chains_in_turn(scale, tiny_mar):
+    """On buffers filled up to a bucket, with a counter for the step; here without recording."""
+    branches, chains = 1 if scale == 1 else 2, seeded_chains((3, 60), (12, 40), (125, 7))
+    z, recorded, seen = seeded_z(140, branches), StepGraphs(tiny_mar.head, capture=False), []
+    ours = HeadLoop(tiny_mar.head, z, chains, scale).run(lambda j, total: seen.append(j), recorded)
+    assert error(ours, in_turn(tiny_mar.head, z, chains, scale)) < 5e-5
+    assert seen == list(range(1, 61))
+    assert set(recorded.graphs) == {(8, branches), (16, branches)}  # and none for 140 tokens
+
+
+def test_the_step_that_a_graph_records_in_16_bit_stays_close(first_step, demo_mar):
+    low_precision = demo_mar.head.low_precision(torch.bfloat16)
+    assert error(first_step(low_precision, StepGraphs(low_precision, capture=False)), first_step(low_precision)) < 1e-2
+
+
+@pytest.mark.parametrize("change", [0.0, 0.1, float("nan")])
+def test_kernels_that_differ_are_found_out(change, tiny_mar):
+    """What decides whether Triton's step is used on a device."""
+
+    def other(head, x, modulations, table, noise, scale, counter, branches):
+        advance_counted(head, x, modulations, table, noise + change, scale, counter, branches)
+
+    found = disagreement(tiny_mar.head, torch.zeros(16, sum(tiny_mar.head.widths)), other, 2)
+    assert found > TOLERANCE if change else found == 0
+
+
+@pytest.mark.parametrize("difference, used", [(TOLERANCE / 2, True), (2 * TOLERANCE, False)])
+def test_tritons_step_is_used_where_its_numbers_agree(difference, used, tiny_mar, monkeypatch, caplog):
+    """With a stand-in for the kernels, and for a CUDA device: neither has to be here."""
+    kernels = ModuleType("triton_kernels")
+    kernels.advance, kernels.FAILURES = object(), (RuntimeError,)
+    monkeypatch.setitem(sys.modules, f"{cuda_graphs.__package__}.triton_kernels", kernels)
+    monkeypatch.setattr(sys.modules[cuda_graphs.__package__], "triton_kernels", kernels, raising=False)
+    monkeypatch.setattr(cuda_graphs, "disagreement", lambda head, buffer, step, branches: difference)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    step = fastest_step(tiny_mar.head, SimpleNamespace(is_cuda=True, device="cuda"))
+    assert step is (kernels.advance if used else advance_counted)
+    assert len(caplog.records) == (0 if used else 1)
+
+
+def test_a_failure_to_record_is_one_line_and_no_more(tiny_mar, caplog):
+    """The run goes on without graphs. (On a machine with CUDA the recording of a step on the CPU fails as well.)"""
+    z, chains, failing = seeded_z(4, 1), seeded_chains((4, 5)), StepGraphs(tiny_mar.head)
+    for _ in range(2):
+        ours = HeadLoop(tiny_mar.head, z, chains, 1.0).run(lambda j, total: None, failing)
+    plain = HeadLoop(tiny_mar.head, z, chains, 1.0).run(lambda j, total: None)
+    assert torch.equal(ours, plain) and not failing.usable
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0]
+    assert caplog.records[0].getMessage().startswith("CUDA graphs are off for this run: ")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.parametrize("labels", [[3], [3, 4, 5]])
+def test_a_run_with_graphs_equals_one_without_and_the_reference(labels, tiny_mar, caplog):
+    """Recorded and replayed, on the device."""
+    model, labels = copy.deepcopy(tiny_mar).cuda(), torch.tensor(labels)
+    plain = Runtime("cuda")
+    accelerated = replace(plain, accelerate=True)
+    with_graphs = run(model, METHOD, labels, runtime=accelerated)
+    assert not caplog.records
+    assert torch.equal(run(model, METHOD, labels, runtime=accelerated), with_graphs)
+    assert error(with_graphs, run(model, METHOD, labels, runtime=plain)) < 1e-3
+    assert error(with_graphs, run(model, replace(METHOD, cache=Reference()), labels, runtime=plain)) < 1e-3

@@ -1,0 +1,62 @@
+"""Devices: what they are good at, and a machine as a value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gtr_pack.gtr_core import device as hardware
+from gtr_pack.gtr_core.device import Machine, Runtime, best_dtype, dtype_named, fast_dtypes
+from gtr_pack.gtr_core.errors import GtRError
+
+
+@pytest.mark.parametrize("device, dtype", [("mps", torch.float32), ("xpu", torch.float32), ("meta", torch.float32)])
+def test_float32_where_nothing_faster_is_known(device, dtype):
+    assert best_dtype(device) == dtype
+
+
+@pytest.mark.parametrize(
+    "capabilities, dtypes",
+    [
+        ({"avx2": True}, (torch.float32,)),
+        ({}, (torch.float32,)),
+        ({"avx512_bf16": True}, (torch.bfloat16, torch.float32)),
+        ({"avx512_bf16": False, "amx_tile": True}, (torch.bfloat16, torch.float32)),
+    ],
+)
+def test_bfloat16_on_processors_with_units_for_it(capabilities, dtypes, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fast_dtypes("cpu") == dtypes
+
+
+@pytest.mark.parametrize(
+    "generation, dtypes",
+    [
+        (9, (torch.bfloat16, torch.float16, torch.float32)),
+        (8, (torch.bfloat16, torch.float16, torch.float32)),
+        (7, (torch.float16, torch.float32)),
+        (6, (torch.float32,)),
+    ],
+)
+def test_16_bit_on_cuda_devices_with_units_for_it(generation, dtypes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
+    assert fast_dtypes("cuda") == dtypes
+
+
+def test_a_stated_machine_is_believed():
+    machine = Machine((torch.bfloat16, torch.float32), wide_vectors=True, available_bytes=7)
+    runtime = Runtime(machine=machine)
+    assert runtime.hardware is machine and runtime.available_bytes == 7
+
+
+def test_free_memory_is_asked_anew_every_time(monkeypatch):
+    """A runtime may live as long as its process, as a default argument does."""
+    runtime, answers = Runtime(), iter((1, 2, 3))
+    monkeypatch.setattr(hardware, "available_bytes", lambda: next(answers))
+    assert runtime.hardware is runtime.hardware
+    assert [runtime.available_bytes, runtime.available_bytes] == [2, 3]
+
+
+def test_a_dtype_by_name():
+    assert dtype_named("bfloat16") == dtype_named(torch.bfloat16) == torch.bfloat16
+    with pytest.raises(GtRError, match="expected one of float32, float16, bfloat16"):
+        dtype_named("float8")

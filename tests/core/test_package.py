@@ -1,0 +1,113 @@
+"""What ``pip install .`` gives: the library, its files and its command, and nothing else of the repository."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomllib
+from gtr_pack.gtr_core.__main__ import NEEDED
+from gtr_tests.environment import EXTRAS, extra_requirements
+from gtr_tests.extras import child_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "__init__.py", "dev.py")
+FOLDERS = ("gtr_core", "nodes", "demo", "docs", "tests/support")
+GENERATE = ["generate", "--steps", "1,1,1", "--diffusion", "2,2,2", "--fts", "off", "--device", "cpu", "-o", "a.png"]
+
+
+def files(folder: Path) -> set[str]:
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path.as_posix() for path in found if "__pycache__" not in path.parts}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip installed a copy of the repository, as pip installs into an environment."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("this Python has no pip")
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    for name in SOURCES:
+        shutil.copy(ROOT / name, source / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    command = "install --no-index --no-deps --no-build-isolation --no-warn-script-location --target".split()
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *command, str(target), str(source)],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return target
+
+
+def python(installed: Path, folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A Python in an empty folder that sees the installed library, and not the repository."""
+    environment = child_environment(installed) | variables
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_library_and_nothing_else_is_installed(installed: Path) -> None:
+    assert files(installed / "gtr_core") == files(ROOT / "gtr_core")
+    others = {path.name for path in installed.iterdir()} - {"gtr_core", "bin", "__pycache__"}
+    assert [re.sub(r"\d", "N", name) for name in others] == ["gtr_mar-N.N.N.dist-info"]
+
+
+@pytest.mark.slow
+def test_the_library_works_outside_the_repository(installed: Path, tmp_path: Path) -> None:
+    code = f"import sys, gtr_core.__main__ as g; sys.argv[1:] = {GENERATE}; print(g.__file__); sys.exit(g.main())"
+    done = python(installed, tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Path(done.stdout.splitlines()[0]).is_relative_to(installed)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_command_counts_flops(installed: Path, tmp_path: Path) -> None:
+    name = "gtr.exe" if os.name == "nt" else "gtr"
+    done = subprocess.run(
+        [installed / "bin" / name, "flops", "--model", "mar-b", "--json"],
+        cwd=tmp_path,
+        env=child_environment(installed),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and '"preset": "gtr-paper"' in done.stdout, done.stderr[-2000:]
+
+
+def test_without_torch_one_line_says_what_to_install(installed: Path, tmp_path: Path) -> None:
+    done = python(installed, tmp_path, "-S", "-m", "gtr_core", "flops", PYTHONPATH=str(installed))
+    assert done.returncode == 2 and done.stdout == ""
+    packages = " ".join(NEEDED)
+    assert done.stderr == f"error: {', '.join(NEEDED)} not installed here: pip install {packages}\n"
+
+
+def test_an_installer_has_no_reason_to_touch_torch() -> None:
+    assert PROJECT["dependencies"] == []
+    assert PROJECT["optional-dependencies"]["standalone"] == list(NEEDED)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_tests_install_the_extras_without_their_dependencies(extra: str) -> None:
+    """The extras as users get them are among the pinned packages, and torch is not."""
+    lines = extra_requirements(extra).read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0] for line in lines if not line.startswith("#")}
+    assert {re.split("[><=]", name)[0] for name in PROJECT["optional-dependencies"][extra]} <= pinned
+    assert not pinned & {"torch", "torchvision", "numpy"} and all("==" in line for line in lines if line[0] != "#")
+
+
+def test_the_pack_has_one_title() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["name"] == "gtr-mar" and project["tool"]["comfy"]["DisplayName"] == "GtR for ComfyUI"
