@@ -60,7 +60,8 @@ class HostModel(nn.Module):
         self.manual_cast_dtype = manual_cast
         self.dtype = dtype
         self.device = None
-        self.notes: tuple[str, ...] = ()
+        self.source: str | None = None
+        self.warning: str | None = None
 
     def get_dtype(self) -> torch.dtype:
         return self.dtype
@@ -110,7 +111,7 @@ def build_patcher(
     operations = comfy.ops.pick_operations(dtype, cast, load_device=load)
     model = build(spec, operations=operations, attention=attention, device=offload, dtype=dtype)
     host = HostModel(model.eval().requires_grad_(False), dtype, cast)
-    host.notes = notes_of(checkpoint)
+    host.source, host.warning = source_of(checkpoint), checkpoint.warning
     check_fit(checkpoint, model.state_dict())
     mm.archive_model_dtypes(host)
     # Looked up at call time: the host rebinds CoreModelPatcher at start-up.
@@ -131,17 +132,19 @@ def load_handle(
     spec = patcher.model.diffusion_model.spec
     if spec.family != family:
         raise GtRError(f"{name} is a {spec.name} checkpoint: use '{LOADERS[spec.family]}' for it")
-    notes = patcher.model.notes
-    for note in notes:
-        logger.info("%s", note)
-    return ModelHandle(patcher, spec, name, tuple(f"note: {note}" for note in notes))
+    source, warning = patcher.model.source, patcher.model.warning
+    if source:
+        logger.info("%s", source)
+    if warning:
+        logger.warning("%s", warning)
+    return ModelHandle(patcher, spec, name, tuple(f"note: {note}" for note in (source, warning) if note))
 
 
-def notes_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What the user should know about a model file: which of its entries was taken, and whether that is a bad one."""
+def source_of(checkpoint: Checkpoint) -> str | None:
+    """Which entry of a training checkpoint was taken."""
     kinds = {"ema": " (averaged weights)", "model": " (raw weights)"}
-    entry = f"{checkpoint.path.name}: '{checkpoint.entry}' was loaded{kinds.get(checkpoint.weights, '')}"
-    return tuple(note for note in (checkpoint.entry and entry, checkpoint.warning) if note)
+    entry = f"'{checkpoint.entry}' of {checkpoint.path.name} was loaded{kinds.get(checkpoint.weights, '')}"
+    return entry if checkpoint.entry else None
 
 
 def load_mar_vae(name: str) -> comfy.sd.VAE:

@@ -80,7 +80,7 @@ class Skipped:
         return self.kind
 
 
-TEXT, BYTES, NUMBER, SET = map(Skipped, ("text", "bytes", "number", "set"))
+TEXT, BYTES, NUMBER, SET = map(Skipped, ("long text", "byte string", "huge number", "set"))
 
 
 class TypedStorage:

@@ -283,8 +283,8 @@ def _pick(found: list[StateDict], wanted: str | None, names: Names) -> StateDict
     if len(best) > 1:
         listed = ", ".join(f"'{state.entry}'" for state in best[:6])
         raise GtRError(
-            f"it holds {len(best)} sets of {CALLED[best[0].weights]}weights, and nothing says which one to use: choose "
-            f"one of {listed} with --weights"
+            f"it holds {len(best)} sets of {CALLED[best[0].weights]}weights, and nothing says which one to use: "
+            f"convert it with --weights and one of {listed}"
         )
     return best[0]
 
@@ -304,8 +304,8 @@ def _missing(found: list[StateDict], wanted: str) -> str:
     there = sorted({state.weights for state in found})
     if there == ["unknown"]:
         return (
-            f"it does not say whether its weights are averaged, so the {CALLED[wanted]}ones cannot be chosen: leave "
-            "out --weights"
+            f"it does not say whether its weights are averaged, so the {CALLED[wanted]}ones cannot be chosen: do not "
+            "ask for some"
         )
     return f"it has no {wanted} weights, only {', '.join(there)}: ask for those"
 
@@ -334,8 +334,8 @@ def _check_unused(found: list[StateDict], names: Names) -> None:
         if count >= needed and words & AVERAGED and not words & NEGATED and not _of_optimizer(table):
             raise GtRError(
                 f"the averaged weights in '{table[:LONGEST_ENTRY]}' ({count} tensors) cannot be matched with the "
-                f"{len(found[0].tensors)} names of the model: take the raw weights with --weights model, or save the "
-                "averaged ones as a table of names"
+                f"{len(found[0].tensors)} names of the model: save them as a table of names, or convert the raw ones "
+                "with --weights model"
             )
 
 

@@ -139,7 +139,7 @@ def test_what_is_skipped_says_what_it_is():
     assert str(read(argparse.Namespace(a=1))) == "argparse.Namespace"
     assert read(argparse.Namespace(a=1)).state == {"a": 1}
     assert isinstance(read(np.float64(1)), Opaque) and "numpy" in str(read(np.float64(1)))
-    assert isinstance(read(b"x", 4), Skipped) and str(read("x" * 5000)) == "text"
+    assert isinstance(read(b"x", 4), Skipped) and str(read("x" * 5000)) == "long text"
 
 
 def test_entries_under_other_keys_are_left_out():

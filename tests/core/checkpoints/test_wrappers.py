@@ -242,7 +242,7 @@ def load_tensors(path: Path, which: str) -> Checkpoint:
         (
             lambda raw, ema: {"model": raw, "best_model": ema},
             None,
-            "2 sets of raw weights.* 'model', 'best_model' with",
+            "2 sets of raw weights.* --weights and one of 'model', 'best_model'$",
         ),
         (
             lambda raw, ema: {"model": raw, "ema1": ema, "ema2": raw},
