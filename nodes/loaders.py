@@ -101,7 +101,12 @@ class LoadLightGen(io.ComfyNode):
     ) -> io.NodeOutput:
         return io.NodeOutput(
             files.load_handle(
-                "LightGen", model_name, weight_dtype, weights=weights, corrected_positions=corrected_positions
+                "LightGen",
+                model_name,
+                weight_dtype,
+                # The model's own weights are the family's usual ones: a file with one set of weights has no choice.
+                weights=None if weights == "model" else weights,
+                corrected_positions=corrected_positions,
             )
         )
 
