@@ -373,7 +373,7 @@ def precision() -> str:
 
 def scaling() -> str:
     results = [measured(f"many_{n}") for n in (1, 2)]
-    rates = [result["pictures"] / result["seconds"] for result in results]
+    rates = [result["images"] / result["seconds"] for result in results]
     rows = [
         (f"{n}", f"{result['seconds']:.1f}", digits(rate), times(rate / rates[0]))
         for n, result, rate in zip((1, 2), results, rates)
