@@ -18,6 +18,7 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     found = importlib.import_module("demo.experiments")
     monkeypatch.setattr(found, "WORK", tmp_path / "work")
+    (tmp_path / "quality").mkdir()
     monkeypatch.setattr(found, "OUTPUT", tmp_path / "quality")
     return found
 
