@@ -16,13 +16,10 @@ from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
 from ._device import activation_budget, bring_to_device, host_runtime, peak_bytes
 from ._models import ModelHandle
 from ._progress import RunMonitor, show_text
-from .conditioning import labels_for_batch
+from .conditions import read_condition
 from .latent import LatentBatch
-from .text import texts_for_batch
 
 ACCELERATIONS = ("auto", "off")
-# What reads a CONDITIONING, by what a model is conditioned on.
-CONDITIONS = {"label": labels_for_batch, "text": texts_for_batch}
 
 
 class Sampler(io.ComfyNode):
@@ -117,7 +114,7 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         method = Method(schedule, Guidance(cfg, cfg_schedule, cfg_start), fts, cache, temperature)
         latent = LatentBatch.read(latent_image, model)
-        read = partial(CONDITIONS[model.spec.condition], images=latent.images, spec=model.spec)
+        read = partial(read_condition, images=latent.images, spec=model.spec)
         condition = read(positive, what="positive")
         against = None if negative is None else read(negative, what="negative")
         runtime = host_runtime(model, accelerate=acceleration == "auto")
