@@ -1,5 +1,6 @@
 """The nodes of the pack, imported by the host through ``comfy_entrypoint`` only."""
 
+from ..gtr_core.errors import GtRError
 from ._api import ComfyExtension, io
 from .cache import LazyMARNode
 from .conditioning import ClassCondition
@@ -11,6 +12,9 @@ from .replaced import REPLACED, register
 from .sampler import Sampler
 from .schedule import BaselineScheduler, FTSNode, PreviewSchedule, Scheduler
 from .text import EncodeText
+
+# The host imports a pack under the path of its folder, and shows the module of an error to the user.
+GtRError.__module__ = "gtr_mar"
 
 
 class GtRExtension(ComfyExtension):

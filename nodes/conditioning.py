@@ -24,12 +24,12 @@ class ClassCondition(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GtR_ClassCondition",
-            display_name="Class Label",
+            display_name="Class Label (MAR)",
             category="GtR/conditioning",
             description="What a class-conditional model draws: one class, or a list with one class per image.",
-            search_aliases=["imagenet class", "mar class", "gtr"],
+            search_aliases=["imagenet", "imagenet class", "class conditioning", "prompt", "mar class", "gtr"],
             inputs=[
-                MarModel.Input("model"),
+                MarModel.Input("model", tooltip="The model that will draw: its classes are the ones to choose from."),
                 io.Combo.Input(
                     "class_name",
                     options=CLASS_OPTIONS,
@@ -44,7 +44,9 @@ class ClassCondition(io.ComfyNode):
                     "'207, 360, 388'. Used instead of class_name when not empty.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="positive")],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning", tooltip="For positive or negative of GtR Sampler.")
+            ],
         )
 
     @classmethod

@@ -99,6 +99,10 @@ def texts_for_batch(
         raise GtRError(
             f"{what} is not a text: expected the output of 'LightGen Text Encode'; {spec.name} cannot use class labels"
         )
+    if states.shape[2] != spec.caption_dim:
+        raise GtRError(
+            f"{what} has text states of {states.shape[2]} values, {spec.name} needs {spec.caption_dim}: {TEXT_ENCODER}"
+        )
     check_extras(extra, spec, what)
     zeroed = (states == 0).flatten(1).all(1)
     if what == "negative" and zeroed.all():
@@ -107,10 +111,6 @@ def texts_for_batch(
         raise GtRError(
             f"{what} is zeroed (Conditioning Zero Out), and {spec.name} draws nothing without a text: remove that "
             "node, or encode an empty text"
-        )
-    if states.shape[2] != spec.caption_dim:
-        raise GtRError(
-            f"{what} has text states of {states.shape[2]} values, {spec.name} needs {spec.caption_dim}: {TEXT_ENCODER}"
         )
     check_count("prompts", len(states), images)
     mask = extra.get("attention_mask")

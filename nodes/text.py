@@ -27,10 +27,15 @@ class EncodeText(io.ComfyNode):
             category="GtR/conditioning",
             description="Encodes a prompt as LightGen was trained: T5 with its mask, exactly 128 positions, no prompt "
             "weights.",
-            search_aliases=["lightgen prompt", "t5", "gtr"],
+            search_aliases=["lightgen prompt", "clip text encode", "text to image", "t2i", "t5", "gtr"],
             inputs=[
                 io.Clip.Input("clip", tooltip="flan-t5-xxl from CLIPLoader, type ltxv."),
-                io.String.Input("text", multiline=True, dynamic_prompts=True),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to draw. Read up to 128 tokens; (word:1.2) is plain text, not a weight.",
+                ),
                 io.Boolean.Input(
                     "one_per_line",
                     default=False,
@@ -38,7 +43,9 @@ class EncodeText(io.ComfyNode):
                     tooltip="Every line is a prompt of its own, one per image of the batch.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning")],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning", tooltip="For positive or negative of GtR Sampler.")
+            ],
         )
 
     @classmethod
