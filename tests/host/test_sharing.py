@@ -194,7 +194,7 @@ def test_a_workflow_says_where_its_nodes_and_models_are_from(path: Any, update: 
 
 @by_name
 def test_named_models_are_described(path: Any, model_files: frozenset[str]) -> None:
-    """Every weight file that a workflow names has an entry with its address and folder, or a note says how to get it."""
+    """Every weight file that a workflow names has an entry with its address and folder, or a note about it."""
     named = {
         value
         for node in read_json(path)["nodes"]

@@ -140,6 +140,17 @@ class FrontEnd:
             [node_type, widget],
         )
 
+    @contextmanager
+    def setting(self, name: str, value: Any) -> Iterator[None]:
+        """Change a setting of the page's user for a while."""
+        change = "async ([name, value]) => { await window.app.extensionManager.setting.set(name, value); }"
+        before = self.page.evaluate("name => window.app.extensionManager.setting.get(name)", name)
+        self.page.evaluate(change, [name, value])
+        try:
+            yield
+        finally:
+            self.page.evaluate(change, [name, before])
+
     def graph_to_prompt(self) -> dict[str, Any]:
         """The API format of what is shown, made by the front end itself."""
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
