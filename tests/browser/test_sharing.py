@@ -161,7 +161,7 @@ def test_the_blueprint_draws_a_picture(front: FrontEnd) -> None:
     """Found by its name in the node search, put on the canvas, connected and run."""
     front.open()
     front.page.evaluate("() => window.app.graph.clear()")
-    front.page.locator("#graph-canvas").dblclick(position={"x": 500, "y": 400})
+    front.search_nodes(500, 400)
     front.page.keyboard.type("MAR + GtR", delay=30)
     front.page.wait_for_timeout(1500)
     front.screenshot("blueprint-search")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route, TimeoutError
 
 from .server import PACK
 
@@ -114,6 +114,18 @@ class FrontEnd:
     def load(self, workflow: dict[str, Any]) -> None:
         """Show a workflow (the UI's JSON)."""
         self.page.evaluate("async workflow => { await window.app.loadGraphData(workflow); }", workflow)
+
+    def search_nodes(self, x: int, y: int) -> None:
+        """Open the node search at a free place of the canvas; keys go to it afterwards."""
+        # Once is not enough while the page still settles after its start.
+        for _ in range(5):
+            self.page.locator("#graph-canvas").dblclick(position={"x": x, "y": y})
+            try:
+                self.page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'", timeout=5_000)
+                return
+            except TimeoutError:
+                continue
+        raise AssertionError("the node search should open on a double click, and does not")
 
     def click_run(self, timeout: float = 120) -> list[tuple[str, Any]]:
         """Click Run and wait for the end of the run; gives its events as (name, detail)."""
