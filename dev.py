@@ -74,11 +74,14 @@ def test(options: argparse.Namespace) -> int:
     """Run every test, those in ComfyUI and in the browser included; what is skipped is listed with its reason.
 
     With --fast only those that need neither a server nor a browser and take little time. Other arguments are pytest's.
-    Without any, the tests are shared between a few processes, each with a server of its own.
+    Without any, the tests are shared between a few processes, each with a server of its own. --comfyui says in which
+    ComfyUI they run: the pinned one, the oldest supported one, or the newest with the newest front end.
     """
-    host = environment.prepare()
+    host = environment.prepare(options.comfyui)
     environment.add_test_tools(host)
     extra = {"COMFYUI_PATH": str(host.comfy), **_extras(host)}
+    if host.front_end is not None:
+        extra["GTR_FRONT_END"] = str(host.front_end)
     words = options.pytest
     if not words:
         cores = os.cpu_count() or 1
@@ -197,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--open", action="store_true", help="open the page in the browser")
     verb = verbs.add_parser("test", help=test.__doc__, add_help=False)
     verb.add_argument("--fast", action="store_true")
+    verb.add_argument("--comfyui", choices=environment.HOSTS, default="pinned")
     verb.set_defaults(action=test)
     return parser
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route, TimeoutError
 
 from .server import PACK
 
@@ -115,6 +115,18 @@ class FrontEnd:
         """Show a workflow (the UI's JSON)."""
         self.page.evaluate("async workflow => { await window.app.loadGraphData(workflow); }", workflow)
 
+    def search_nodes(self, x: int, y: int) -> None:
+        """Open the node search at a free place of the canvas; keys go to it afterwards."""
+        # Once is not enough while the page still settles after its start.
+        for _ in range(5):
+            self.page.locator("#graph-canvas").dblclick(position={"x": x, "y": y})
+            try:
+                self.page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'", timeout=5_000)
+                return
+            except TimeoutError:
+                continue
+        raise AssertionError("the node search should open on a double click, and does not")
+
     def click_run(self, timeout: float = 120) -> list[tuple[str, Any]]:
         """Click Run and wait for the end of the run; gives its events as (name, detail)."""
         self.page.evaluate(LISTEN, list(EVENTS))
@@ -139,6 +151,17 @@ class FrontEnd:
             .flatMap(n => (n.widgets ?? []).filter(w => w.name === name).map(w => w.element.textContent))""",
             [node_type, widget],
         )
+
+    @contextmanager
+    def setting(self, name: str, value: Any) -> Iterator[None]:
+        """Change a setting of the page's user for a while."""
+        change = "async ([name, value]) => { await window.app.extensionManager.setting.set(name, value); }"
+        before = self.page.evaluate("name => window.app.extensionManager.setting.get(name)", name)
+        self.page.evaluate(change, [name, value])
+        try:
+            yield
+        finally:
+            self.page.evaluate(change, [name, before])
 
     def graph_to_prompt(self) -> dict[str, Any]:
         """The API format of what is shown, made by the front end itself."""
