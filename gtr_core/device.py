@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .errors import GtRError
 
+OLDEST_TORCH = (2, 5)
 # Dtypes that a transformer can have, by name.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -25,6 +27,15 @@ def dtype_named(dtype: torch.dtype | str) -> torch.dtype:
     if dtype not in DTYPES:
         raise GtRError(f"dtype '{dtype}': expected one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def outdated_torch(version: str = torch.__version__) -> str | None:
+    """One line where torch is older than what this library is written for."""
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not found or found >= OLDEST_TORCH:
+        return None
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    return f"torch {version} is too old for GtR, which needs {oldest} or newer: update torch, or expect errors"
 
 
 def upload(t: Tensor, device: torch.device | str) -> Tensor:

@@ -17,7 +17,7 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
-from ..gtr_core.checkpoints.checkpoint import checked_model, checked_vae, read_checkpoint
+from ..gtr_core.checkpoints.checkpoint import Checkpoint, check_fit, checked_model, checked_vae, read_checkpoint
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
 from ..gtr_core.device import Machine
 from ..gtr_core.errors import GtRError
@@ -60,7 +60,8 @@ class HostModel(nn.Module):
         self.manual_cast_dtype = manual_cast
         self.dtype = dtype
         self.device = None
-        self.note: str | None = None
+        self.source: str | None = None
+        self.warning: str | None = None
 
     def get_dtype(self) -> torch.dtype:
         return self.dtype
@@ -98,7 +99,7 @@ def build_patcher(
     path: str, weight_dtype: str, weights: str | None, corrected_positions: bool, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
     """A checkpoint as a model patcher: the host decides where its weights live and when they move."""
-    checkpoint = read_checkpoint(path, weights=weights)
+    checkpoint = read_checkpoint(path, weights=weights, kind="model")
     spec, tensors = checked_model(checkpoint)
     if corrected_positions:
         spec = replace(spec, corrected_positions=True)
@@ -110,7 +111,8 @@ def build_patcher(
     operations = comfy.ops.pick_operations(dtype, cast, load_device=load)
     model = build(spec, operations=operations, attention=attention, device=offload, dtype=dtype)
     host = HostModel(model.eval().requires_grad_(False), dtype, cast)
-    host.note = checkpoint.warning
+    host.source, host.warning = source_of(checkpoint), checkpoint.warning
+    check_fit(checkpoint, model.state_dict())
     mm.archive_model_dtypes(host)
     # Looked up at call time: the host rebinds CoreModelPatcher at start-up.
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
@@ -130,15 +132,24 @@ def load_handle(
     spec = patcher.model.diffusion_model.spec
     if spec.family != family:
         raise GtRError(f"{name} is a {spec.name} checkpoint: use '{LOADERS[spec.family]}' for it")
-    note = patcher.model.note
-    if note:
-        logger.warning("%s", note)
-    return ModelHandle(patcher, spec, name, (f"note: {note}",) if note else ())
+    source, warning = patcher.model.source, patcher.model.warning
+    if source:
+        logger.info("%s", source)
+    if warning:
+        logger.warning("%s", warning)
+    return ModelHandle(patcher, spec, name, tuple(f"note: {note}" for note in (source, warning) if note))
+
+
+def source_of(checkpoint: Checkpoint) -> str | None:
+    """Which entry of a training checkpoint was taken."""
+    kinds = {"ema": " (averaged weights)", "model": " (raw weights)"}
+    entry = f"'{checkpoint.entry}' of {checkpoint.path.name} was loaded{kinds.get(checkpoint.weights, '')}"
+    return entry if checkpoint.entry else None
 
 
 def load_mar_vae(name: str) -> comfy.sd.VAE:
     """A KL VAE in LDM layout as the host's own VAE object, with the sizes that the host would guess wrong."""
-    spec, tensors = regroup(*checked_vae(read_checkpoint(model_path("vae", name))))
+    spec, tensors = regroup(*checked_vae(read_checkpoint(model_path("vae", name), kind="vae")))
     vae = comfy.sd.VAE(sd=tensors, config={"params": vae_config(spec)})
     vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = spec.embed_channels, spec.stride, spec.stride
     pixels = spec.stride**2

@@ -13,26 +13,34 @@ from ..errors import GtRError
 from ..models import Model, build
 from ..models.spec import ModelSpec
 from ..models.vae import KLVAE
-from .checkpoint import checked_model, checked_vae, read_checkpoint
+from .checkpoint import check_fit, checked_model, checked_vae, read_checkpoint
 
 
 def load_model(
-    path: str | os.PathLike, *, device: torch.device | str = "cpu", dtype: torch.dtype | str = torch.float32
+    path: str | os.PathLike,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    weights: str | None = None,
 ) -> Model:
     """A model in evaluation mode from a checkpoint (.safetensors, .pth, .pt, .ckpt).
 
-    ``dtype`` is the transformer's, by name or as torch's; the diffusion head is float32. Raises GtRError for a file
-    that is missing, damaged or not a model.
+    ``dtype`` is the transformer's, by name or as torch's; the diffusion head is float32. ``weights`` of a training
+    checkpoint are ``ema``, ``model`` (the raw ones) or the name of an entry, by default what the original code
+    samples with. Raises GtRError for a file that is missing, damaged or not a model.
     """
-    spec, tensors = checked_model(read_checkpoint(path))
-    model = build(spec, device=device, dtype=dtype_named(dtype))
+    dtype = dtype_named(dtype)
+    checkpoint = read_checkpoint(path, weights=weights, kind="model")
+    spec, tensors = checked_model(checkpoint)
+    model = build(spec, device=device, dtype=dtype)
+    check_fit(checkpoint, model.state_dict())
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
 
 def load_vae(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> KLVAE:
     """A KL VAE in evaluation mode, float32. Raises GtRError for a file that is missing, damaged or not a VAE."""
-    spec, tensors = checked_vae(read_checkpoint(path))
+    spec, tensors = checked_vae(read_checkpoint(path, kind="vae"))
     vae = KLVAE(spec)
     vae.load_state_dict(tensors)
     return vae.to(device).eval().requires_grad_(False)

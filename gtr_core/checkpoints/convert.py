@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..device import DTYPES
+from ..device import dtype_named
 from ..errors import GtRError
-from ..files import replace_file
+from ..files import check_writable, remove_abandoned, write_tensors
 from ..models.vae import is_vae
-from .checkpoint import Checkpoint, check_tensors, checked_model, checked_vae, read_checkpoint
+from .checkpoint import Checkpoint, check_cast, check_tensors, checked_model, checked_vae, read_checkpoint
 from .metadata import spec_metadata, vae_metadata
 
 HEAD_PREFIX = "diffloss."
@@ -26,45 +25,56 @@ def convert(
     target: str | os.PathLike,
     *,
     weights: str | None = None,
-    dtype: str | None = None,
-    heads: int | None = None,
+    dtype: torch.dtype | str | None = None,
     overwrite: bool = False,
+    **told: Any,
 ) -> Checkpoint:
     """Write a checked model or VAE checkpoint as safetensors with metadata; the diffusion head stays float32.
 
-    Nothing is written unless all of it is good: the file is made beside the target and renamed. Raises GtRError.
+    What the source does not tell is ``told`` and stored: ``heads``, ``grid`` (rows, columns), ``patch`` and
+    ``class_names``.
+    Equal sources and settings make equal files. Nothing is written unless all of it is good: the place is checked
+    before anything is read, and the file is made beside it and renamed. The result is the source as it was read, with
+    the tensors that were written. Raises GtRError.
     """
     source, target = Path(source), Path(target)
-    if target.suffix != ".safetensors":
-        raise GtRError(f"output '{target.name}': expected a name that ends in .safetensors")
+    _check_target(source, target, overwrite)
     checkpoint = read_checkpoint(source, weights=weights)
-    if os.path.exists(target) and (not overwrite or target.samefile(source)):
-        raise GtRError(f"{target} exists: choose another name" + ("" if overwrite else " or give --overwrite"))
     if is_vae(checkpoint.tensors):
+        strange = next((name for name, value in told.items() if value is not None), None)
+        if strange is not None:
+            raise GtRError(f"{source.name} is a VAE, which has no {strange.replace('_', ' ')}: leave the option out")
         metadata = vae_metadata(checked_vae(checkpoint)[0])
     else:
-        spec, _ = checked_model(checkpoint, heads=heads)
-        metadata = spec_metadata(spec, checkpoint.weights)
-    wanted = DTYPES[dtype] if dtype else None
-    tensors = {name: _cast(name, tensor, wanted).contiguous().clone() for name, tensor in checkpoint.tensors.items()}
-    check_tensors(
-        replace(checkpoint, tensors=tensors), checkpoint.tensors, f"the conversion to {dtype or 'the same dtype'}"
-    )
-    _save(tensors, target, metadata, like=source)
-    return read_checkpoint(target)
+        metadata = spec_metadata(checked_model(checkpoint, **told)[0], checkpoint.weights)
+    wanted = None if dtype is None else dtype_named(dtype)
+    tensors = {name: _cast(checkpoint, name, wanted) for name in checkpoint.tensors}
+    check_tensors(replace(checkpoint, tensors=tensors), checkpoint.tensors, "the conversion")
+    remove_abandoned(target)
+    write_tensors(target, tensors, metadata, mode_of=source)
+    written = read_checkpoint(target)
+    return replace(written, entry=checkpoint.entry)
 
 
-def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    if name.startswith(HEAD_PREFIX):
-        return tensor.float()
-    return tensor if dtype is None else tensor.to(dtype)
+def _check_target(source: Path, target: Path, overwrite: bool) -> None:
+    """Raises GtRError where the file cannot be written, or must not."""
+    if target.suffix != ".safetensors":
+        raise GtRError(f"output '{target.name}': expected a name that ends in .safetensors")
+    try:
+        os.fspath(target).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise GtRError(
+            f"output '{target}': the name is not UTF-8, which a safetensors file needs: choose another"
+        ) from (error)
+    if os.path.exists(target):
+        if not overwrite or (source.exists() and target.samefile(source)):
+            raise GtRError(f"{target} exists: choose another name" + ("" if overwrite else " or give --overwrite"))
+    check_writable(target)
 
 
-def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str], *, like: Path) -> None:
-    """Write a safetensors file with the permissions of ``like``."""
-
-    def write(beside: Path) -> None:
-        save_file(tensors, beside, metadata=metadata)
-        shutil.copymode(like, beside)
-
-    replace_file(target, write)
+def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype | None) -> Tensor:
+    dtype = torch.float32 if name.startswith(HEAD_PREFIX) else dtype
+    if dtype is None:
+        return checkpoint.tensors[name]
+    check_cast(checkpoint, name, dtype)
+    return checkpoint.tensors[name].to(dtype)

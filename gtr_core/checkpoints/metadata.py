@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 from ..diffusion.chain import DiffusionSpec
 from ..errors import GtRError
 from ..models import ModelSpec, infer_spec, recognise
 from ..models.latents import LatentSpec
-from ..models.shapes import Shapes
+from ..models.shapes import Shapes, shape_of
 from ..models.vae import VAESpec, infer_vae_spec, is_vae
 
 SPEC_KEY = "gtr.spec"
@@ -30,14 +31,50 @@ def spec_metadata(spec: ModelSpec, weights: str) -> dict[str, str]:
     return {"format": "pt", WEIGHTS_KEY: weights, SPEC_KEY: json.dumps(stored)}
 
 
-def read_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None, *, heads: int | None = None) -> ModelSpec:
-    """The spec of a model's state dict: inferred from shapes, completed by metadata where there is some.
+def read_spec(
+    shapes: Shapes,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    heads: int | None = None,
+    grid: tuple[int, int] | None = None,
+    patch: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> ModelSpec:
+    """The spec of a model's state dict: inferred from shapes, completed by metadata and by what is given.
 
-    Raises GtRError when the metadata is not what :func:`spec_metadata` writes or does not fit the shapes.
+    Raises GtRError when the metadata is not what :func:`spec_metadata` writes, or something does not fit the shapes.
     """
     family = recognise(shapes)
     stored = {} if family is None else _stored(metadata, _PARSERS | dict(family.parsers))
+    if family is not None:
+        given = {
+            "grid": ("--grid", grid and _checked(_grid, grid, "--grid")),
+            "class_names": ("--class-names", class_names and _checked(parse_names, class_names, "--class-names")),
+            "latent": ("--patch", patch and _latent_of(patch, shapes, stored.get("latent") or family.spec.latent)),
+        }
+        stored |= {field: value for field, (_, value) in given.items() if value}
+        strange = next((option for f, (option, value) in given.items() if value and f not in family.spec.stored), None)
+        if strange is not None:
+            raise GtRError(f"{family.name} models have nothing that {strange} sets: leave it out")
     return infer_spec(shapes, stored, heads=heads)
+
+
+def _checked(parse: Callable, value: Any, option: str) -> Any:
+    try:
+        return parse(value)
+    except (TypeError, ValueError) as error:
+        raise GtRError(f"{option}: {error}") from error
+
+
+def _latent_of(patch: int, shapes: Shapes, latent: LatentSpec) -> LatentSpec:
+    """The latent whose patches make the head's tokens."""
+    _checked(lambda value: parse_count(value, LARGEST_PATCH), patch, "--patch")
+    values = shape_of(shapes, "diffloss.net.input_proj.weight", 2)[1]
+    if values % patch**2:
+        raise GtRError(
+            f"tokens have {values} values, which patches of {patch} x {patch} do not divide: correct --patch"
+        )
+    return replace(latent, patch=patch, channels=values // patch**2, rgb=None)
 
 
 def vae_metadata(spec: VAESpec) -> dict[str, str]:

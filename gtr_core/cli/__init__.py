@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from ..device import is_out_of_memory
+from ..device import is_out_of_memory, outdated_torch
 from ..errors import GtRError, first_line
 from . import bench, checkpoint, evaluate, generate, generate_many, plan, search
 
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_anything()
     options = _parser().parse_args(arguments)
     options.command = shlex.join(["python", "-m", "gtr_core", *arguments])
+    outdated = outdated_torch()
+    if outdated:
+        print(f"warning: {outdated}", file=sys.stderr)
     try:
         options.run(options)
     except GtRError as error:

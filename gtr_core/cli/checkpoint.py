@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint, checked_model, checked_vae, read_checkpoint
 from ..checkpoints.convert import convert
 from ..device import DTYPES
+from ..errors import GtRError, first_line
 from ..models.vae import is_vae
 from .options import Options, Parser, Verb, print_report
 
-WEIGHTS_HELP = "default: ema of MAR, model of LightGen"
+LONGEST_NAMES = 4 << 20  # bytes of a file of class names
+WEIGHTS_HELP = (
+    "which weights of a training checkpoint: ema, model (the raw ones) or the name of an entry as info shows it; "
+    "default: ema of MAR, model of LightGen"
+)
 
 
 def add_info_options(sub: Parser) -> None:
     sub.add_argument("file")
-    sub.add_argument("--weights", choices=("ema", "model"), help=WEIGHTS_HELP)
+    sub.add_argument("--weights", metavar="WHICH", help=WEIGHTS_HELP)
 
 
 def info(options: Options) -> None:
@@ -46,6 +53,8 @@ def describe(checkpoint: Checkpoint) -> dict:
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
         **rest,
     }
+    if checkpoint.entry:
+        facts["entry"] = checkpoint.entry
     if checkpoint.warning:
         facts["warning"] = checkpoint.warning
     return facts | {"spec": asdict(spec)}
@@ -54,9 +63,12 @@ def describe(checkpoint: Checkpoint) -> dict:
 def add_convert_options(sub: Parser) -> None:
     sub.add_argument("source", metavar="IN")
     sub.add_argument("target", metavar="OUT")
-    sub.add_argument("--weights", choices=("ema", "model"), help=WEIGHTS_HELP)
+    sub.add_argument("--weights", metavar="WHICH", help=WEIGHTS_HELP)
     sub.add_argument("--dtype", choices=tuple(DTYPES), help="of the transformer; the diffusion head stays float32")
     sub.add_argument("--heads", type=int, help="attention heads, for widths other than MAR-B, L and H")
+    sub.add_argument("--grid", metavar="ROWSxCOLUMNS", help="tokens, for a MAR whose grid is not square")
+    sub.add_argument("--patch", type=int, help="latent cells along one side of a token, where they are not 1 (MAR)")
+    sub.add_argument("--class-names", metavar="FILE", help="a text file, UTF-8, with one name per class and line")
     sub.add_argument("--overwrite", action="store_true")
 
 
@@ -68,15 +80,44 @@ def convert_file(options: Options) -> None:
         weights=options.weights,
         dtype=options.dtype,
         heads=options.heads,
+        grid=options.grid and rows_and_columns(options.grid),
+        patch=options.patch,
+        class_names=options.class_names and read_class_names(Path(options.class_names)),
         overwrite=options.overwrite,
     )
     facts = describe(result)
+    entry = f" (entry '{result.entry}')" if result.entry else ""
     print_report(
         options,
         facts,
         f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
-        f"weights: {facts.get('weights', 'VAE')}",
+        f"weights: {facts.get('weights', 'VAE')}{entry}",
     )
+
+
+def rows_and_columns(text: str) -> tuple[int, int]:
+    """The grid that a text such as 16x32 names. Raises GtRError."""
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.strip().isascii() and side.strip().isdigit() for side in sides):
+        raise GtRError(f"--grid '{text}': expected ROWSxCOLUMNS, such as 16x32")
+    return int(sides[0][:9]), int(sides[1][:9])
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The names in a file, one per line. Raises GtRError."""
+    try:
+        if path.stat().st_size > LONGEST_NAMES:
+            raise ValueError(f"more than {LONGEST_NAMES} bytes")
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise GtRError(
+            f"--class-names {path}: cannot be read ({first_line(error)}): expected a text in UTF-8"
+        ) from error
+    twice = next((name for name, count in Counter(map(str.lower, names)).items() if count > 1), None)
+    if not names or twice is not None:
+        found = "none" if twice is None else f"'{twice}' twice"
+        raise GtRError(f"--class-names {path}: expected one name per class and line, found {found}")
+    return tuple(names)
 
 
 INFO = Verb("info", "what a model file holds", add_info_options, info)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -23,6 +25,7 @@ from ..models.spec import ModelSpec
 from .features import ImageFeatures
 
 POOL, LOGITS, DIM = "2048", "logits_unbiased", 2048
+LARGEST_ARRAY = DIM * DIM * 16 + 4096  # bytes of a covariance in the widest numbers that there are
 Statistics = dict[str, np.ndarray]
 
 
@@ -51,16 +54,15 @@ class InceptionFeatures:
 def inception_features(weights: str | os.PathLike | None = None, *, device: str = "cpu") -> InceptionFeatures:
     """torch-fidelity's Inception; it downloads the weights, unless their file is given. Raises GtRError."""
     utils = _part("utils")
-    if weights is not None:
-        read_checkpoint(weights)  # refuses what is not plain tensors: torch-fidelity would execute it
     try:
-        network = utils.create_feature_extractor(
-            "inception-v3-compat",
-            [POOL, LOGITS],
-            cuda=device.startswith("cuda"),
-            verbose=False,
-            feature_extractor_weights_path=None if weights is None else os.fspath(weights),
-        )
+        with _own_copy(weights) as path:
+            network = utils.create_feature_extractor(
+                "inception-v3-compat",
+                [POOL, LOGITS],
+                cuda=device.startswith("cuda"),
+                verbose=False,
+                feature_extractor_weights_path=path,
+            )
     except (OSError, RuntimeError, KeyError) as error:
         raise GtRError(
             f"no Inception weights ({first_line(error)}): download torch-fidelity's "
@@ -69,9 +71,23 @@ def inception_features(weights: str | os.PathLike | None = None, *, device: str 
     return InceptionFeatures(network.to(device))
 
 
+@contextmanager
+def _own_copy(weights: str | os.PathLike | None) -> Iterator[str | None]:
+    """The checked tensors of a file in a file of our own: torch-fidelity would execute what is in the user's."""
+    if weights is None:
+        yield None
+        return
+    tensors = read_checkpoint(weights).tensors
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "inception.pth")
+        torch.save({name: tensor.clone() for name, tensor in tensors.items()}, path)
+        yield path
+
+
 def read_statistics(path: str | os.PathLike) -> Statistics:
     """Mean ``mu`` (2048,) and covariance ``sigma`` (2048, 2048) of a reference .npz. Raises GtRError."""
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as arrays:
             statistics = {name: arrays[name].astype(np.float64) for name in ("mu", "sigma")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
@@ -83,6 +99,15 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
     if shapes != ((DIM,), (DIM, DIM)) or not all(np.isfinite(array).all() for array in statistics.values()):
         raise GtRError(f"{path}: expected finite mu ({DIM},) and sigma ({DIM}, {DIM}), found shapes {shapes}")
     return statistics
+
+
+def _check_sizes(path: str | os.PathLike) -> None:
+    """Raises ValueError for an archive whose arrays unpack to more than the statistics need."""
+    with zipfile.ZipFile(path) as archive:
+        for name in ("mu", "sigma"):
+            size = archive.getinfo(f"{name}.npy").file_size
+            if size > LARGEST_ARRAY:
+                raise ValueError(f"'{name}' has {size} bytes, expected at most {LARGEST_ARRAY}")
 
 
 def fid_figures(made: ImageFeatures, statistics: Statistics, wanted: tuple[str, ...]) -> dict[str, float]:

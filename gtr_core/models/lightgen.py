@@ -21,6 +21,8 @@ from .model import Conditions, InParts, Model, Positions, pick
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
 from .spec import Family, Flops, ModelSpec, check_depths, check_finite
 
+ANCHORS = ("last_embed.weight", "text_emb.text_proj.linear_1.weight")
+
 
 @dataclass(frozen=True)
 class LightGenSpec(ModelSpec):
@@ -414,7 +416,7 @@ class LightGen(Model):
 
 def is_lightgen(shapes: Shapes) -> bool:
     """Whether the names belong to a LightGen state dict."""
-    return "last_embed.weight" in shapes and "text_emb.text_proj.linear_1.weight" in shapes
+    return all(anchor in shapes for anchor in ANCHORS)
 
 
 def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> LightGenSpec:
@@ -457,7 +459,7 @@ def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides
 LIGHTGEN_FAMILY = Family(
     spec=LightGenSpec,
     model=LightGen,
-    matches=is_lightgen,
+    anchors=ANCHORS,
     infer=infer_lightgen_spec,
     published={LIGHTGEN.name: LIGHTGEN},
     weights="model",

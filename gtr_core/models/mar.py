@@ -30,6 +30,7 @@ from .spec import Family, Flops, ModelSpec, check_depths
 
 # Width, encoder and decoder depth, head depth and width of the published sizes.
 VARIANTS = {(768, 12, 12, 6, 1024): "mar-b", (1024, 16, 16, 8, 1280): "mar-l", (1280, 20, 20, 12, 1536): "mar-h"}
+ANCHORS = ("class_emb.weight", "diffloss.net.input_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,7 @@ class MAR(Model):
 
 def is_mar(shapes: Shapes) -> bool:
     """Whether the names belong to a MAR state dict."""
-    return "class_emb.weight" in shapes and "diffloss.net.input_proj.weight" in shapes
+    return all(anchor in shapes for anchor in ANCHORS)
 
 
 def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> MARSpec:
@@ -344,7 +345,7 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
             "expected at least 1; the file is not a MAR checkpoint"
         )
     if "grid" not in overrides and side * side != tokens:
-        raise GtRError(f"{tokens} tokens are not a square grid: store 'gtr.grid' in the file's metadata")
+        raise GtRError(f"{tokens} tokens are not a square grid: convert the file with --grid ROWSxCOLUMNS")
     encoder, decoder = count_blocks(shapes, "encoder_blocks"), count_blocks(shapes, "decoder_blocks")
     latent = overrides.pop("latent", LatentSpec(channels=head.channels))
     check_latent(latent, head)
@@ -363,11 +364,14 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
     check_depths(spec, stated=overrides.pop("depths", None), symmetric=True)
     spec = replace(spec, **overrides)
     if len(spec.class_names) not in (0, classes):
-        raise GtRError(f"{len(spec.class_names)} class names for {classes} classes: correct the file's metadata")
+        raise GtRError(
+            f"{len(spec.class_names)} class names for {classes} classes: convert the file with --class-names FILE, "
+            "one name per class"
+        )
     if spec.tokens != tokens:
         raise GtRError(
             f"a grid of {spec.grid[0]} x {spec.grid[1]} needs {spec.tokens} positions, found {tokens}: "
-            "correct 'gtr.grid' in the file's metadata"
+            "convert the file with the right --grid ROWSxCOLUMNS"
         )
     return spec
 
@@ -375,7 +379,7 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
 MAR_FAMILY = Family(
     spec=MARSpec,
     model=MAR,
-    matches=is_mar,
+    anchors=ANCHORS,
     infer=infer_mar_spec,
     published={name: mar_spec(name) for name in VARIANTS.values()},
 )

@@ -74,7 +74,7 @@ def check_latent(latent: LatentSpec, head: HeadSpec) -> None:
     if latent.token_dim != head.channels:
         raise GtRError(
             f"tokens have {head.channels} values, but {latent.channels} latent channels with patch "
-            f"{latent.patch} make {latent.token_dim}: correct the file's metadata"
+            f"{latent.patch} make {latent.token_dim}: convert the file with the right --patch N"
         )
 
 

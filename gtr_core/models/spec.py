@@ -112,14 +112,15 @@ class ModelSpec:
 class Family:
     """One entry of FAMILIES: how the family's files are recognised and read, and what runs them.
 
-    ``matches(shapes)`` recognises a state dict. ``infer(shapes, heads=None, **stored)`` reads the spec off it,
+    ``anchors`` are names that together only this family's state dicts have: they recognise one, and find it behind
+    whatever a training script put before its names. ``infer(shapes, heads=None, **stored)`` reads the spec off it,
     completed by what the file's metadata stores, and raises GtRError. ``published`` are specs that people name.
     ``weights`` says which of a training checkpoint's weights the original code samples with: ``ema`` or ``model``.
     """
 
     spec: type[ModelSpec]
     model: type
-    matches: Callable[[Shapes], bool]
+    anchors: tuple[str, ...]
     infer: Callable[..., ModelSpec]
     published: Mapping[str, ModelSpec] = field(default_factory=dict)
     weights: str = "ema"
@@ -129,6 +130,10 @@ class Family:
     @property
     def name(self) -> str:
         return self.spec.family
+
+    def matches(self, shapes: Shapes) -> bool:
+        """Whether names belong to a state dict of this family."""
+        return all(anchor in shapes for anchor in self.anchors)
 
 
 def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None, *, symmetric: bool = False) -> None:

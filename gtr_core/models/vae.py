@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from ..errors import GtRError
 from .shapes import Shapes, count_blocks, describe_names, shape_of
 
+# Names of a VAE's state dict, in LDM's layout and in diffusers'.
+ANCHORS = ("encoder.conv_in.weight", "decoder.conv_in.weight")
+
 
 @dataclass(frozen=True)
 class VAESpec:
@@ -219,7 +222,7 @@ def regroup(spec: VAESpec, tensors: Mapping[str, Tensor], groups: int = 32) -> t
 
 def is_vae(shapes: Shapes) -> bool:
     """Whether the names belong to an LDM-layout VAE."""
-    return "decoder.conv_in.weight" in shapes and "encoder.conv_in.weight" in shapes
+    return all(anchor in shapes for anchor in ANCHORS)
 
 
 def infer_vae_spec(shapes: Shapes, *, groups: int = VAESpec.groups) -> VAESpec:

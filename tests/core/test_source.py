@@ -109,3 +109,32 @@ def test_no_prints_in_the_library_and_no_bare_except(path):
 def test_the_root_imports_nothing_at_module_level():
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     assert not [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+# Functions that execute what is in a file, by the end of their dotted names.
+UNPICKLING = ("torch.load", "jit.load", "hub.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads")
+
+
+def unpickled(tree: ast.AST) -> list[str]:
+    """Calls that would execute what is in a file: numpy's too, unless it is told not to."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            plain = any(word.arg == "allow_pickle" and ast.unparse(word.value) == "False" for word in node.keywords)
+            if name.endswith(UNPICKLING) or (name in ("np.load", "numpy.load") and not plain):
+                found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("path", PACK, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_file_is_unpickled(path):
+    assert not unpickled(ast.parse(path.read_text(encoding="utf-8")))
+    assert not absolute_imports(path) & {"pickle", "shelve", "marshal", "dill", "joblib"}
+
+
+def test_a_call_that_unpickles_is_found():
+    source = (
+        "torch.load(f)\nx.pickle.loads(b)\nnp.load(f)\nnp.load(f, allow_pickle=True)\nnp.load(f, allow_pickle=False)"
+    )
+    assert unpickled(ast.parse(source)) == ["torch.load", "x.pickle.loads", "np.load", "np.load"]

@@ -181,6 +181,9 @@ def exhausting() -> Iterator[tuple[str, bytes]]:
         archive(dumps({"a": Forged((4,), (1,))}), compression=zipfile.ZIP_BZIP2, extra={"archive/x": zeros}),
     )
     yield "overlapping entries", overlapping(archive(dumps({"a": Forged((4,), (1,))}), storage=bytes(4096)))
+    for name, pickled in growing():
+        yield name, archive(b"\x80\x02" + pickled + b".")
+    yield from ambiguous()
     for name, container in (("zip", archive), ("legacy", legacy)):
         yield f"laughs {name}", container(laughs(60))
         yield f"deep tuple {name}", container(b"\x80\x02}N" + b"\x85" * 200_000 + b"Ns.")
@@ -212,6 +215,94 @@ def exhausting() -> Iterator[tuple[str, bytes]]:
             "endless rank": Forged((1,) * 5000, (1,) * 5000),
         }.items():
             yield f"{what} {name}", container(dumps({"class_emb.weight": forged}))
+
+
+def text(words: str) -> bytes:
+    data = words.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def growing() -> Iterator[tuple[str, bytes]]:
+    """Small pickles that would grow while they are read: through codecs, hashes, copies or their reader."""
+    encode = b"c_codecs\nencode\n"
+    doubled = encode + text("a" * 1024) + text("latin1") + b"\x86R"
+    for _ in range(30):
+        doubled = encode + doubled + text("hex_codec") + b"\x86R"
+    yield "hex codec", doubled
+    letters = "".join(chr(0x4E00 + k * 7919 % 20_000) for k in range(20_000))
+    yield "punycode", encode + text(letters) + text("punycode") + b"\x86R"
+    prime = 2**61 - 1
+    numbers = b"".join(b"\x8a\x0a" + (k * prime).to_bytes(10, "little") + b"N" for k in range(1, 90_000))
+    yield "keys of one hash", b"}(" + numbers + b"u"
+    tuples = b"".join(b"\x8a\x0a" + (k * prime).to_bytes(10, "little") + b"\x85N" for k in range(1, 90_000))
+    yield "tuples of one hash", b"}(" + tuples + b"u"
+    books = b"".join(
+        b"j%bj%bar%b" % ((struct.pack("<I", k),) * 2 + (struct.pack("<I", k + 1),)) for k in range(150_000)
+    )
+    yield "a list inside itself", b"]r\0\0\0\0" + books
+    for name in ("items", "keys", "__class__"):
+        state = b"ccollections\nOrderedDict\n)R" + text("a") + b"Ns}" + text(name) + b"K\x05sb"
+        yield f"attribute {name}", state
+    yield "remembered without end", b"N" + b"".join(b"r" + struct.pack("<I", k) for k in range(700_000))
+    yield "millions of dictionaries", b"(" + b"}" * 3_900_000 + b"l"
+    yield "too many steps", b"(" + b"N" * 5_000_000 + b"l"
+    path = b"".join(b"}" + text("k" * 4096) for _ in range(47))
+    wide = b"}(" + b"".join(text(f"a{k}") + b"]" for k in range(100_000)) + b"u"
+    yield "long paths to many", path + wide + b"s" * 47
+    yield "texts of megabytes", b"}(" + (text("k" * (1 << 20)) + b"N") * 15 + b"u"
+    levels = b"".join(b"}(" + text("a") + b"h%c" % k + text("b") + b"h%cuq%c" % (k, k + 1) for k in range(60))
+    yield "a tree of shared tables", b"]q\0" + levels
+    pairs = b"](" + b"NN\x86" * 200_000 + b"eq\0"
+    yield "copies of a table", pairs + b"(" + b"ccollections\nOrderedDict\nh\0\x85R" * 60_000 + b"l"
+    state = b"}(" + b"".join(text(f"a{k}") + b"N" for k in range(100_000)) + b"uq\0"
+    yield "one state of many", state + b"(" + b"ca\nb\n)\x81h\0b" * 100_000 + b"l"
+    yield (
+        "a class in a class",
+        b"ctorch._tensor\n_rebuild_from_type_v2\nq\0" + b"h\0N" * 50_000 + b")" + b"\x87R" * 50_000,
+    )
+    yield "a number of megabytes", b"\x8b" + struct.pack("<i", 8 << 20) + b"\x01" * (8 << 20)
+    yield "bytes of megabytes", b"B" + struct.pack("<I", 32 << 20) + bytes(32 << 20)
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        + text("storage")
+        + b"ctorch\nFloatStorage\n"
+        + text("0")
+        + text("cpu")
+        + b"K\x04tQK\0K\x04\x85K\x01\x85\x89}tRq\5"
+    )
+    names = b"".join(text(f"a{k}") + b"h\5" for k in range(300_000))
+    yield "one tensor under many names", b"}(" + text("x") + tensor + names + b"u"
+    models = b"".join(
+        text(f"m{k}") + b"}(" + text("class_emb.weight") + b"h\5" + text("diffloss.net.input_proj.weight") + b"h\5u"
+        for k in range(20_000)
+    )
+    yield "models without end", b"}(" + text("x") + tensor + models + b"u"
+    lists = b"](h\5h\5e" * 40_000
+    model = text("class_emb.weight") + tensor + text("diffloss.net.input_proj.weight") + b"h\5"
+    yield "lists of averages", b"}(" + model + text("ema") + b"(" + lists + b"lu"
+
+
+def ambiguous() -> Iterator[tuple[str, bytes]]:
+    """Archives in which two readers may see two files."""
+    harmless, other = dumps({"a": Forged((4,), (1,))}), laughs(60)
+    yield "two archives", archive(other) + archive(harmless)
+    yield "an archive behind bytes", b"PK\x03\x04" + bytes(100) + archive(harmless)
+    yield "two pickles", archive(harmless, extra={"other/data.pkl": other})
+    for name in ("archive/DATA.PKL", "archive/Data.pkl", "ARCHIVE/data.pkl", "archive/data.PKL"):
+        yield f"also {name}", archive(harmless, extra={name: other})
+        yield f"only {name}", archive(harmless).replace(b"archive/data.pkl", name.encode())
+    yield "another name inside", archive(harmless).replace(b"archive/data.pkl", b"archive/data.pk_", 1)
+    yield "a program of TorchScript", archive(harmless, extra={"archive/constants.pkl": other})
+    yield "code of TorchScript", archive(harmless, extra={"archive/code/__torch__.py": b"import os"})
+    data = archive(harmless)
+    end = data.rindex(b"PK\x05\x06")
+    yield "a comment", data[:end] + data[end:-2] + struct.pack("<H", len(data)) + data
+    for where, name in ((12, "size"), (16, "place")):
+        (value,) = struct.unpack_from("<I", data, end + where)
+        yield (
+            f"directory of another {name}",
+            data[: end + where] + struct.pack("<I", value - 1) + data[end + where + 4 :],
+        )
 
 
 def overlapping(data: bytes) -> bytes:

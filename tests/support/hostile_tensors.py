@@ -64,6 +64,16 @@ def hostile(good: bytes) -> Iterator[tuple[str, bytes]]:
         "long name": {"x" * 100_000: entry()},
     }.items():
         yield name, pack(found)
+    yield "a prefix without end", pack({"module." * 150_000 + "class_emb.weight": entry()})
+    ends, nothing = ("class_emb.weight", "diffloss.net.input_proj.weight"), entry(shape=(0,), end=0)
+    long = {"module." * 150_000 + name: nothing for name in ends}
+    yield "a model behind a prefix without end", pack(long, b"")
+    yield "models without end", pack({f"m{k}.{name}": nothing for k in range(8000) for name in ends}, b"")
+    far = {f"m{k}." + "module." * 15_000 + name: nothing for k in range(60) for name in ends}
+    yield "models behind long prefixes", pack(far, b"")
+    counters = {f"{k}.n_averaged": nothing for k in range(16_000)}
+    yield "counters without end", pack({f"m{k}.{name}": nothing for k in range(60) for name in ends} | counters, b"")
+    yield "dots without end", pack({"." * 200_000 + name: nothing for name in ends}, b"")
     yield "endless rank", pack({"class_emb.weight": entry(shape=(1,) * 100_000)})
     for dtype in ("BOOL", "U8", "I64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "C64"):
         yield f"weights of {dtype}", _changed(header, data, dtype=dtype)

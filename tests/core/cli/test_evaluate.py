@@ -120,22 +120,22 @@ def test_fid_and_is_are_those_of_torch_fidelity(model_options, inception, capsys
     """With random weights the numbers mean nothing, but they are torch-fidelity's own for the same PNG files."""
     import torch_fidelity
 
-    statistics, pictures = tmp_path / "s.npz", tmp_path / "png" / "step-8"
+    statistics, folder = tmp_path / "s.npz", tmp_path / "png" / "step-8"
     common = ["--presets", "step-8", "--extractor", str(inception), "--reference", str(statistics)]
-    arguments = [*model_options, *QUICK, *common, "--work", str(tmp_path / "work"), "--pictures", str(pictures.parent)]
+    arguments = [*model_options, *QUICK, *common, "--work", str(tmp_path / "work"), "--save-images", str(folder.parent)]
     first = json.loads(evaluate(capsys, *arguments, "--metrics", "is")[0])["rows"][0]["values"]
     shards = [load_file(path) for path in (tmp_path / "work").iterdir()]
     assert {tuple(shard["features"].shape) for shard in shards} == {(5, fid.DIM)}
     measured = fid.inception_features(inception)
-    files_of_seed = sorted((pictures / "seed-1").iterdir())
+    files_of_seed = sorted((folder / "seed-1").iterdir())
     images = torch.stack([as_tensor(np.array(Image.open(f))[None], "cpu")[0] for f in files_of_seed])
     features = measured.measure(images, torch.arange(5)).features.double().numpy()
     np.savez(statistics, mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     out, progress = evaluate(capsys, *arguments, "--metrics", "fid,is")
     values = json.loads(out)["rows"][0]["values"]
     theirs = torch_fidelity.calculate_metrics(
-        input1=str(pictures / "seed-0"),
-        input2=str(pictures / "seed-1"),
+        input1=str(folder / "seed-0"),
+        input2=str(folder / "seed-1"),
         isc=True,
         fid=True,
         cuda=False,

@@ -67,8 +67,8 @@ def test_only_what_is_missing_is_made(model_options, run, tmp_path):
 def test_shards_of_safetensors_hold_images_and_latents(model_options, run, tmp_path):
     facts = run("generate-many", *model_options, *QUICK, *SIX, "--images", 3, "--format", "safetensors", "-o", tmp_path)
     shards = [load_file(tmp_path / name) for name in ("000000.safetensors", "000002.safetensors")]
-    assert [len(shard["pictures"]) for shard in shards] == [2, 1] and facts["made"] == 3
-    assert shards[0]["pictures"].dtype == torch.uint8 and shards[0]["latents"].shape[0] == 2
+    assert [len(shard["images"]) for shard in shards] == [2, 1] and facts["made"] == 3
+    assert shards[0]["images"].dtype == torch.uint8 and shards[0]["latents"].shape[0] == 2
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert [(row["file"], row["row"]) for row in rows] == [
         ("000000.safetensors", 0),

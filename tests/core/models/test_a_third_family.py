@@ -206,7 +206,7 @@ def infer_pooled_spec(shapes: Shapes, *, heads: int | None = None, depths=None, 
 POOLED_FAMILY = Family(
     spec=PooledSpec,
     model=Pooled,
-    matches=is_pooled,
+    anchors=("pooled_text.weight",),
     infer=infer_pooled_spec,
     published={POOLED.name: POOLED},
     weights="model",
