@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One program for the repository: `demo` makes a picture, `test` runs every test, `serve` opens ComfyUI by hand.
+"""One program for the repository: `demo` makes an image, `test` runs every test, `serve` opens ComfyUI by hand.
 
 The first run makes .venv and .comfyui here (a pinned ComfyUI, checked by hash); later runs start at once.
 Set COMFYUI_PATH to use a ComfyUI of your own instead. Needs the standard library only.
@@ -51,7 +51,7 @@ log = logging.getLogger("gtr_dev")
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Run the demo workflow in a real ComfyUI; the last line printed is the path of the picture."""
+    """Run the demo workflow in a real ComfyUI; the last line printed is the path of the image."""
     if not DEMO.is_file():
         raise DevError(f"{DEMO} should hold the demo workflow and does not exist: restore it from the repository.")
     graph = json.loads(DEMO.read_text(encoding="utf-8"))
@@ -63,10 +63,10 @@ def demo(options: argparse.Namespace) -> int:
         server.stop()
     for text in _texts(entry):
         print(text)
-    pictures = _pictures(entry)
-    if not pictures:
-        raise DevError(f"{DEMO} should save a picture and saved none: does it still have a SaveImage node?")
-    print(pictures[-1])
+    images = _images(entry)
+    if not images:
+        raise DevError(f"{DEMO} should save an image and saved none: does it still have a SaveImage node?")
+    print(images[-1])
     return 0
 
 
@@ -74,11 +74,14 @@ def test(options: argparse.Namespace) -> int:
     """Run every test, those in ComfyUI and in the browser included; what is skipped is listed with its reason.
 
     With --fast only those that need neither a server nor a browser and take little time. Other arguments are pytest's.
-    Without any, the tests are shared between a few processes, each with a server of its own.
+    Without any, the tests are shared between a few processes, each with a server of its own. --comfyui says in which
+    ComfyUI they run: the pinned one, the oldest supported one, or the newest with the newest front end.
     """
-    host = environment.prepare()
+    host = environment.prepare(options.comfyui)
     environment.add_test_tools(host)
     extra = {"COMFYUI_PATH": str(host.comfy), **_extras(host)}
+    if host.front_end is not None:
+        extra["GTR_FRONT_END"] = str(host.front_end)
     words = options.pytest
     if not words:
         cores = os.cpu_count() or 1
@@ -143,7 +146,7 @@ def _texts(entry: dict[str, Any]) -> list[str]:
     return [str(text) for output in entry["outputs"].values() for text in output.get("text", ())]
 
 
-def _pictures(entry: dict[str, Any]) -> list[Path]:
+def _images(entry: dict[str, Any]) -> list[Path]:
     return [
         OUTPUT / image["subfolder"] / image["filename"]
         for output in entry["outputs"].values()
@@ -197,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--open", action="store_true", help="open the page in the browser")
     verb = verbs.add_parser("test", help=test.__doc__, add_help=False)
     verb.add_argument("--fast", action="store_true")
+    verb.add_argument("--comfyui", choices=environment.HOSTS, default="pinned")
     verb.set_defaults(action=test)
     return parser
 

@@ -1,4 +1,4 @@
-"""The model card: pictures and measured figures of the shipped files."""
+"""The model card: images and measured figures of the shipped files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gtr_core.pipeline import decode_images, generate_latents
 from gtr_core.plans.method import Method
 from gtr_core.plans.presets import preset
 
-from . import data, pictures, runs
+from . import data, figures, runs
 from .judge import JudgePlan
 from .models import VAE_SPEC
 from .train_mar import MARPlan
@@ -36,7 +36,7 @@ class VAEFigures:
 
 @torch.no_grad()
 def measure_vae(vae: KLVAE, count: int = 100) -> VAEFigures:
-    """Reconstruction and posterior width on fresh pictures."""
+    """Reconstruction and posterior width on fresh images."""
     images, _ = data.batch(count, runs.step_generator(6, 0))
     moments = [vae.moments(part) for part in images.split(4)]
     out = torch.cat([vae.decode(mean) for mean, _ in moments])
@@ -44,7 +44,7 @@ def measure_vae(vae: KLVAE, count: int = 100) -> VAEFigures:
 
 
 def draw_samples(model: MAR, vae: KLVAE, name: str, labels: Tensor, seed: int) -> Tensor:
-    """Pictures (n, 3, H, W) in [-1, 1] by preset ``name``; picture k has the seed ``seed + k``."""
+    """Images (n, 3, H, W) in [-1, 1] by preset ``name``; image k has the seed ``seed + k``."""
     latents = generate_latents(model, Method(preset(name)), labels, seed)
     return torch.from_numpy(decode_images(vae, latents)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -55,19 +55,19 @@ def loss_curve(folder: Path, target: Path) -> None:
         name: [(row["images"] / 1000, max(row[key], 1e-6)) for row in rows]
         for name, key in (("eps error", "eps"), ("variational", "vb"))
     }
-    write_chart(target, pictures.curve(series, x_label="1000 images"))
+    write_chart(target, figures.curve(series, x_label="1000 images"))
 
 
 def sample_grid(model: MAR, vae: KLVAE, target: Path) -> None:
     """One column per class; two rows by ``origin``, two by ``gtr-full``."""
     labels = torch.arange(20) % len(data.CLASS_NAMES)
     images = torch.cat([draw_samples(model, vae, name, labels, GRID_SEED) for name in SHOWN])
-    sheet = pictures.grid(images, len(data.CLASS_NAMES)).quantize(256)
+    sheet = figures.grid(images, len(data.CLASS_NAMES)).quantize(256)
     runs.replace_file(target, lambda part: sheet.save(part, "PNG", optimize=True))
 
 
 def write_card(docs: Path, folder: Path) -> None:
-    """Pictures and ``MODEL_CARD.md`` in ``docs``, of the shipped files and the logs in ``folder``."""
+    """Images and ``MODEL_CARD.md`` in ``docs``, of the shipped files and the logs in ``folder``."""
     model, vae = load_model(DEMO_MAR), load_vae(DEMO_VAE)
     loss_curve(folder, docs / "loss.png")
     sample_grid(model, vae, docs / "samples.png")

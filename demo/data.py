@@ -1,10 +1,10 @@
-"""Synthetic pictures, 128 x 128 pixels, 10 classes: an arrangement of objects times a texture.
+"""Synthetic images, 128 x 128 pixels, 10 classes: an arrangement of objects times a texture.
 
-Global structure and fine detail can both fail visibly. Every picture draws a few things once that tokens far apart must
+Global structure and fine detail can both fail visibly. Every image draws a few things once that tokens far apart must
 agree on: hue, second hue, background, size, the phase of the texture and the side that the light comes from. Textures
 have the class's own period, from one token to two tokens (a token is 8 x 8 pixels) and positions and
 sizes are whole tokens, so that a small model can learn them. The background is woven: every row and every column of
-tokens has a thread or none. Without threads a picture is decided by its first few tokens, and how many are drawn at
+tokens has a thread or none. Without threads an image is decided by its first few tokens, and how many are drawn at
 once later cannot matter.
 """
 
@@ -31,7 +31,7 @@ BACKGROUNDS = ((0.24, 0.27, 0.34), (0.40, 0.37, 0.35), (0.78, 0.76, 0.70), (0.62
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices behind n pictures; every field (n, 1, 1) but the threads."""
+    """The random choices behind n images; every field (n, 1, 1) but the threads."""
 
     hue: Tensor  # 0..7
     other: Tensor  # 0..7, another hue for layouts of two colours
@@ -152,7 +152,7 @@ def banded_diamond(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
 
 
 def sun_and_sea(d: Draw, x: Tensor, y: Tensor) -> list[Part]:
-    """The lower sun is the mirror picture in the sea."""
+    """The lower sun is the mirror image in the sea."""
     radius = 14 + 4 * d.size
     sea = edge(MIDDLE - y)
     suns = [
@@ -194,7 +194,7 @@ def threads(n: int, generator: torch.Generator) -> Tensor:
 
 
 def choose(n: int, generator: torch.Generator) -> Draw:
-    """Draw the random choices of n pictures."""
+    """Draw the random choices of n images."""
 
     def pick(count: int) -> Tensor:
         return torch.randint(count, (n, 1, 1), generator=generator)
@@ -210,7 +210,7 @@ def pixel_centres() -> tuple[Tensor, Tensor]:
 
 
 def render(draw: Draw, layout: Layout) -> Tensor:
-    """The pictures of one class: (n, 3, H, W) in [-1, 1]."""
+    """The images of one class: (n, 3, H, W) in [-1, 1]."""
     y, x = pixel_centres()
     colours = palette()
     slope = (0.2 - 0.4 * draw.light) * (0.5 - y / SIZE)
@@ -235,10 +235,8 @@ def seams(draw: Draw, layout: Layout) -> Tensor:
     return found
 
 
-def pictures(
-    labels: Tensor, generator: torch.Generator, torn: Tensor | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """labels (n,) int64 -> pictures (n, 3, 128, 128) float32 in [-1, 1], and the factors of each, (n,) int64.
+def images(labels: Tensor, generator: torch.Generator, torn: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """labels (n,) int64 -> images (n, 3, 128, 128) float32 in [-1, 1], and the factors of each, (n,) int64.
 
     ``torn`` (n, 16, 16) bool: tokens with threads of their own; the factors then have a map of the :func:`seams` too.
     """
@@ -261,6 +259,6 @@ def pictures(
 
 
 def batch(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """n pictures of random classes: (n, 3, 128, 128) and labels (n,)."""
+    """n images of random classes: (n, 3, 128, 128) and labels (n,)."""
     labels = torch.randint(len(LAYOUTS), (n,), generator=generator)
-    return pictures(labels, generator)[0], labels
+    return images(labels, generator)[0], labels

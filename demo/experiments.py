@@ -38,7 +38,7 @@ from gtr_core.plans.plan import make_plan
 from gtr_core.plans.presets import preset
 from gtr_core.plans.schedule import SCOPES, Schedule
 
-from . import observations, pictures, runs
+from . import figures, observations, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, WORK = ROOT / "docs" / "quality", ROOT / "demo" / "runs" / "quality"
@@ -50,7 +50,7 @@ PAPER_CLAIM = 3.72
 class Experiment:
     """Methods to compare with the first, and the groups that share a line in the plot: (name, methods).
 
-    ``cost`` is the model whose FLOPs count; by default the one that makes the pictures.
+    ``cost`` is the model whose FLOPs count; by default the one that makes the images.
     """
 
     methods: tuple[Method, ...]
@@ -137,7 +137,7 @@ def fts() -> Experiment:
 
 
 def guidance() -> Experiment:
-    """gtr-full without guidance, and with it from different parts of the picture on."""
+    """gtr-full without guidance, and with it from different parts of the image on."""
     chosen = (Guidance(), Guidance(2.0), Guidance(2.0, start=0.25), Guidance(2.0, start=0.5), Guidance(2.0, "constant"))
     return Experiment(tuple(Method(replace(preset("gtr-full"), name=_guided_name(g)), g) for g in chosen))
 
@@ -193,11 +193,11 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
 
 
 def together(made: Sequence[ImageFeatures], reference: ImageFeatures) -> dict:
-    """Frechet distances of all seeds' pictures at once, and of as many real ones: both fall with the number."""
+    """Frechet distances of all seeds' images at once, and of as many real ones: both fall with the number."""
     everything = joined(list(made))
     ((real, others),) = tables.floor_sets(reference, len(everything), [0])
     return {
-        "pictures": len(everything),
+        "images": len(everything),
         "frechet": frechet(everything.features, reference.features),
         "floor": frechet(real.features, others.features),
     }
@@ -216,7 +216,7 @@ def plot(result: dict) -> None:
         group: [point(rows[name], name if result["groups"] else "") for name in names]
         for group, names in groups.items()
     }
-    figure = pictures.error_bars(
+    figure = figures.error_bars(
         points,
         x_label="FLOPs of the origin / FLOPs",
         y_label="Frechet distance, mean and 95 % interval",
@@ -225,10 +225,10 @@ def plot(result: dict) -> None:
     write_chart(OUTPUT / f"{result['experiment']}.png", figure)
 
 
-def point(row: dict, label: str) -> pictures.Point:
+def point(row: dict, label: str) -> figures.Point:
     figure = row["figures"]["frechet"]
     half = figure["half"] or 0.0
-    return pictures.Point(
+    return figures.Point(
         row["speedup"],
         figure["mean"],
         figure["mean"] - half,
@@ -244,7 +244,7 @@ def observe(count: int, redraws: int) -> dict:
     real = observations.real_tokens(model, vae, count, 11)
     result = {
         "experiment": "observations",
-        "pictures": count,
+        "images": count,
         "redraws": redraws,
         "change": {},
         "spread": {},
@@ -262,7 +262,7 @@ def observe(count: int, redraws: int) -> dict:
         sheets.append(drawn[:4].transpose(0, 1)[:7].flatten(0, 1))
     ratio = [upper / max(board, 1e-6) for board, upper in zip(*spreads.values())]
     result["ratio"] = vars(interval(ratio))
-    sheet = pictures.grid(
+    sheet = figures.grid(
         torch.cat([s.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1) for s in sheets]), min(7, redraws)
     )
     runs.replace_file(OUTPUT / "observations.png", lambda part: sheet.quantize(256).save(part, "PNG", optimize=True))
@@ -270,7 +270,7 @@ def observe(count: int, redraws: int) -> dict:
 
 
 def heat(count: int) -> np.ndarray:
-    """Where FTS spends its extra diffusion steps: pictures of the first classes with their heat maps below them."""
+    """Where FTS spends its extra diffusion steps: images of the first classes with their heat maps below them."""
     evaluation, own, spent = FILES.open("cpu"), fts().methods[1], []
     model = evaluation.model
     plan = make_plan(own, model.spec.grid, image_seeds(0, count))
@@ -295,7 +295,7 @@ def _tell(task: Task, done: int, total: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*EXPERIMENTS, "observations", "heat", "page"))
-    parser.add_argument("--images", type=int, default=300, help="pictures per method and seed")
+    parser.add_argument("--images", type=int, default=300, help="images per method and seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=20)

@@ -1,4 +1,4 @@
-"""The classifier of the demo's pictures whose features measure quality, and what it sees in real pictures."""
+"""The classifier of the demo's images whose features measure quality, and what it sees in real images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class JudgePlan:
     steps: int = 900
     batch: int = 64
     rate: float = 2e-3
-    torn: float = 0.4  # largest share of tokens torn out of half of the pictures
+    torn: float = 0.4  # largest share of tokens torn out of half of the images
     map_weight: float = 4.0  # of the loss of the map of seams
-    noise: float = 0.1  # largest standard deviation of the noise that training pictures get
+    noise: float = 0.1  # largest standard deviation of the noise that training images get
     held_out: int = 2000
     reference: int = 4000
     seed: int = 4
@@ -41,7 +41,7 @@ SPEC = ClassifierSpec(
 
 
 def disturbed(images: Tensor, plan: JudgePlan, generator: torch.Generator) -> Tensor:
-    """Noise of random strength, and a blur of half of the pictures: what a VAE does to a picture should not count."""
+    """Noise of random strength, and a blur of half of the images: what a VAE does to an image should not count."""
     n = len(images)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     share = torch.rand(n, 1, 1, 1, generator=generator) * (torch.rand(n, 1, 1, 1, generator=generator) < 0.5)
@@ -81,7 +81,7 @@ def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan(
 
 @torch.no_grad()
 def held_out_accuracy(extractor: Classifier, plan: JudgePlan) -> dict[str, float]:
-    """Share of fresh pictures that each head gets right."""
+    """Share of fresh images that each head gets right."""
     device = next(extractor.parameters()).device
     hits = {name: 0 for name in extractor.spec.heads}
     for index, labels in enumerate(balanced(plan.held_out)):
@@ -92,11 +92,11 @@ def held_out_accuracy(extractor: Classifier, plan: JudgePlan) -> dict[str, float
 
 
 def half_torn(labels: Tensor, plan: JudgePlan, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Pictures of which the second half is torn, the truth of every head, and where the seams are, (n, 16, 16)."""
+    """Images of which the second half is torn, the truth of every head, and where the seams are, (n, 16, 16)."""
     n, side = len(labels), data.SIZE // data.TOKEN
     shares = plan.torn * torch.rand(n, 1, 1, generator=generator) * (torch.arange(n) >= n // 2)[:, None, None]
     torn = torch.rand(n, side, side, generator=generator) < shares
-    images, truth = data.pictures(labels, generator, torn)
+    images, truth = data.images(labels, generator, torn)
     broken = truth.pop(SEAMS)
     return images, {CLASS: labels, SEAMS: broken.flatten(1).any(1).long()} | truth, broken
 
@@ -107,12 +107,12 @@ def balanced(count: int) -> tuple[Tensor, ...]:
 
 
 def fresh(count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """``count`` pictures with balanced labels, in batches."""
+    """``count`` images with balanced labels, in batches."""
     for index, labels in enumerate(balanced(count)):
-        yield data.pictures(labels, runs.step_generator(seed, index))[0], labels
+        yield data.images(labels, runs.step_generator(seed, index))[0], labels
 
 
 def write_reference(path: Path, extractor: Classifier, plan: JudgePlan = JudgePlan()) -> None:
-    """What the extractor sees in fresh pictures: the real ones that generated ones are compared with."""
+    """What the extractor sees in fresh images: the real ones that generated ones are compared with."""
     judge = ClassifierFeatures(extractor)
     save_features(path, make_reference(judge, fresh(plan.reference, 8)), judge.identity)

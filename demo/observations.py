@@ -1,4 +1,4 @@
-"""The paper's two observations behind the checkerboard, repeated on real pictures and this model (docs/gtr.md 5)."""
+"""The paper's two observations behind the checkerboard, repeated on real images and this model (docs/gtr.md 5)."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ SLICE = 16
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Real pictures as the model's tokens (n, L, C), with labels (n,)."""
+class Images:
+    """Real images as the model's tokens (n, L, C), with labels (n,)."""
 
     tokens: Tensor
     labels: Tensor
 
 
 @torch.no_grad()
-def real_tokens(model: Model, vae: KLVAE, count: int, seed: int) -> Pictures:
-    """``count`` fresh pictures of balanced classes, encoded (posterior means)."""
+def real_tokens(model: Model, vae: KLVAE, count: int, seed: int) -> Images:
+    """``count`` fresh images of balanced classes, encoded (posterior means)."""
     labels = torch.arange(count) % len(data.CLASS_NAMES)
-    images, _ = data.pictures(labels, runs.step_generator(seed, 0))
+    images, _ = data.images(labels, runs.step_generator(seed, 0))
     means = torch.cat([vae.moments(part)[0] for part in images.split(SLICE)])
-    return Pictures(latent_to_tokens(means, model.spec.latent), labels)
+    return Images(latent_to_tokens(means, model.spec.latent), labels)
 
 
 @torch.no_grad()
-def neighbour_change(model: Model, pictures: Pictures, known: int, seed: int) -> dict[int, list[float]]:
+def neighbour_change(model: Model, images: Images, known: int, seed: int) -> dict[int, list[float]]:
     """How much the conditioning z of masked tokens changes when one more token becomes known.
 
-    Relative change |z' - z| / |z|, one mean per picture, by Chebyshev distance from the decoded token.
+    Relative change |z' - z| / |z|, one mean per image, by Chebyshev distance from the decoded token.
     """
-    count, total = pictures.tokens.shape[:2]
+    count, total = images.tokens.shape[:2]
     order = torch.rand(count, total, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
-    memory = model.start([pictures.labels])
+    memory = model.start([images.labels])
     fresh, rest = order[:, known], order[:, known + 1 :].sort(dim=1).values
     nothing = rest[:, :0]
     fewer = Positions(order[:, :known].sort(dim=1).values, rest, fresh[:, None])
     more = Positions(order[:, : known + 1].sort(dim=1).values, rest, nothing)
-    before, after = (model(pictures.tokens, positions, memory, model.spec.grid)[0] for positions in (fewer, more))
+    before, after = (model(images.tokens, positions, memory, model.spec.grid)[0] for positions in (fewer, more))
     change = (after - before).norm(dim=-1) / before.norm(dim=-1)
     width = model.spec.grid[1]
     apart = torch.maximum(
@@ -75,17 +75,17 @@ def half_known(grid: tuple[int, int], shape: str) -> np.ndarray:
 
 @torch.no_grad()
 def spread_of_seeds(
-    model: Model, vae: KLVAE, pictures: Pictures, shape: str, redraws: int, seed: int
+    model: Model, vae: KLVAE, images: Images, shape: str, redraws: int, seed: int
 ) -> tuple[list[float], Tensor]:
     """Fill the unknown half ``redraws`` times with different seeds.
 
-    Per picture the standard deviation over redraws of the pixels (RMS over colours and the unknown area, on a scale of
-    [-1, 1]), and the pictures (n, redraws, 3, H, W).
+    Per image the standard deviation over redraws of the pixels (RMS over colours and the unknown area, on a scale of
+    [-1, 1]), and the images (n, redraws, 3, H, W).
     """
     unknown, grid = half_known(model.spec.grid, shape), model.spec.grid
     area = torch.from_numpy(unknown).float()[None, None]
     spreads, drawn = [], []
-    for index, (tokens, label) in enumerate(zip(pictures.tokens, pictures.labels)):
+    for index, (tokens, label) in enumerate(zip(images.tokens, images.labels)):
         seeds = image_seeds(seed + redraws * index, redraws)
         plan = make_plan(FILL, grid, seeds, unknown=unknown)
         filled = sample(

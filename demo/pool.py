@@ -1,4 +1,4 @@
-"""A pool of pictures as latents, made once: encoding on the fly would cost a CPU a quarter of the training time."""
+"""A pool of images as latents, made once: encoding on the fly would cost a CPU a quarter of the training time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pool:
 
 @torch.no_grad()
 def make_pool(vae: KLVAE, size: int, device: torch.device, seed: int = 3) -> Pool:
-    """Encode ``size`` fresh pictures."""
+    """Encode ``size`` fresh images."""
     vae, rows = vae.to(memory_format=torch.channels_last), []
     for start in range(0, size, CHUNK):
         images, labels = data.batch(min(CHUNK, size - start), runs.step_generator(seed, start))

@@ -64,8 +64,8 @@ def verdict(gate: dict) -> tuple[bool, list[str]]:
     parts.append((times < 5, f"the distance is {times:.1f} times that of real images ({floor:.3g}), less than 5"))
     times = pooled["frechet"] / pooled["floor"]
     parts.append((pooled["frechet"] < 5 * pooled["floor"], f"over the images of all seeds it is {times:.1f} times"))
-    words = f"{pooled['pictures']:,} images over {len(gate['seeds'])} seeds were measured, at least 1,000"
-    parts.append((pooled["pictures"] >= 1000, words))
+    words = f"{pooled['images']:,} images over {len(gate['seeds'])} seeds were measured, at least 1,000"
+    parts.append((pooled["images"] >= 1000, words))
     return all(ok for ok, _ in parts), [f"- {'Passed' if ok else '**Failed**'}, {text}." for ok, text in parts]
 
 
@@ -203,7 +203,7 @@ def observations(result: dict | None, folder: str) -> list[str]:
     title = "## Why a checkerboard"
     if result is None:
         return [title, "Not run yet."]
-    spread, count = result["spread"], result["pictures"]
+    spread, count = result["spread"], result["images"]
     near = [
         f"with {known} known tokens it falls from {_interval(found['1'])} at distance 1 to {_interval(found['4'])} at 4"
         for known, found in result["change"].items()

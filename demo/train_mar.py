@@ -29,7 +29,7 @@ class MARPlan:
     decay: int = 800
     warm_up: int = 100
     batch: int = 24
-    targets: int = 128  # masked positions that get a loss, per picture
+    targets: int = 128  # masked positions that get a loss, per image
     draws: int = 2  # noisy versions of each of them
     low_masks: float = 0.65  # share of steps with a mask ratio below 0.7
     all_masked: float = 0.05
@@ -48,7 +48,7 @@ class MARPlan:
 def mask_ratio(plan: MARPlan, generator: torch.Generator) -> float:
     """MAR's truncated normal (mean 1, std 0.25, in [0.7, 1]); sometimes uniform in [0, 0.7], sometimes 1.
 
-    The exceptions are ours: a small model extrapolates neither to the empty picture of the first step nor to the
+    The exceptions are ours: a small model extrapolates neither to the empty image of the first step nor to the
     almost finished ones of the last. In sampling, tokens are drawn at ratios spread evenly over [0, 1].
     """
     choice, uniform = torch.rand(2, generator=generator).tolist()
@@ -60,7 +60,7 @@ def mask_ratio(plan: MARPlan, generator: torch.Generator) -> float:
 
 
 def split_positions(n: int, tokens: int, plan: MARPlan, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Random known (n, K), target (n, T) and context (n, M) positions, the same counts for every picture.
+    """Random known (n, K), target (n, T) and context (n, M) positions, the same counts for every image.
 
     The decoder sees every masked position, as MAR's does: a model that knew other scopes could not judge them.
     """
@@ -111,7 +111,7 @@ def rate_factor(step: int, plan: MARPlan) -> float:
 
 
 def disturbed(tokens: Tensor, plan: MARPlan, generator: torch.Generator) -> Tensor:
-    """Tokens (B, L, C) with noise, of a strength of its own for each picture: what a sampler knows has errors."""
+    """Tokens (B, L, C) with noise, of a strength of its own for each image: what a sampler knows has errors."""
     strength = plan.known_noise * torch.rand(len(tokens), 1, 1, generator=generator)
     return tokens + (strength * torch.randn(tokens.shape, generator=generator)).to(tokens.device)
 

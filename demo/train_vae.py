@@ -20,7 +20,7 @@ from .muon import Muon
 
 @dataclass(frozen=True)
 class VAEPlan:
-    """Small crops first (textures are local: more, cheaper steps), then larger ones and whole pictures.
+    """Small crops first (textures are local: more, cheaper steps), then larger ones and whole images.
 
     After ``warm_up`` steps the KL weight is steered so that the posterior width becomes ``sigma``.
     """
@@ -30,7 +30,7 @@ class VAEPlan:
     rate: float = 1.5e-3
     muon_rate: float = 3e-3
     warm_up: int = 600
-    mixed: float = 0.5  # largest share of tokens that come from another picture, in half of the pictures
+    mixed: float = 0.5  # largest share of tokens that come from another image, in half of the images
     kl: float = 1e-4
     sigma: float = 0.2
     seed: int = 1
@@ -67,7 +67,7 @@ def psnr(out: Tensor, image: Tensor) -> float:
 
 
 def training_images(step: int, plan: VAEPlan, generator: torch.Generator) -> Tensor:
-    """The pictures of one step: crops at token offsets (one corner per batch), or whole pictures."""
+    """The images of one step: crops at token offsets (one corner per batch), or whole images."""
     for steps, side, count in plan.phases:
         if step < steps:
             break
@@ -78,9 +78,9 @@ def training_images(step: int, plan: VAEPlan, generator: torch.Generator) -> Ten
 
 
 def mixed_tokens(n: int, size: tuple[int, int], share: float, generator: torch.Generator) -> Tensor:
-    """Tokens (n, 1, *size) bool that come from another picture.
+    """Tokens (n, 1, *size) bool that come from another image.
 
-    None in half of the pictures, in the others up to ``share`` of them. A decoder that never sees neighbours contradict
+    None in half of the images, in the others up to ``share`` of them. A decoder that never sees neighbours contradict
     each other smooths them until they fit, and what a sampler did wrong is not seen.
     """
     shares = share * torch.rand(n, 1, 1, 1, generator=generator) * (torch.arange(n) % 2)[:, None, None, None]
@@ -88,7 +88,7 @@ def mixed_tokens(n: int, size: tuple[int, int], share: float, generator: torch.G
 
 
 def spliced(images: Tensor, mixed: Tensor) -> Tensor:
-    """Images or latents (n, C, H, W) whose ``mixed`` tokens (n, 1, h, w) are those of the picture before."""
+    """Images or latents (n, C, H, W) whose ``mixed`` tokens (n, 1, h, w) are those of the image before."""
     return torch.where(F.interpolate(mixed.to(images), size=images.shape[-2:]) > 0, images.roll(1, 0), images)
 
 

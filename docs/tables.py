@@ -36,6 +36,7 @@ from gtr_core.plans.presets import PRESETS, preset
 from gtr_core.sampling.lazymar import LazyMAR
 from gtr_core.sampling.memory import activation_bytes
 from gtr_core.sampling.packed_linear import packed_bytes
+from gtr_core.sampling.recap import ReCAP
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "figures"
@@ -372,7 +373,7 @@ def precision() -> str:
 
 def scaling() -> str:
     results = [measured(f"many_{n}") for n in (1, 2)]
-    rates = [result["pictures"] / result["seconds"] for result in results]
+    rates = [result["images"] / result["seconds"] for result in results]
     rows = [
         (f"{n}", f"{result['seconds']:.1f}", digits(rate), times(rate / rates[0]))
         for n, result, rate in zip((1, 2), results, rates)
@@ -422,6 +423,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flops-extreme": lambda: f"{flops('mar-h', 'gtr-extreme')[1]:.1f}×",
     "flops-lightgen-default": lambda: f"{flops('lightgen', 'gtr-lightgen')[1]:.1f}×",
     "flops-lightgen-fast": lambda: f"{flops('lightgen', 'gtr-lightgen-fast')[1]:.1f}×",
+    "flops-recap": lambda: f"{flops('mar-b', 'gtr-paper', cache=ReCAP())[1]:.1f}×",
     "flops-lazymar": lambda: f"{flops('mar-b', 'gtr-full', cache=LazyMAR())[1]:.1f}×",
     "packed-weights": packed_weights,
     "tflops-paper": lambda: f"{flops('mar-h', 'gtr-paper')[0]:.2f}",

@@ -3,6 +3,7 @@
 import logging
 
 from ..gtr_core.device import outdated_torch
+from ..gtr_core.errors import GtRError
 from ._api import ComfyExtension, io
 from .cache import LazyMARNode, ReCAPNode
 from .conditioning import ClassCondition
@@ -16,6 +17,8 @@ from .schedule import BaselineScheduler, FTSNode, PreviewSchedule, Scheduler
 from .text import EncodeText
 
 logger = logging.getLogger("gtr_mar")
+# The host imports a pack under the path of its folder, and shows the module of an error to the user.
+GtRError.__module__ = "gtr_mar"
 
 
 class GtRExtension(ComfyExtension):

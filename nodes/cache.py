@@ -15,45 +15,62 @@ class LazyMARNode(io.ComfyNode):
         return io.Schema(
             node_id="GtR_LazyMAR",
             display_name="LazyMAR Cache",
-            category="GtR/sampling",
+            category="GtR/sampling/settings",
             description="Reuses what changes little between AR steps and between diffusion steps of a MAR model. Needs "
             "guidance and a schedule with the full decoder scope (origin, step-N, gtr-full).",
-            search_aliases=["lazymar", "cache", "gtr"],
+            search_aliases=["lazymar", "cache", "speed up", "teacache", "gtr"],
             inputs=[
-                io.Int.Input("start_step", default=5, min=1, max=64, tooltip="The first AR steps compute everything."),
-                io.Int.Input("period", default=9, min=1, max=64, tooltip="And every so many steps after them."),
+                io.Int.Input(
+                    "start_step",
+                    default=5,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    tooltip="So many first AR steps compute everything. More is slower and closer to no cache.",
+                ),
+                io.Int.Input(
+                    "period",
+                    default=9,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    tooltip="After them every so many steps compute everything. Less is slower and closer to no cache.",
+                ),
                 io.Int.Input(
                     "prune_block",
                     default=3,
                     min=0,
                     max=64,
+                    optional=True,
                     advanced=True,
-                    tooltip="The decoder block (counted from 0) after which few tokens go on, "
-                    "the last one where a model has fewer.",
+                    tooltip="The decoder block, counted from 0, after which only few tokens go on; the last one where "
+                    "a model has fewer. Higher is slower and closer to no cache.",
                 ),
                 io.Int.Input(
                     "extra",
                     default=15,
                     min=0,
                     max=256,
+                    optional=True,
                     advanced=True,
-                    tooltip="How many tokens more than needed go on.",
+                    tooltip="How many tokens more than needed go on. More is slower and closer to no cache.",
                 ),
                 io.Int.Input(
                     "head_period",
                     default=7,
                     min=1,
                     max=1000,
+                    optional=True,
                     advanced=True,
-                    tooltip="Every so many diffusion steps the head computes everything.",
+                    tooltip="Every so many diffusion steps the head computes everything; 1 = always.",
                 ),
             ],
-            outputs=[GtrCache.Output(display_name="cache")],
+            outputs=[GtrCache.Output(display_name="cache", tooltip="For cache of GtR Sampler.")],
         )
 
     @classmethod
     def execute(
-        cls, start_step: int, period: int, prune_block: int = 3, extra: int = 15, head_period: int = 7
+        cls, start_step: int = 5, period: int = 9, prune_block: int = 3, extra: int = 15, head_period: int = 7
     ) -> io.NodeOutput:
         return io.NodeOutput(LazyMAR(start_step, period, prune_block, extra, head_period))
 

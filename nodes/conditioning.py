@@ -1,12 +1,6 @@
-"""Conditioning nodes, and what the sampler reads from a CONDITIONING wire."""
+"""The conditioning node of class-conditional models."""
 
 from __future__ import annotations
-
-import logging
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 
 from ..gtr_core.demo import CLASS_NAMES as DEMO_NAMES
 from ..gtr_core.errors import GtRError
@@ -14,10 +8,8 @@ from ..gtr_core.models.labels import class_names, imagenet_names, parse_labels
 from ..gtr_core.models.mar import MARSpec
 from ._api import MarModel, io
 from ._models import ModelHandle
+from .conditions import LABELS, label_tensor
 
-logger = logging.getLogger("gtr_mar")
-
-LABELS = "gtr_labels"
 DEMO_PREFIX = "demo "
 CLASS_OPTIONS = [
     *(f"{label}: {name}" for label, name in enumerate(imagenet_names())),
@@ -32,12 +24,12 @@ class ClassCondition(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GtR_ClassCondition",
-            display_name="Class Label",
+            display_name="Class Label (MAR)",
             category="GtR/conditioning",
             description="What a class-conditional model draws: one class, or a list with one class per image.",
-            search_aliases=["imagenet class", "mar class", "gtr"],
+            search_aliases=["imagenet", "imagenet class", "class conditioning", "prompt", "mar class", "gtr"],
             inputs=[
-                MarModel.Input("model"),
+                MarModel.Input("model", tooltip="The model that will draw: its classes are the ones to choose from."),
                 io.Combo.Input(
                     "class_name",
                     options=CLASS_OPTIONS,
@@ -52,7 +44,9 @@ class ClassCondition(io.ComfyNode):
                     "'207, 360, 388'. Used instead of class_name when not empty.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="positive")],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning", tooltip="For positive or negative of GtR Sampler.")
+            ],
         )
 
     @classmethod
@@ -60,9 +54,7 @@ class ClassCondition(io.ComfyNode):
         if model.spec.condition != "label":
             raise GtRError(f"{model.spec.name} has no classes: use 'LightGen Text Encode' for it")
         labels = parse_labels(class_list, model.spec) if class_list.strip() else (chosen_label(class_name, model.spec),)
-        return io.NodeOutput(
-            [[torch.tensor(labels, dtype=torch.float32)[:, None, None], {"pooled_output": None, LABELS: labels}]]
-        )
+        return io.NodeOutput([[label_tensor(labels), {"pooled_output": None, LABELS: labels}]])
 
 
 def chosen_label(option: str, spec: MARSpec) -> int:
@@ -79,43 +71,3 @@ def chosen_label(option: str, spec: MARSpec) -> int:
             )
         )
     return int(number)
-
-
-def labels_for_batch(
-    conditioning: io.Conditioning.Type, images: Sequence[int], spec: MARSpec, what: str
-) -> torch.Tensor:
-    """Labels (B,) int64: image k of the original batch gets the k-th class, in turn when there are fewer.
-
-    ``images`` are the images' indices in that batch. Raises GtRError.
-    """
-    labels = only_entry(conditioning, what)[1].get(LABELS)
-    if labels is None:
-        raise GtRError(
-            f"{what} is not a class label: expected the output of 'Class Label'; a MAR model is "
-            "class-conditional and cannot use a text prompt"
-        )
-    if not all(0 <= label < spec.classes for label in labels):
-        raise GtRError(
-            f"{what} has the classes {list(labels)}, {spec.name} has 0 to {spec.classes - 1}: connect the same "
-            "model to Class Label and to the sampler"
-        )
-    check_count("classes", len(labels), images)
-    return torch.tensor([labels[k % len(labels)] for k in images])
-
-
-def check_count(what: str, count: int, images: Sequence[int]) -> None:
-    """Raises GtRError when a whole batch has fewer images than there are conditions for it."""
-    if count > len(images) and list(images) == list(range(len(images))):
-        raise GtRError(
-            f"{count} {what} for a batch of {len(images)}: set batch_size to {count} in the empty latent, or "
-            f"give fewer {what}"
-        )
-
-
-def only_entry(conditioning: io.Conditioning.Type, what: str) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The tensor and the extras of a CONDITIONING; of combined ones the first is used, with a warning."""
-    if not conditioning:
-        raise GtRError(f"{what} is empty: connect a condition")
-    if len(conditioning) > 1:
-        logger.warning("%s combines %d conditions, only the first is used", what, len(conditioning))
-    return conditioning[0][0], conditioning[0][1]

@@ -9,7 +9,7 @@ from ..gtr_core.plans.regions import REDRAWS, redrawn_tokens, windows
 from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrSchedule, MarModel, io
 from ._models import ModelHandle
-from .latent import LatentBatch
+from .latent import MASK_BEFORE, LatentBatch, without_own_mask
 
 
 class Redraw(io.ComfyNode):
@@ -19,25 +19,25 @@ class Redraw(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GtR_Redraw",
-            display_name="Redraw Stages",
+            display_name="Redraw Stages (MAR)",
             category="GtR/latent",
-            description="Keeps the tokens that a schedule decodes first, a picture's structure, and has the sampler "
-            "draw the others anew: variations of a picture, or only its finish.",
-            search_aliases=["variations", "denoise", "image to image", "img2img", "gtr"],
+            description="Keeps the tokens that a schedule decodes first, an image's structure, and has the sampler "
+            "resample the others: variations of an image, or only its finish.",
+            search_aliases=["variations", "denoise", "image to image", "img2img", "i2i", "inpaint", "gtr"],
             inputs=[
                 MarModel.Input("model", tooltip="The model that draws: its tokens are what is kept."),
                 GtrSchedule.Input("schedule", tooltip="The sampler's schedule: its stages say what structure is."),
                 io.Latent.Input(
                     "latent",
-                    tooltip="A picture: from a sampler, or from VAE Encode with the model's VAE. "
+                    tooltip="An image: from a sampler, or from VAE Encode with the model's VAE. "
                     "A mask that it has stays in force: what it protects is kept too.",
                 ),
                 io.Combo.Input(
                     "redraw",
                     options=list(REDRAWS),
                     default="variations",
-                    tooltip="reconstruction: the last stage, half of the tokens; variations: all stages but "
-                    "the first; denoise: the share set below.",
+                    tooltip="What is resampled. reconstruction: the last stage, half of the tokens; variations: all "
+                    "stages but the first; denoise: the share set below.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -45,11 +45,16 @@ class Redraw(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="For redraw 'denoise': share of the tokens that are drawn anew, the schedule's "
-                    "last ones; 0 = nothing, 1 = everything.",
+                    optional=True,
+                    tooltip="For redraw 'denoise': share of the tokens that are resampled, the schedule's last ones; "
+                    "0 = nothing, 1 = everything.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent", tooltip="The image and a mask of what to resample, for latent_image."
+                )
+            ],
         )
 
     @classmethod
@@ -58,7 +63,9 @@ class Redraw(io.ComfyNode):
     ) -> io.NodeOutput:
         batch = LatentBatch.read_image(latent, model)
         redrawn = torch.from_numpy(redrawn_tokens(schedule, batch.canvas.grid, redraw, denoise))
-        return io.NodeOutput(batch.masked(batch.canvas.only(redrawn)))
+        prepared = batch.masked(batch.canvas.only(redrawn))
+        before = without_own_mask(latent, len(batch.images)).get("noise_mask")
+        return io.NodeOutput(prepared if before is None else prepared | {MASK_BEFORE: before})
 
 
 class Outpaint(io.ComfyNode):
@@ -67,20 +74,22 @@ class Outpaint(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def side(name: str) -> io.Int.Input:
-            return io.Int.Input(name, default=0, min=0, max=4096, step=16, tooltip=f"Pixels to add at the {name}.")
+            return io.Int.Input(
+                name, default=0, min=0, max=4096, step=16, optional=True, tooltip=f"Pixels to add at the {name}."
+            )
 
         return io.Schema(
             node_id="GtR_Outpaint",
-            display_name="Outpaint",
+            display_name="Outpaint (MAR)",
             category="GtR/latent",
-            description="Adds room around a picture for the sampler to fill. A MAR model draws one size only, so the "
+            description="Adds room around an image for the sampler to fill. A MAR model draws one size only, so the "
             "sampler slides a window of that size over the room; LightGen draws all of it at once.",
-            search_aliases=["outpainting", "extend", "pad", "sliding window", "gtr"],
+            search_aliases=["outpainting", "inpaint", "uncrop", "extend", "pad", "sliding window", "gtr"],
             inputs=[
                 MarModel.Input("model", tooltip="The model that draws: its size is the window's."),
                 io.Latent.Input(
                     "latent",
-                    tooltip="A picture, at least of the model's size for MAR: from a sampler, or "
+                    tooltip="An image, at least of the model's size for MAR: from a sampler, or "
                     "from VAE Encode with the model's VAE. Its own mask is dropped.",
                 ),
                 side("left"),
@@ -93,12 +102,17 @@ class Outpaint(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=8,
+                    optional=True,
                     advanced=True,
                     tooltip="MAR: pixels that neighbouring windows share at least; more is slower and fits "
                     "better together. 0 = half a window.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent", tooltip="The larger image and a mask of its new part, for latent_image."
+                )
+            ],
         )
 
     @classmethod

@@ -15,26 +15,27 @@ class HeatMap(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GtR_HeatMap",
-            display_name="Diffusion Heat Map",
-            category="GtR/sampling",
-            description="Shows over the picture where its diffusion steps went: those that FTS added, or all of them.",
+            display_name="Diffusion Heat Map (MAR)",
+            category="GtR/image",
+            description="Shows over an image where its diffusion steps went: those that FTS added, or all of them.",
             search_aliases=["fts", "heatmap", "attention map", "gtr"],
             is_output_node=True,
             inputs=[
-                GtrSteps.Input("steps", tooltip="The sampler's third output."),
-                io.Image.Input("image", tooltip="The same run's pictures, from VAE Decode."),
+                GtrSteps.Input("steps", tooltip="The third output of GtR Sampler."),
+                io.Image.Input("image", tooltip="The images of the same run, from VAE Decode."),
                 io.Combo.Input(
                     "show",
                     options=list(HEATS),
                     default="fts",
+                    optional=True,
                     tooltip="fts: the steps that FTS added to the schedule's; all: every token's steps.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[io.Image.Output(display_name="image", tooltip="The images with the map over them.")],
         )
 
     @classmethod
-    def execute(cls, steps: StepCounts, image: io.Image.Type, show: str) -> io.NodeOutput:
+    def execute(cls, steps: StepCounts, image: io.Image.Type, show: str = "fts") -> io.NodeOutput:
         images = from_host_image(image)
         if len(images) != len(steps.steps):
             raise GtRError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,13 @@ from ._models import ModelHandle
 
 # Marks a latent that 'Outpaint' made: draw it by windows, which overlap by this many tokens (0 = half a window).
 WINDOWS = "gtr_windows"
+# Marks a mask that 'Redraw Stages' or 'Outpaint' made, by the digests of its images: the sampler takes it away once it
+# has drawn what it covers. What came before it, if anything, is in force again then.
+OWN_MASK, MASK_BEFORE = "gtr_own_mask", "gtr_mask_before"
+UNUSED_IMAGE = (
+    "the latent holds an image and no mask, so nothing of the image was kept: connect Redraw Stages to vary it, or Set "
+    "Latent Noise Mask to change a part of it"
+)
 
 
 class EmptyLatent(io.ComfyNode):
@@ -34,20 +42,41 @@ class EmptyLatent(io.ComfyNode):
             display_name="Empty MAR Latent",
             category="GtR/latent",
             description="An empty latent with the size and channels of the model.",
-            search_aliases=["mar latent", "gtr"],
+            search_aliases=["mar latent", "empty latent image", "size", "gtr"],
             inputs=[
-                MarModel.Input("model"),
-                io.Int.Input("width", default=0, min=0, max=4096, step=16, tooltip="Pixels; 0 = the model's own size."),
+                MarModel.Input("model", tooltip="The model that will draw: its size and channels are used."),
                 io.Int.Input(
-                    "height", default=0, min=0, max=4096, step=16, tooltip="Pixels; 0 = the model's own size."
+                    "width",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
+                    optional=True,
+                    tooltip="Pixels; 0 = the model's own size. MAR draws that size only.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=4096),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
+                    optional=True,
+                    tooltip="Pixels; 0 = the model's own size. MAR draws that size only.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    tooltip="Images per run; image k has the seed + k.",
+                ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For latent_image of GtR Sampler.")],
         )
 
     @classmethod
-    def execute(cls, model: ModelHandle, width: int, height: int, batch_size: int = 1) -> io.NodeOutput:
+    def execute(cls, model: ModelHandle, width: int = 0, height: int = 0, batch_size: int = 1) -> io.NodeOutput:
         spec = model.spec
         own_height, own_width = spec.latent.size(spec.grid)
         pixels = spec.latent.stride * spec.latent.patch
@@ -78,10 +107,14 @@ class LatentBatch:
     def read(cls, latent: io.Latent.Type, model: ModelHandle, *, any_size: bool = False) -> LatentBatch:
         """Raises GtRError for a latent that does not fit the model; with ``any_size`` for one of no whole tokens."""
         spec, overlap = model.spec, latent.get(WINDOWS)
-        samples = checked_samples(fitted_samples(latent, model.patcher), spec)
-        grid = samples.shape[2] // spec.latent.patch, samples.shape[3] // spec.latent.patch
-        if overlap is None and not any_size:
-            spec.check_grid(grid)
+        samples = fitted_samples(latent, model.patcher)
+        try:
+            check_samples(samples, spec)
+            grid = samples.shape[2] // spec.latent.patch, samples.shape[3] // spec.latent.patch
+            if overlap is None and not any_size:
+                spec.check_grid(grid)
+        except GtRError as error:
+            raise GtRError(f"{error} (the latent's shape is {shape_of(latent)})") from None
         canvas = Canvas(samples, unknown_tokens(latent, len(samples), grid), overlap)
         return cls(latent, spec, canvas, batch_images(latent, len(samples)))
 
@@ -93,7 +126,7 @@ class LatentBatch:
             raise GtRError("the latent is empty: connect a picture's, from a sampler or from VAE Encode")
         return batch
 
-    def plan(self, method: Method, seed: int, runtime: Runtime, budget: int) -> Decoding:
+    def plan(self, method: Method, seed: int, runtime: Runtime, budget: int | None = None) -> Decoding:
         """The runs of the sampler; image k of the original batch has the seed ``seed + k``."""
         seeds, unknown = image_seeds(seed, self.images), self.canvas.unknown.numpy()
         return plan_decoding(self.spec, method, seeds, unknown, runtime, overlap=self.canvas.overlap, budget=budget)
@@ -105,7 +138,13 @@ class LatentBatch:
     def finished(self, tokens: Tensor) -> io.Latent.Type:
         """The LATENT to pass on: known tokens exactly as they came, bookkeeping of empty latents dropped."""
         kept = {key: value for key, value in self.latent.items() if not key.startswith("downscale_ratio_")}
-        return kept | {"samples": to_wire(self.canvas.finished(tokens, self.spec))}
+        return without_own_mask(kept, len(tokens)) | {"samples": to_wire(self.canvas.finished(tokens, self.spec))}
+
+    def remarks(self) -> list[str]:
+        """What the user should know about how this latent was used."""
+        samples = self.canvas.latents
+        unused = self.latent.get("noise_mask") is None and bool((samples != samples.flatten()[0]).any())
+        return [UNUSED_IMAGE] if unused else []
 
     def masked(self, canvas: Canvas) -> io.Latent.Type:
         """The LATENT of another canvas of the same images: its mask covers the pixels of the tokens to draw, once for
@@ -113,17 +152,42 @@ class LatentBatch:
         unknown = canvas.unknown[:1] if (canvas.unknown == canvas.unknown[:1]).all() else canvas.unknown
         pixels = self.spec.latent.patch * self.spec.latent.stride
         mask = unknown.float().repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
-        kept = {key: value for key, value in self.latent.items() if key != WINDOWS}
+        kept = {key: value for key, value in self.latent.items() if key not in (WINDOWS, OWN_MASK, MASK_BEFORE)}
         windows = {} if canvas.overlap is None else {WINDOWS: canvas.overlap}
-        return kept | windows | {"samples": canvas.latents, "noise_mask": mask[:, None]}
+        mask = mask[:, None]
+        return kept | windows | {"samples": canvas.latents, "noise_mask": mask, OWN_MASK: frozenset(digests(mask))}
 
 
-def checked_samples(samples: Tensor, spec: ModelSpec) -> Tensor:
-    """The samples (B, C, H, W) of a LATENT. Raises GtRError unless they are whole tokens of the model."""
+def digests(mask: Tensor) -> list[bytes]:
+    """One per image of a mask (B, 1, H, W); stock nodes pick images of a batch and repeat them."""
+    pixels = (mask > 0.5).to(torch.uint8).cpu().numpy()
+    return [hashlib.sha256(image.tobytes()).digest() for image in pixels]
+
+
+def without_own_mask(latent: io.Latent.Type, batch: int) -> io.Latent.Type:
+    """A finished LATENT: a mask that our nodes made for it goes, one that the user made stays."""
+    own, mask = latent.get(OWN_MASK), latent.get("noise_mask")
+    rest = {key: value for key, value in latent.items() if key not in (OWN_MASK, MASK_BEFORE)}
+    if own is None or mask is None or not own.issuperset(digests(mask)):
+        return rest
+    before = latent.get(MASK_BEFORE)
+    if before is None:
+        del rest["noise_mask"]
+    elif len(before) in (1, batch):
+        rest["noise_mask"] = before
+    return rest
+
+
+def shape_of(latent: io.Latent.Type) -> str:
+    return " x ".join(map(str, latent["samples"].shape))
+
+
+def check_samples(samples: Tensor, spec: ModelSpec) -> None:
+    """Raises GtRError unless the samples (B, C, H, W) of a LATENT are whole tokens of the model."""
     if samples.ndim != 4:
-        raise GtRError(f"a latent of shape {tuple(samples.shape)}: expected pictures (batch, channels, height, width)")
+        raise GtRError(f"the latent has {samples.ndim} dimensions: expected pictures (batch, channels, height, width)")
     if samples.shape[0] < 1:
-        raise GtRError(f"a latent of shape {tuple(samples.shape)}: expected a batch of at least 1 image")
+        raise GtRError("the latent holds no image: expected a batch of at least 1 image")
     if samples.shape[1] != spec.latent.channels:
         raise GtRError(
             f"the latent has {samples.shape[1]} channels, {spec.name} needs {spec.latent.channels}: use "
@@ -135,7 +199,6 @@ def checked_samples(samples: Tensor, spec: ModelSpec) -> Tensor:
             f"the latent is {samples.shape[3] * stride} x {samples.shape[2] * stride} pixels, {spec.name} needs "
             f"a width and height divisible by {patch * stride}: use Empty MAR Latent, or scale the picture"
         )
-    return samples
 
 
 def batch_images(latent: io.Latent.Type, batch: int) -> list[int]:

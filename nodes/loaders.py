@@ -7,6 +7,8 @@ from typing import Any
 from . import _models as files
 from ._api import MarModel, io
 
+MODEL_OUTPUT = "The model, for every node of this pack with an input 'model'. It is not a MODEL for KSampler."
+
 
 class LoadMAR(io.ComfyNode):
     """MAR checkpoint -> MAR_MODEL."""
@@ -19,7 +21,7 @@ class LoadMAR(io.ComfyNode):
             category="GtR/loaders",
             description="Loads a masked autoregressive model (MAR-B, L, H or another size). Files go to "
             "models/diffusion_models; the demo model is part of the pack.",
-            search_aliases=["mar", "masked autoregressive", "gtr"],
+            search_aliases=["mar", "masked autoregressive", "checkpoint", "imagenet", "class conditional", "gtr"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -31,11 +33,13 @@ class LoadMAR(io.ComfyNode):
                     "weight_dtype",
                     options=["default", *files.DTYPES],
                     default="default",
+                    optional=True,
                     advanced=True,
-                    tooltip="Of the transformer. The diffusion head is loaded in float32.",
+                    tooltip="Precision of the transformer: 16 bit is smaller and, on most graphics cards, faster. The "
+                    "diffusion head stays in float32.",
                 ),
             ],
-            outputs=[MarModel.Output(display_name="model")],
+            outputs=[MarModel.Output(display_name="model", tooltip=MODEL_OUTPUT)],
         )
 
     @classmethod
@@ -58,7 +62,7 @@ class LoadLightGen(io.ComfyNode):
             category="GtR/loaders",
             description="Loads a LightGen model (text to image, 512 px and other sizes). Files go to "
             "models/diffusion_models. Use it with the SD3 VAE and a flan-t5-xxl text encoder.",
-            search_aliases=["lightgen", "fluid", "text to image", "gtr"],
+            search_aliases=["lightgen", "fluid", "text to image", "t2i", "checkpoint", "gtr"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -69,26 +73,30 @@ class LoadLightGen(io.ComfyNode):
                     "weight_dtype",
                     options=["default", *files.DTYPES],
                     default="default",
+                    optional=True,
                     advanced=True,
-                    tooltip="Of the transformer. The diffusion head is loaded in float32.",
+                    tooltip="Precision of the transformer: 16 bit is smaller and, on most graphics cards, faster. The "
+                    "diffusion head stays in float32.",
                 ),
                 io.Combo.Input(
                     "weights",
                     options=["model", "ema"],
                     default="model",
+                    optional=True,
                     advanced=True,
-                    tooltip="Which weights of an original checkpoint; upstream's scripts use 'model'. Files "
+                    tooltip="Which weights of an original checkpoint to load; the original scripts use 'model'. Files "
                     "with one set of weights have no choice.",
                 ),
                 io.Boolean.Input(
                     "corrected_positions",
                     default=False,
+                    optional=True,
                     advanced=True,
-                    tooltip="Non-square pictures: upstream swaps the axes of its position tables (off = as "
-                    "upstream, on = not swapped).",
+                    tooltip="For images that are not square. Off: as the original code, which swaps the axes of its "
+                    "position tables. On: not swapped.",
                 ),
             ],
-            outputs=[MarModel.Output(display_name="model")],
+            outputs=[MarModel.Output(display_name="model", tooltip=MODEL_OUTPUT)],
         )
 
     @classmethod
@@ -122,16 +130,17 @@ class LoadMARVAE(io.ComfyNode):
             category="GtR/loaders",
             description="Loads the KL-16 VAE of the MAR models, which the stock VAE loader does not recognise. Works "
             "with VAE Decode, VAE Decode (Tiled) and VAE Encode. Files go to models/vae.",
-            search_aliases=["kl16", "mar vae", "gtr"],
+            search_aliases=["kl16", "kl-16", "mar vae", "autoencoder", "gtr"],
             inputs=[
                 io.Combo.Input(
                     "vae_name",
                     options=files.model_names("vae"),
                     default=files.DEMO,
-                    tooltip="kl16.safetensors or kl16.ckpt in models/vae.",
+                    tooltip="kl16.safetensors or kl16.ckpt in models/vae, or the demo model's. Use the VAE of the "
+                    "model that draws: another VAE with as many channels decodes garbage without an error.",
                 )
             ],
-            outputs=[io.Vae.Output(display_name="VAE")],
+            outputs=[io.Vae.Output(display_name="VAE", tooltip="For VAE Decode and VAE Encode, also tiled.")],
         )
 
     @classmethod

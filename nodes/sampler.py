@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import numpy as np
@@ -16,13 +17,12 @@ from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
 from ._device import activation_budget, bring_to_device, host_runtime, peak_bytes
 from ._models import ModelHandle
 from ._progress import RunMonitor, show_text
-from .conditioning import labels_for_batch
+from .conditions import read_condition
 from .latent import LatentBatch
-from .text import texts_for_batch
+
+logger = logging.getLogger("gtr_mar")
 
 ACCELERATIONS = ("auto", "off")
-# What reads a CONDITIONING, by what a model is conditioned on.
-CONDITIONS = {"label": labels_for_batch, "text": texts_for_batch}
 
 
 class Sampler(io.ComfyNode):
@@ -35,14 +35,32 @@ class Sampler(io.ComfyNode):
             display_name="GtR Sampler",
             category="GtR/sampling",
             description="Decodes the tokens of a masked autoregressive model by a schedule. Image k of a batch is the "
-            "picture of seed + k, whatever the batch size. A latent with a noise mask keeps its other tokens.",
-            search_aliases=["gtr", "mar sampler", "ksampler"],
+            "image of seed + k, whatever the batch size. A latent with a noise mask keeps its other tokens.",
+            search_aliases=["gtr", "mar sampler", "ksampler", "k-sampler", "generate", "t2i", "inpaint"],
             inputs=[
-                MarModel.Input("model"),
-                io.Conditioning.Input("positive"),
-                GtrSchedule.Input("schedule"),
-                io.Latent.Input("latent_image"),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                MarModel.Input("model", tooltip="The model that draws: from Load MAR Model or Load LightGen Model."),
+                io.Conditioning.Input(
+                    "positive", tooltip="What to draw: Class Label for MAR, LightGen Text Encode for LightGen."
+                ),
+                GtrSchedule.Input(
+                    "schedule",
+                    tooltip="Which tokens are decoded when, and in how many diffusion steps: from GtR Scheduler or "
+                    "Baseline Scheduler.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="Size and batch, from Empty MAR Latent. Of an image only the masked tokens are resampled: "
+                    "give it a mask with Redraw Stages, Outpaint or Set Latent Noise Mask, or nothing of it is kept.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same image. Image k of a batch has the seed + k, so a queue of "
+                    "batches that increments it by 1 repeats images: add the batch size instead.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=3.0,
@@ -50,23 +68,43 @@ class Sampler(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance; 1 = off and twice as fast.",
+                    tooltip="Guidance scale. Higher follows the condition more closely with less variety; 1 = off and "
+                    "twice as fast.",
                 ),
                 io.Combo.Input(
                     "cfg_schedule",
                     options=list(GUIDANCE_SCHEDULES),
                     default="linear",
-                    tooltip="linear: grows with the decoded part, more variety; constant: stronger.",
+                    tooltip="linear: guidance grows with the decoded part, for more variety; constant: full from the "
+                    "start.",
                 ),
-                io.Float.Input("temperature", default=1.0, min=0.0, max=2.0, step=0.01, round=0.001),
-                GtrFts.Input("fts", optional=True),
+                io.Float.Input(
+                    "temperature",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    round=0.001,
+                    optional=True,
+                    tooltip="Scale of the diffusion's noise. Lower gives smoother, more typical images; higher gives "
+                    "more variety and more mistakes.",
+                ),
+                GtrFts.Input(
+                    "fts",
+                    optional=True,
+                    tooltip="Frequency-Weighted Token Selection: more diffusion steps for the tokens with most detail.",
+                ),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What guidance leads away from. Left open: what the model learned for no "
-                    "condition, as upstream.",
+                    tooltip="What guidance leads away from. If unconnected, the model's learned null condition is "
+                    "used, as in the original code.",
                 ),
-                GtrCache.Input("cache", optional=True, tooltip="LazyMAR Cache: MAR models, with guidance."),
+                GtrCache.Input(
+                    "cache",
+                    optional=True,
+                    tooltip="LazyMAR Cache, for MAR models with guidance: faster, and a little different.",
+                ),
                 io.Combo.Input(
                     "acceleration",
                     options=list(ACCELERATIONS),
@@ -75,7 +113,7 @@ class Sampler(io.ComfyNode):
                     advanced=True,
                     tooltip="auto, while the whole model is on its device: CUDA graphs of the diffusion head, 16 bit "
                     "in most of its steps where the transformer has 16 bit, packed weights on a processor with "
-                    "AVX-512. off: none of these. Pictures are the same up to rounding, which in 16 bit may show in "
+                    "AVX-512. off: none of these. Images are the same up to rounding, which in 16 bit may show in "
                     "details.",
                 ),
                 io.Float.Input(
@@ -87,13 +125,17 @@ class Sampler(io.ComfyNode):
                     round=0.001,
                     optional=True,
                     advanced=True,
-                    tooltip="The part of the tokens that is drawn without guidance first, at half the cost: the "
+                    tooltip="The share of the tokens that is decoded without guidance first, at half the cost: the "
                     "linear schedule guides them little anyway. 0 = guidance from the first step on.",
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
-                io.String.Output(display_name="report"),
+                io.Latent.Output(
+                    display_name="latent", tooltip="For VAE Decode with the model's own VAE, or another edit."
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="What the run did: steps, FLOPs and seconds per stage, and notes."
+                ),
                 GtrSteps.Output(display_name="steps", tooltip="Diffusion steps per token, for Diffusion Heat Map."),
             ],
         )
@@ -108,7 +150,7 @@ class Sampler(io.ComfyNode):
         seed: int,
         cfg: float,
         cfg_schedule: str,
-        temperature: float,
+        temperature: float = 1.0,
         fts: FTS | None = None,
         negative: io.Conditioning.Type | None = None,
         cache: Cache | None = None,
@@ -117,7 +159,7 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         method = Method(schedule, Guidance(cfg, cfg_schedule, cfg_start), fts, cache, temperature)
         latent = LatentBatch.read(latent_image, model)
-        read = partial(CONDITIONS[model.spec.condition], images=latent.images, spec=model.spec)
+        read = partial(read_condition, images=latent.images, spec=model.spec)
         condition = read(positive, what="positive")
         against = None if negative is None else read(negative, what="negative")
         runtime = host_runtime(model, accelerate=acceleration == "auto")
@@ -129,10 +171,18 @@ class Sampler(io.ComfyNode):
         decoded = decode(network, decoding, tokens, condition, negative=against, runtime=runtime, observer=monitor)
         show_text(f"done: {monitor.done} AR steps")
         done = decoding_report(decoding, decoded, model.spec, peak_bytes(model.patcher))
-        report = "\n".join([*model.notes, done])
+        report = "\n".join([*model.notes, done, *noted([schedule.remark, *latent.remarks()])])
         return io.NodeOutput(
             latent.finished(decoded.tokens), report, spent_steps(decoded, latent.canvas.grid), ui=ui.PreviewText(report)
         )
+
+
+def noted(remarks: list[str]) -> list[str]:
+    """Lines of the report on what had no effect, also for the log; empty remarks are none."""
+    found = [remark for remark in remarks if remark]
+    for remark in found:
+        logger.warning("%s", remark)
+    return [f"note: {remark}" for remark in found]
 
 
 def spent_steps(decoded: Decoded, grid: tuple[int, int]) -> StepCounts:

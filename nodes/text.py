@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..gtr_core.errors import GtRError
-from ..gtr_core.models.lightgen import LightGenSpec
 from ._api import io
-from .conditioning import LABELS, check_count, only_entry
+from .conditions import PROMPTS, TEXT_ENCODER
 
 logger = logging.getLogger("gtr_mar")
 
 LENGTH, END, PAD = 128, 1, 0
-PROMPTS = "gtr_prompts"
-WAY_OUT = "load flan-t5-xxl with CLIPLoader, type 'ltxv'"
 
 
 class EncodeText(io.ComfyNode):
@@ -31,10 +27,15 @@ class EncodeText(io.ComfyNode):
             category="GtR/conditioning",
             description="Encodes a prompt as LightGen was trained: T5 with its mask, exactly 128 positions, no prompt "
             "weights.",
-            search_aliases=["lightgen prompt", "t5", "gtr"],
+            search_aliases=["lightgen prompt", "clip text encode", "text to image", "t2i", "t5", "gtr"],
             inputs=[
                 io.Clip.Input("clip", tooltip="flan-t5-xxl from CLIPLoader, type ltxv."),
-                io.String.Input("text", multiline=True, dynamic_prompts=True),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to draw. Read up to 128 tokens; (word:1.2) is plain text, not a weight.",
+                ),
                 io.Boolean.Input(
                     "one_per_line",
                     default=False,
@@ -42,11 +43,14 @@ class EncodeText(io.ComfyNode):
                     tooltip="Every line is a prompt of its own, one per image of the batch.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning")],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning", tooltip="For positive or negative of GtR Sampler.")
+            ],
         )
 
     @classmethod
     def execute(cls, clip: io.Clip.Type, text: str, one_per_line: bool = False) -> io.NodeOutput:
+        text = whole_characters(text)
         prompts = [line for line in text.splitlines() if line.strip()] if one_per_line else [text]
         check_encoder(clip)
         encoded = [encode(clip, prompt) for prompt in prompts or [""]]
@@ -54,13 +58,20 @@ class EncodeText(io.ComfyNode):
         return io.NodeOutput([[states, {"pooled_output": None, "attention_mask": masks, PROMPTS: len(states)}]])
 
 
+def whole_characters(text: str) -> str:
+    """A text without halves of surrogate pairs, which a program that cuts a text inside an emoji leaves behind."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
+
+
 def check_encoder(clip: io.Clip.Type) -> None:
     """Raises GtRError unless ``clip`` is a T5-XXL whose attention is masked."""
     encoder = getattr(getattr(clip, "cond_stage_model", None), "t5xxl", None)
     if encoder is None:
-        raise GtRError(f"the text encoder is not a T5-XXL, which LightGen needs: {WAY_OUT}")
+        raise GtRError(f"the text encoder is not a T5-XXL, which LightGen needs: {TEXT_ENCODER}")
     if not encoder.enable_attention_masks:
-        raise GtRError(f"this T5 was loaded for a model that does not mask padding, LightGen needs the mask: {WAY_OUT}")
+        raise GtRError(
+            f"this T5 was loaded for a model that does not mask padding, LightGen needs the mask: {TEXT_ENCODER}"
+        )
 
 
 def encode(clip: io.Clip.Type, prompt: str) -> tuple[Tensor, Tensor]:
@@ -81,32 +92,3 @@ def fit(clip: io.Clip.Type, prompt: str) -> list[int]:
         logger.warning("the prompt has %d tokens, LightGen reads %d: the rest is cut off", len(ids), LENGTH)
         ids = [*ids[: LENGTH - 1], END]
     return ids + [PAD] * (LENGTH - len(ids))
-
-
-def texts_for_batch(conditioning: io.Conditioning.Type, images: Sequence[int], spec: LightGenSpec, what: str) -> Tensor:
-    """Text states (B, text_length, caption_dim): image k of the original batch gets the k-th prompt, in turn.
-
-    Output of stock text encoders is cut or padded with a warning. Raises GtRError.
-    """
-    states, extra = only_entry(conditioning, what)
-    if LABELS in extra or not isinstance(states, Tensor) or states.ndim != 3:
-        raise GtRError(
-            f"{what} is not a text: expected the output of 'LightGen Text Encode'; {spec.name} cannot use class labels"
-        )
-    if states.shape[2] != spec.caption_dim:
-        raise GtRError(
-            f"{what} has text states of {states.shape[2]} values, {spec.name} needs {spec.caption_dim}: {WAY_OUT}"
-        )
-    check_count("prompts", len(states), images)
-    if PROMPTS not in extra:
-        logger.warning(
-            "%s comes from another text encode node: LightGen was trained on %d unweighted positions with "
-            "the mask on; use 'LightGen Text Encode'",
-            what,
-            spec.text_length,
-        )
-        states = states[:, : spec.text_length]
-        states = torch.nn.functional.pad(states, (0, 0, 0, spec.text_length - states.shape[1]))
-    if states.shape[1] != spec.text_length:
-        raise GtRError(f"{what} has {states.shape[1]} text positions, {spec.name} needs {spec.text_length}")
-    return states[[k % len(states) for k in images]]

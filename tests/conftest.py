@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update",
         action="store_true",
-        help="write recorded files anew: schemas, names, thumbnails, pictures of the documentation",
+        help="write recorded files anew: schemas, names, thumbnails, images of the documentation",
     )
     parser.addoption(
         "--long",
@@ -106,9 +106,9 @@ def model_files(comfy_base: Path) -> frozenset[str]:
 def comfy_server(comfy_path: Path, comfy_base: Path, model_files: frozenset[str]) -> Iterator[ComfyServer]:
     """One real ComfyUI server for the whole session, on the CPU, with previews on and this pack linked in."""
     global _server
-    _server = _support("server").ComfyServer(
-        Path(sys.executable), comfy_path, comfy_base, "--cpu", "--preview-method", "latent2rgb"
-    )
+    front_end = os.environ.get("GTR_FRONT_END")
+    flags = ["--cpu", "--preview-method", "latent2rgb", *(["--front-end-root", front_end] if front_end else [])]
+    _server = _support("server").ComfyServer(Path(sys.executable), comfy_path, comfy_base, *flags)
     try:
         _server.start()
         trouble = _server.import_trouble()

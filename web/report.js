@@ -1,4 +1,4 @@
-// Shows the report of a GtR Sampler in its node after a run.
+// Shows the report of a GtR Sampler in its node after a run, in both renderers of nodes.
 import { app } from "../../scripts/app.js";
 
 const NAME = "gtr_report";
@@ -13,7 +13,8 @@ function show(node, text) {
         element.style.cssText = STYLE;
         // Every line of a report takes about two in a node's width.
         const height = () => 8 + LINE * Math.min(MOST, 2 * element.textContent.split("\n").length);
-        widget = node.addDOMWidget(NAME, "text", element, { serialize: false, getMinHeight: height, getValue: () => "" });
+        // A type of its own: for those that it knows, such as "text", Nodes 2.0 draws an input instead of the element.
+        widget = node.addDOMWidget(NAME, NAME, element, { serialize: false, getMinHeight: height, getValue: () => "" });
         widget.serialize = false;
     }
     widget.element.textContent = text;

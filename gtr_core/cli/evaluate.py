@@ -60,7 +60,7 @@ def add_options(sub: Parser) -> None:
     sub.add_argument("--first-seed", type=int, default=0)
     add_guidance_options(sub)
     sub.add_argument("--metrics", default=DEFAULT, help="default, or fid,is for real checkpoints (torch-fidelity)")
-    sub.add_argument("--pictures", metavar="DIR", help="keep every image as PNG")
+    sub.add_argument("--save-images", metavar="DIR", help="keep every image as PNG")
     sub.add_argument("--png", metavar="FILE", help="draw the first metric of every method, as .png, .svg or .pdf")
     add_fts_options(sub)
 
@@ -89,8 +89,8 @@ def run(options: Options) -> None:
     base = Method(preset("origin"), guidance_of(options), fts_of(options), temperature=options.temperature)
     methods = [named(name, base, evaluation.model.spec) for name in names(options.presets)]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    pictures = Path(options.pictures).resolve() if options.pictures else None
-    features = evaluate(evaluation, methods, seeds, options.images, effort_of(options, files, pictures))
+    image_folder = Path(options.save_images).resolve() if options.save_images else None
+    features = evaluate(evaluation, methods, seeds, options.images, effort_of(options, files, image_folder))
     costs = {method.name: _cost(method, evaluation.model.spec) for method in methods}
     result = {
         "command": options.command,
@@ -140,10 +140,10 @@ def open_evaluation(options: Options, files: EvaluationFiles) -> Evaluation:
     return evaluation if alone else evaluation.for_device(options.device)
 
 
-def effort_of(options: Options, files: EvaluationFiles, pictures: Path | None = None) -> Effort:
+def effort_of(options: Options, files: EvaluationFiles, image_folder: Path | None = None) -> Effort:
     pool = pool_of(options)
     return Effort(
-        Kept(Path(options.work).resolve(), pictures),
+        Kept(Path(options.work).resolve(), image_folder),
         options.batch,
         pool=pool,
         open=None if pool.alone else files.open,

@@ -16,6 +16,7 @@ from ..jobs.generate_many import (
     check_manifest,
     claim,
     generate_many,
+    keys_of,
     strangers,
     write_manifest,
 )
@@ -69,16 +70,17 @@ def run(options: Options) -> None:
     """Make what is missing of the images, then write the manifest of all."""
     check_manifest(options.manifest)
     job, pool, started = job_of(options), pool_of(options), time.perf_counter()
+    keys = keys_of(job, pool.device)
     with claim(job):
-        result = generate_many(job, pool, _progress())
-        manifest = write_manifest(job, result.keys, result.rows, options.manifest)
+        result = generate_many(job, keys, pool, _progress())
+        manifest = write_manifest(job, keys, result.rows, options.manifest)
         others = strangers(job)
     seconds, count = time.perf_counter() - started, len(result.rows)
     facts = {
         "command": options.command,
         "output": str(job.output),
         "manifest": str(manifest),
-        "pictures": count,
+        "images": count,
         "made": result.made,
         "seconds": seconds,
         "settings": job.method.settings(),

@@ -170,7 +170,7 @@ class Generator:
             for index, image in zip(indices, made):
                 write_png(job.output / job.name(index), image)
         else:
-            tensors = {"pictures": torch.from_numpy(made), "latents": torch.cat(latents).float().cpu()}
+            tensors = {"images": torch.from_numpy(made), "latents": torch.cat(latents).float().cpu()}
             write_tensors(job.output / job.name(start), tensors, {"gtr.first": str(start)})
         names = sorted({job.name(index) for index in indices})
         files = {name: _sha256((job.output / name).read_bytes()) for name in names}
@@ -236,19 +236,20 @@ def strangers(job: GenerationJob) -> list[str]:
 
 @dataclass(frozen=True)
 class Made:
-    """A job's manifest rows in order, how many of its images were made now, and its keys."""
+    """A job's manifest rows in order, and how many of its images were made now."""
 
     rows: list[dict]
     made: int
-    keys: Keys
 
 
-def generate_many(job: GenerationJob, pool: WorkerPool, on_piece: Callable[[int, int], None] | None = None) -> Made:
-    """Make what is missing of a job. Pieces that are there and whole are kept.
+def generate_many(
+    job: GenerationJob, keys: Keys, pool: WorkerPool, on_piece: Callable[[int, int], None] | None = None
+) -> Made:
+    """Make what is missing of a job with these :func:`keys_of` it. Pieces that are there and whole are kept.
 
     ``on_piece(made, left)`` counts images. To be called while :func:`claim` holds the folder.
     """
-    keys, starts = keys_of(job, pool.device), list(job.starts)
+    starts = list(job.starts)
     kept = {start: finished(job, keys, start) for start in starts}
     left = sum(len(job.indices(start)) for start in starts if kept[start] is None)
     made = []
@@ -259,7 +260,7 @@ def generate_many(job: GenerationJob, pool: WorkerPool, on_piece: Callable[[int,
             on_piece(sum(made), left - sum(made))
 
     result = resume(starts, kept.get, pool, partial(make_worker, job, keys), on_done)
-    return Made([row for rows in result.results for row in rows], sum(made), keys)
+    return Made([row for rows in result.results for row in rows], sum(made))
 
 
 def write_manifest(job: GenerationJob, keys: Keys, rows: Sequence[dict], kind: str) -> Path:

@@ -96,7 +96,7 @@ class Method:
 
     def settings(self) -> dict:
         """Everything that the images depend on, as plain data."""
-        schedule = {key: value for key, value in asdict(self.schedule).items() if key not in ("name", "note")}
+        schedule = {key: value for key, value in asdict(self.schedule).items() if key not in ("name", "note", "remark")}
         return {
             "schedule": schedule,
             "guidance": asdict(self.guidance),

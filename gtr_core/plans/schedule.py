@@ -30,6 +30,7 @@ class Schedule:
     after DiSA's formulas by ``profile`` (docs/upstream.md 5); ``max_timestep`` clips the chain's timesteps, as DiSA's.
     ``decoder_scope`` ``stage`` hides the mask tokens of later stages from the decoder, ``full`` shows all. ``phases``
     is subsample's order of parities; ``shift`` moves the Halton sequence by a random number of places per image.
+    ``note`` says what a preset is, ``remark`` what a user should know about this one; neither changes anything.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Schedule:
     phases: str = "checkerboard"
     shift: bool = False
     note: str = field(default="", compare=False)
+    remark: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         self._check_choice("order", self.order, tuple(ORDERS))

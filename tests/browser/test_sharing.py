@@ -73,7 +73,7 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, upda
     for text in texts:
         assert "AR steps" in text and "TFLOPs" in text, "a report should be readable on its node"
     drawn = [node["type"] for node in read_json(path)["nodes"]]
-    assert min(front.picture_size("SaveImage" if "SaveImage" in drawn else "PreviewImage")) >= 64
+    assert min(front.image_size("SaveImage" if "SaveImage" in drawn else "PreviewImage")) >= 64
     reports = front.widget_texts("GtR_Sampler", "gtr_report")
     assert len(reports) == drawn.count("GtR_Sampler")
     assert all(" on demo:" in text or "window 1 of" in text for text in reports)
@@ -161,7 +161,7 @@ def test_the_blueprint_draws_a_picture(front: FrontEnd) -> None:
     """Found by its name in the node search, put on the canvas, connected and run."""
     front.open()
     front.page.evaluate("() => window.app.graph.clear()")
-    front.page.locator("#graph-canvas").dblclick(position={"x": 500, "y": 400})
+    front.search_nodes(500, 400)
     front.page.keyboard.type("MAR + GtR", delay=30)
     front.page.wait_for_timeout(1500)
     front.screenshot("blueprint-search")
@@ -187,7 +187,53 @@ def test_the_blueprint_draws_a_picture(front: FrontEnd) -> None:
     } == inner
     events = front.click_run()
     assert "execution_success" in [name for name, _ in events], events
-    width, height = front.picture_size("PreviewImage")
+    width, height = front.image_size("PreviewImage")
     assert min(width, height) >= 64
     front.fit()
     front.screenshot("blueprint-run")
+
+
+REPORT = """() => [...document.querySelectorAll('[data-node-id]')].map(node => node.innerText)
+    .filter(text => text.includes('AR steps') && text.includes('TFLOPs'))"""
+
+
+def test_the_report_is_seen_in_nodes_2(front: FrontEnd) -> None:
+    """The renderer of nodes as parts of the page, which draws widgets of known types itself."""
+    front.open()
+    with front.setting("Comfy.VueNodes.Enabled", True):
+        front.load(read_json(WORKFLOWS / "demo.json"))
+        front.page.evaluate(SET, {"batch_size": 1, "class_list": "", "preset": "gtr-extreme"})
+        front.page.locator("[data-node-id]").first.wait_for(timeout=40_000)
+        front.fit()
+        events = front.click_run(timeout=300)
+        assert "execution_success" in [name for name, _ in events], events
+        front.page.wait_for_function(f"() => ({REPORT})().length > 0", timeout=40_000)
+        front.screenshot("nodes-2-report")
+        (shown,) = front.page.evaluate(REPORT)
+        assert "gtr-extreme on demo: 1 image" in shown and "total " in shown
+        (widget,) = front.widget_texts("GtR_Sampler", "gtr_report")
+        assert plain(widget) in plain(shown)
+        # Widgets stay as they are, and the report is no part of the workflow.
+        saved = front.page.evaluate("() => window.app.graph.serialize().nodes.find(n => n.type === 'GtR_Sampler')")
+        assert len(saved["widgets_values"]) == 7
+
+
+WIRES = ("MAR_MODEL", "GTR_SCHEDULE", "GTR_FTS", "GTR_CACHE", "GTR_STEPS")
+COLOURS = """types => types.map(type => [window.app.canvas.default_connection_color_byType[type],
+    window.app.canvas.constructor.link_type_colors[type],
+    getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`).trim()])"""
+
+
+def test_wires_have_colours_of_their_own(front: FrontEnd) -> None:
+    """Slots and links, in both renderers, also after a change of palette."""
+    front.open()
+    stock = {
+        colour for row in front.page.evaluate(COLOURS, ["MODEL", "CONDITIONING", "LATENT", "VAE"]) for colour in row
+    }
+    found = front.page.evaluate(COLOURS, list(WIRES))
+    assert all(len(set(row)) == 1 and re.fullmatch("#[0-9a-f]{6}", row[0]) for row in found)
+    assert len({row[0] for row in found} - stock) == len(WIRES)
+    for palette in ("light", "dark"):
+        with front.setting("Comfy.ColorPalette", palette):
+            front.page.wait_for_timeout(500)
+            assert front.page.evaluate(COLOURS, list(WIRES)) == found

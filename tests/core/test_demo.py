@@ -27,17 +27,17 @@ def judge() -> Classifier:
     return load_classifier(DEMO_JUDGE)
 
 
-def test_the_judge_knows_fresh_pictures(judge):
+def test_the_judge_knows_fresh_images(judge):
     """Every head gets nearly all of them right, as the file says of itself; half of them are torn by a fifth."""
     generator = torch.Generator().manual_seed(2)
     labels = torch.arange(200) % 10
     torn = (torch.rand(200, 16, 16, generator=generator) < 0.2) & (torch.arange(200) >= 100)[:, None, None]
-    images, factors = data.pictures(labels, generator, torn)
+    images, factors = data.images(labels, generator, torn)
     assert set(factors) == {*FACTORS, "seams"} and judge.spec.classes == CLASS_NAMES
     seams = factors.pop("seams").flatten(1).any(1).long()
     for name, scores in judge(images).items():
         truth = {"class": labels, "seams": seams, **factors}[name]
-        least = 0.93 if name == "seams" else 0.97  # of some torn pictures hardly a token is torn
+        least = 0.93 if name == "seams" else 0.97  # of some torn images hardly a token is torn
         assert (scores.argmax(1) == truth).float().mean() > least and judge.spec.accuracy[name] > least
 
 
@@ -55,7 +55,7 @@ def test_threads_join_rows_and_columns():
 def test_seams_are_where_threads_break_off():
     torn = torch.zeros(20, 16, 16, dtype=torch.bool)
     torn[10:, 1, 2] = True  # a token of the background, whatever the class
-    images, truth = data.pictures(LABELS.repeat(2), torch.Generator().manual_seed(3), torn)
+    images, truth = data.images(LABELS.repeat(2), torch.Generator().manual_seed(3), torn)
     found = truth["seams"]
     assert not found[:10].any() and found[10:].any()
     around = torch.zeros(16, 16, dtype=torch.bool)
@@ -70,7 +70,7 @@ def test_the_reference_is_of_this_judge(judge):
 
 
 def test_factors_show_in_the_image():
-    """Two pictures that differ in a single draw differ, whatever the class."""
+    """Two images that differ in a single draw differ, whatever the class."""
     for layout in data.LAYOUTS.values():
         draw = data.choose(1, torch.Generator().manual_seed(1))
         for name, count in FACTORS.items():
@@ -105,6 +105,6 @@ def test_the_names_are_those_of_the_data():
 
 
 @pytest.mark.slow
-def test_pictures_show_their_class(judge):
+def test_images_show_their_class(judge):
     """One in ten would be chance."""
     assert (judge(generated("gtr-full"))["class"].argmax(1) == LABELS).float().mean() > 0.6

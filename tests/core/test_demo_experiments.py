@@ -18,6 +18,7 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     found = importlib.import_module("demo.experiments")
     monkeypatch.setattr(found, "WORK", tmp_path / "work")
+    (tmp_path / "quality").mkdir()
     monkeypatch.setattr(found, "OUTPUT", tmp_path / "quality")
     return found
 
@@ -35,7 +36,7 @@ def test_an_experiment_ends_in_rows_a_floor_and_a_plot(experiments: ModuleType, 
     assert [row["method"] for row in result["rows"]] == ["random-2", "random-1"]
     assert result["rows"][0]["speedup"] < result["rows"][1]["speedup"] and result["floor"]["seeds"] == 2
     assert result["command"] == "python -m demo.experiments gate --images 4 --seeds 2"
-    assert result["together"]["pictures"] == 8 and "| random-1 - random-2 |" in experiments.tables.markdown(result)
+    assert result["together"]["images"] == 8 and "| random-1 - random-2 |" in experiments.tables.markdown(result)
     experiments.plot(result)
     assert (experiments.OUTPUT / "gate.png").is_file()
 

@@ -14,26 +14,26 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def pictures() -> ModuleType:
+def figures() -> ModuleType:
     pytest.importorskip("matplotlib", reason=why_missing("matplotlib", "eval"))
     sys.path.insert(0, str(ROOT))
     try:
-        return importlib.import_module("demo.pictures")
+        return importlib.import_module("demo.figures")
     finally:
         sys.path.remove(str(ROOT))
 
 
-def test_a_curve_shows_every_series_on_a_logarithmic_axis(pictures) -> None:
+def test_a_curve_shows_every_series_on_a_logarithmic_axis(figures) -> None:
     series = {"one": [(1, 10.0), (2, 1.0)], "two": [(1, 0.1), (3, 0.01)]}
-    (axes,) = pictures.curve(series, x_label="images").axes
+    (axes,) = figures.curve(series, x_label="images").axes
     assert {line.get_label(): list(map(tuple, line.get_xydata().tolist())) for line in axes.lines} == series
     assert axes.get_yscale() == "log" and axes.get_xlabel() == "images"
     assert len({line.get_color() for line in axes.lines}) == 2
 
 
-def test_points_have_their_intervals_and_labels_and_both_axes_begin_at_zero(pictures) -> None:
-    groups = {"a": [pictures.Point(1, 5, 4, 7, "first"), pictures.Point(2, 3, 3, 3)], "b": [pictures.Point(3, 1, 0, 2)]}
-    figure = pictures.error_bars(groups, x_label="x", y_label="y", marks={"paper": 4.0})
+def test_points_have_their_intervals_and_labels_and_both_axes_begin_at_zero(figures) -> None:
+    groups = {"a": [figures.Point(1, 5, 4, 7, "first"), figures.Point(2, 3, 3, 3)], "b": [figures.Point(3, 1, 0, 2)]}
+    figure = figures.error_bars(groups, x_label="x", y_label="y", marks={"paper": 4.0})
     (axes,) = figure.axes
     ends = [tuple(line[:, 1]) for errors in axes.collections for line in errors.get_segments()]
     assert ends == [(4, 7), (3, 3), (0, 2)]

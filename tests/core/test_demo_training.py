@@ -63,13 +63,13 @@ def test_the_gate_is_five_times_the_floor(demo, origin, passed):
 
     gate = {
         "rows": [row("origin", origin, 0), row("random-18", 1, 0.5), row("random-8", 2, 1.5)],
-        "floor": row("real pictures", 0.1, 0),
+        "floor": row("real images", 0.1, 0),
         "images": 340,
         "seeds": [0, 1, 2],
-        "together": {"pictures": 1020, "frechet": 0.2, "floor": 0.05},
+        "together": {"images": 1020, "frechet": 0.2, "floor": 0.05},
     }
     assert demo.quality_page.verdict(gate)[0] == passed
-    for fault in ({"pictures": 900}, {"frechet": 0.3}):
+    for fault in ({"images": 900}, {"frechet": 0.3}):
         assert not demo.quality_page.verdict(gate | {"together": gate["together"] | fault})[0]
 
 

@@ -228,6 +228,111 @@ def test_an_outpainted_picture_can_be_outpainted_and_redrawn(editing: Editing) -
     assert_drawn(out["samples"], again["samples"], mask[0].bool())
 
 
+# -- masks that were used, images that are not -------------------------------------------------------------------------
+
+
+def test_a_used_mask_does_not_stick(editing: Editing) -> None:
+    """Drawn in a corner, then wholly: the second run changes every token."""
+    first = editing.sample(editing.redraw(editing.picture(), "denoise", denoise=0.1))[0]
+    assert "noise_mask" not in first and not [key for key in first if key.startswith("gtr_")]
+    second = editing.sample(editing.redraw(first, "denoise", denoise=1.0), seed=6)[0]
+    assert_drawn(first["samples"], second["samples"], torch.ones(editing.grid, dtype=torch.bool))
+
+
+def test_a_used_outpainting_does_not_stick(editing: Editing) -> None:
+    larger = editing.sample(editing.outpaint(editing.picture(), right=2))[0]
+    assert "noise_mask" not in larger
+    again = editing.sample(editing.redraw(larger, "denoise", denoise=1.0), seed=6)[0]
+    assert_drawn(larger["samples"], again["samples"], torch.ones(again["samples"].shape[2:], dtype=torch.bool))
+
+
+def test_a_mask_of_the_user_stays(editing: Editing) -> None:
+    """Set Latent Noise Mask is in force until it is replaced, as in the host's own sampler; Redraw narrows it."""
+    given, (rows, columns) = editing.picture(), editing.grid
+    mask = torch.zeros(1, 1, rows, columns)
+    mask[..., : rows // 2, :] = 1
+    set_mask = editing.pack.host.NODE_CLASS_MAPPINGS["SetLatentNoiseMask"]().set_mask
+    once = editing.sample(given | {"noise_mask": mask})[0]
+    assert torch.equal(once["noise_mask"], mask)
+    narrowed = editing.redraw(editing.redraw(given | {"noise_mask": mask}, "variations"), "reconstruction")
+    assert torch.equal(editing.sample(narrowed)[0]["noise_mask"], mask)
+    after = set_mask(editing.redraw(given, "reconstruction"), mask)[0]
+    assert torch.equal(editing.sample(after)[0]["noise_mask"], mask)
+
+
+def test_a_used_mask_of_a_part_of_a_batch_does_not_stick(editing: Editing) -> None:
+    """Latent From Batch and Repeat Latent Batch cut and repeat masks."""
+    stock = editing.pack.host.NODE_CLASS_MAPPINGS
+    (rows, columns), given = editing.grid, editing.picture()
+    masks = torch.zeros(2, 1, rows, columns)
+    masks[0, :, :3], masks[1, :, :, :3] = 1, 1
+    plain = editing.redraw(given, "reconstruction")
+    two = editing.outpaint(given, right=2)
+    picked = stock["LatentFromBatch"]().frombatch(plain, 1, 1)[0]
+    repeated = stock["RepeatLatentBatch"]().repeat(stock["LatentFromBatch"]().frombatch(two, 0, 1)[0], 2)[0]
+    for latent in (picked, repeated):
+        assert "noise_mask" in latent and "noise_mask" not in editing.sample(latent)[0]
+    own = editing.redraw(given | {"noise_mask": masks}, "reconstruction")
+    assert torch.equal(editing.sample(own)[0]["noise_mask"], masks)
+
+
+UNUSED = "nothing of the image was kept: connect Redraw Stages"
+
+
+def test_an_image_without_a_mask_is_named_in_the_report(editing: Editing, caplog: pytest.LogCaptureFixture) -> None:
+    empty = editing.run("GtR_EmptyLatent", model=editing.model, batch_size=2)[0]
+    given = editing.picture()
+    quiet = (
+        empty,
+        {"samples": torch.full_like(given["samples"], 0.0609)},
+        editing.redraw(given, "variations"),
+        editing.outpaint(given, left=1),
+        given | {"noise_mask": torch.ones(1, 1, *editing.grid)},
+    )
+    for latent in quiet:
+        assert UNUSED not in editing.sample(latent)[1]
+    assert UNUSED not in caplog.text
+    report = editing.sample(given)[1]
+    assert UNUSED in report and "Set Latent Noise Mask" in report and UNUSED in caplog.text
+    # The output of a sampler is an image as any other.
+    assert UNUSED in editing.sample(editing.sample(empty)[0])[1]
+
+
+# -- plans of a run ----------------------------------------------------------------------------------------------------
+
+
+def test_the_preview_is_the_plan_of_the_run(editing: Editing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grid, mask and seed are those of the sampler when latent and seed are."""
+    drawn, run = [], []
+    previews, sampler = editing.pack.module("nodes.schedule"), editing.pack.module("nodes.sampler")
+    figure, decode = previews.plan_figure, sampler.decode
+    monkeypatch.setattr(previews, "plan_figure", lambda plan: drawn.append(plan) or figure(plan))
+    monkeypatch.setattr(
+        sampler,
+        "decode",
+        lambda network, plans, *rest, **more: run.append(plans) or decode(network, plans, *rest, **more),
+    )
+    given = editing.picture()
+    wide = editing.outpaint(given, right=4)
+    for latent in (editing.redraw(given, "variations"), given | {"batch_index": [3, 4]}, wide):
+        image = editing.run(
+            "GtR_PreviewSchedule", schedule=editing.schedule, model=editing.model, latent=latent, seed=5
+        )[0]
+        assert image.ndim == 4
+        editing.sample(latent)
+        shown, ran = drawn[-1], run[-1].plans[0]
+        assert shown.grid == ran.grid
+        assert [step.targets.tolist() for step in shown.steps] == [step.targets.tolist() for step in ran.steps]
+    with pytest.raises(ValueError, match="connect the model too"):
+        editing.run("GtR_PreviewSchedule", schedule=editing.schedule, latent=given)
+
+
+def test_a_preview_of_nothing_to_draw(editing: Editing) -> None:
+    nothing = editing.redraw(editing.picture(), "denoise", denoise=0.0)
+    image = editing.run("GtR_PreviewSchedule", schedule=editing.schedule, model=editing.model, latent=nothing)[0]
+    assert image.ndim == 4
+
+
 def test_windows_of_an_image_do_not_depend_on_its_batch(editing: Editing) -> None:
     larger = editing.outpaint(editing.picture(), right=4, bottom=4)
     whole = editing.sample(larger)[0]["samples"]

@@ -160,7 +160,7 @@ def test_outpainting_is_one_plan_and_keeps_the_picture(host_pack: Any, clip: Any
     fox = encode(host_pack, clip, "a fox")
     small = draw(host_pack, model, fox)
     larger = run(host_pack, "GtR_Outpaint", model=model, latent={"samples": small}, left=16, bottom=32)[0]
-    assert set(larger) == {"samples", "noise_mask"}
+    assert set(larger) == {"samples", "noise_mask", "gtr_own_mask"}
     out = draw(host_pack, model, fox, latent_image=larger)
     assert out.shape == (1, 16, 12, 10) and torch.equal(out[:, :, :8, 2:], small)
     assert (out[:, :, 8:] != 0).all() and (out[:, :, :, :2] != 0).all()

@@ -320,6 +320,102 @@ def test_an_interrupt_ends_the_run(graph: Graph) -> None:
     graph.sample()
 
 
+def shape(latent: torch.Tensor) -> str:
+    return " x ".join(map(str, latent.shape))
+
+
+@pytest.mark.parametrize("case", ["channels", "size", "video", "empty batch", "audio", "larger"])
+def test_a_refused_latent_is_named_by_its_shape(graph: Graph, case: str) -> None:
+    """Pixels are what the model would make of it; nobody has typed them."""
+    channels = graph.model.spec.latent.channels
+    latents = {
+        "channels": graph.given(2, channels=3),
+        "size": graph.given(2, wider=8),
+        "video": graph.given(2)[None].movedim(1, 2),
+        "empty batch": graph.given(0),
+        "audio": torch.ones(1, channels, 1, 84),
+        "larger": torch.ones(1, channels, 2, 2),
+    }
+    with pytest.raises(ValueError, match=f"the latent's shape is {shape(latents[case])}") as caught:
+        graph.sample(latent_image={"samples": latents[case]})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "node, inputs, words",
+    [
+        ("GtR_Scheduler", {"preset": "gtr-paper", "steps": "1"}, "steps is not used by preset 'gtr-paper'"),
+        (
+            "GtR_Scheduler",
+            {"preset": "gtr-extreme", "decoder_scope": "full", "diffusion_start": 1, "order": "raster"},
+            "order, decoder_scope, diffusion_start are not used by preset 'gtr-extreme': choose 'custom'",
+        ),
+        ("GtR_Scheduler", {"preset": "gtr-extreme"}, ""),
+        ("GtR_Scheduler", {"preset": "custom", "steps": "2, 1", "diffusion_start": 6}, ""),
+        (
+            "GtR_BaselineScheduler",
+            {"method": "origin", "ar_steps": 4, "diffusion_steps": 6},
+            "ar_steps, diffusion_steps are not used by method 'origin'",
+        ),
+        ("GtR_BaselineScheduler", {"method": "step-n", "ar_steps": 4, "diffusion_steps": 6}, ""),
+        (
+            "GtR_BaselineScheduler",
+            {"method": "raster", "ar_steps": 4, "disa_end": 3, "halton_shift": True},
+            "disa_end, halton_shift are not used by method 'raster'",
+        ),
+        ("GtR_BaselineScheduler", {"method": "halton", "ar_steps": 4, "halton_shift": True}, ""),
+        ("GtR_BaselineScheduler", {"method": "disa", "ar_steps": 4, "disa_profile": "cosine", "disa_clip": False}, ""),
+        (
+            "GtR_BaselineScheduler",
+            {"method": "halton", "ar_steps": 4, "subsample_phases": "plain"},
+            "subsample_phases is not used by method 'halton'",
+        ),
+    ],
+)
+def test_settings_without_effect_are_named(graph: Graph, node: str, inputs: dict[str, Any], words: str) -> None:
+    schedule = graph.one(node, **inputs)
+    assert words in schedule.remark and bool(words) == bool(schedule.remark)
+
+
+def test_the_report_ends_with_the_remark(graph: Graph, caplog: pytest.LogCaptureFixture) -> None:
+    """It is on the node and in the log, and does not change the plan."""
+    schedule = graph.one("GtR_Scheduler", preset="gtr-extreme", steps="1")
+    assert schedule == graph.one("GtR_Scheduler", preset="gtr-extreme")
+    _, report = graph.sample(schedule=schedule, latent_image=graph.latent(1), positive=graph.condition("1"))
+    assert report.splitlines()[-1].startswith("note: steps is not used by preset 'gtr-extreme'")
+    assert "steps is not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "version, old",
+    [
+        ("0.17.0", True),
+        ("0.20.0", True),
+        ("v0.18.2", True),
+        ("0.3.64", True),
+        ("0.20", True),
+        ("0.20.1", False),
+        ("0.21", False),
+        ("0.30.0", False),
+        ("1.0.0", False),
+        ("0.33.1+local", False),
+        ("", False),
+        ("unknown", False),
+    ],
+)
+def test_a_host_below_the_floor_gets_one_line(
+    graph: Graph, version: str, old: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import asyncio
+    import sys
+    from types import SimpleNamespace
+
+    monkeypatch.setitem(sys.modules, "comfyui_version", SimpleNamespace(__version__=version))
+    asyncio.new_event_loop().run_until_complete(sys.modules[graph.pack.name].comfy_entrypoint())
+    lines = [record.getMessage() for record in caplog.records if record.name == "gtr_mar"]
+    assert len(lines) == old and all("\n" not in line and f"found {version}" in line for line in lines)
+
+
 CASES = {
     "channels": (lambda g: dict(latent_image={"samples": g.given(2, channels=3)}), "3 channels, demo needs"),
     "size": (

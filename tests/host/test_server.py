@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,7 @@ CONTRACT = {
         ],
         ["LATENT", "STRING", "GTR_STEPS"],
     ),
-    "GtR_PreviewSchedule": (["schedule", "rows", "columns", "seed", "fts", "model"], ["IMAGE"]),
+    "GtR_PreviewSchedule": (["schedule", "rows", "columns", "seed", "fts", "model", "latent"], ["IMAGE"]),
     "GtR_Redraw": (["model", "schedule", "latent", "redraw", "denoise"], ["LATENT"]),
     "GtR_Outpaint": (["model", "latent", "left", "top", "right", "bottom", "overlap"], ["LATENT"]),
     "GtR_HeatMap": (["steps", "image", "show"], ["IMAGE"]),
@@ -90,7 +91,37 @@ def test_nodes_are_as_promised(pack_nodes: dict[str, Any]) -> None:
 
 def test_seeds_can_change_after_each_run(pack_nodes: dict[str, Any]) -> None:
     for name in ("GtR_Sampler", "GtR_PreviewSchedule"):
-        assert pack_nodes[name]["input"]["required"]["seed"][1]["control_after_generate"]
+        inputs = pack_nodes[name]["input"]
+        assert (inputs["required"] | inputs["optional"])["seed"][1]["control_after_generate"]
+
+
+def test_every_input_and_output_says_what_it_is_for(pack_nodes: dict[str, Any]) -> None:
+    """One or two sentences each: what it changes, and which way to turn it."""
+    for name, node in pack_nodes.items():
+        inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+        tooltips = {key: (settings or {}).get("tooltip") for key, (_, settings) in inputs.items()}
+        tooltips |= dict(zip(node["output_name"], node["output_tooltips"]))
+        assert [key for key, tooltip in tooltips.items() if not tooltip or not tooltip.endswith(".")] == (
+            ["preset"] if name == "GtR_Scheduler" else []
+        ), name
+        assert all(len(tooltip) < 320 for key, tooltip in tooltips.items() if key != "preset"), name
+
+
+FAMILY = re.compile("GtR|MAR|LightGen")
+
+
+def test_names_tell_the_pack_from_others(pack_nodes: dict[str, Any]) -> None:
+    """In a search over the nodes of all packs; and what people type finds them."""
+    for node in pack_nodes.values():
+        assert FAMILY.search(node["display_name"]), node["display_name"]
+        assert node["category"].split("/")[1] in ("loaders", "conditioning", "latent", "sampling", "image")
+
+    def found(word: str) -> set[str]:
+        return {name for name, node in pack_nodes.items() if word in node["search_aliases"]}
+
+    assert {"GtR_Redraw", "GtR_Outpaint", "GtR_Sampler"} <= found("inpaint")
+    assert {"GtR_ClassCondition", "GtR_LoadMAR"} <= found("imagenet")
+    assert {"GtR_LoadLightGen", "GtR_EncodeText"} <= found("t2i")
 
 
 def test_the_class_input_offers_imagenet(pack_nodes: dict[str, Any]) -> None:
@@ -126,6 +157,60 @@ def test_mistakes_are_explained(client: Client, demo: dict, node: str, change: d
     run = client.prompt(demo, expect_errors=True)
     message = run.error["exception_message"]
     assert words in message and "\n" not in message.strip()
+    assert run.error["exception_type"] == "gtr_mar.GtRError"
+
+
+# -- prompts by hand ---------------------------------------------------------------------------------------------------
+
+
+def bare(graph: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]:
+    """A graph with the inputs that the pack's nodes require, and links; all other values are left to the nodes."""
+    return {
+        key: entry
+        if entry["class_type"] not in nodes
+        else {
+            "class_type": entry["class_type"],
+            "inputs": {
+                name: value
+                for name, value in entry["inputs"].items()
+                if isinstance(value, list) or name in nodes[entry["class_type"]]["input"]["required"]
+            },
+        }
+        for key, entry in graph.items()
+    }
+
+
+def test_a_prompt_by_hand_names_what_is_required(client: Client, demo: dict, pack_nodes: dict[str, Any]) -> None:
+    """The same images as the whole graph, whose other values are the defaults."""
+    from gtr_tests.client import pixels
+
+    demo["7"]["inputs"]["seed"], demo["5"]["inputs"]["preset"] = 11, "gtr-extreme"
+    demo["4"]["inputs"]["batch_size"], demo["3"]["inputs"]["class_list"] = 1, ""
+    short = bare(demo, pack_nodes)
+    assert short["5"]["inputs"] == {"preset": demo["5"]["inputs"]["preset"]}
+    assert "temperature" not in short["7"]["inputs"] and "weight_dtype" not in short["1"]["inputs"]
+    whole, left = client.prompt(demo), client.prompt(short)
+    assert whole.trouble == left.trouble == ""
+    assert {k: [pixels(i) for i in v] for k, v in left.images.items()} == {
+        k: [pixels(i) for i in v] for k, v in whole.images.items()
+    }
+
+
+def test_required_inputs_are_few(pack_nodes: dict[str, Any]) -> None:
+    required = {name: list(node["input"]["required"]) for name, node in pack_nodes.items()}
+    assert required["GtR_Scheduler"] == ["preset"] and required["GtR_BaselineScheduler"] == ["method"]
+    assert required["GtR_LoadMAR"] == required["GtR_LoadLightGen"] == ["model_name"]
+    assert required["GtR_EmptyLatent"] == ["model"] and required["GtR_Outpaint"] == ["model", "latent"]
+    assert required["GtR_PreviewSchedule"] == ["schedule"] and required["GtR_HeatMap"] == ["steps", "image"]
+    assert required["GtR_FTS"] == required["GtR_LazyMAR"] == []
+    assert required["GtR_Sampler"][-2:] == ["cfg", "cfg_schedule"]
+
+
+@pytest.mark.parametrize("method", ["origin", "step-n", "raster", "subsample", "halton", "disa"])
+def test_a_baseline_by_its_method_alone(client: Client, demo: dict, pack_nodes: dict, method: str) -> None:
+    demo["5"] = {"class_type": "GtR_BaselineScheduler", "inputs": {"method": method}}
+    graph = {"5": demo["5"], "9": {"class_type": "GtR_PreviewSchedule", "inputs": {"schedule": ["5", 0]}}}
+    assert client.prompt(graph).images["9"]
 
 
 def test_bad_files_are_explained(client: Client, demo: dict, comfy_base: Path) -> None:

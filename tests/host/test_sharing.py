@@ -11,6 +11,7 @@ import copy
 import io
 import json
 import re
+import sys
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -193,20 +194,20 @@ def test_a_workflow_says_where_its_nodes_and_models_are_from(path: Any, update: 
 
 @by_name
 def test_named_models_are_described(path: Any, model_files: frozenset[str]) -> None:
-    """Every weight file that a workflow names has an entry with address and folder."""
+    """Every weight file that a workflow names has an entry with its address and folder, or a note about it."""
     named = {
         value
         for node in read_json(path)["nodes"]
         for value in node.get("widgets_values") or ()
         if isinstance(value, str) and value.endswith((".safetensors", ".pth", ".ckpt"))
     }
-    assert named <= sharing.MODELS.keys()
+    notes = " ".join(node["widgets_values"][0] for node in read_json(path)["nodes"] if "Note" in node["type"])
+    for name in named - sharing.MODELS.keys():
+        assert name in notes and sharing.WITHOUT_ADDRESS[name] in notes
     for model in sharing.MODELS.values():
-        assert model["url"].startswith("https://") and model["directory"] in (
-            "diffusion_models",
-            "vae",
-            "text_encoders",
-        )
+        # The address is that of the file itself: what it ends in is what is saved.
+        assert re.fullmatch(r"https://huggingface\.co/[^/]+/[^/]+/resolve/\S+\.(safetensors|pth|ckpt)", model["url"])
+        assert model["directory"] in ("diffusion_models", "vae", "text_encoders")
         assert ("hash" in model) == ("hash_type" in model)
 
 
@@ -311,5 +312,6 @@ def test_the_host_reads_the_metadata(host_pack: HostPack) -> None:
     assert config.project.name == "gtr-mar" and re.fullmatch(r"\d+\.\d+\.\d+", config.project.version)
     assert config.project.supported_os == ["OS Independent"]
     assert config.project.supported_accelerators == ["GPU :: NVIDIA CUDA", "GPU :: AMD ROCm", "GPU :: Apple Metal"]
-    assert config.project.supported_comfyui_version == ">=0.18.0"
+    assert config.project.supported_comfyui_version == ">=0.20.1"
+    assert sys.modules[host_pack.name].OLDEST_COMFYUI == (0, 20, 1)
     assert config.project.dependencies == []

@@ -1,8 +1,8 @@
-"""Many queued prompts of every kind in one server, from two clients: memory, open files, latency, the pictures.
+"""Many queued prompts of every kind in one server, from two clients: memory, open files, latency, the images.
 
     python3 dev.py test tests/longrun --long 1000 [--update]
 
-Without --long a short queue shows that the program works and that the pictures are right.
+Without --long a short queue shows that the program works and that the images are right.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHORT, LONG = 12, 200
 """Prompts without --long; from so many on memory, files and latency are judged: before, every kind is still new."""
 GROWTH, DRIFT, OPEN = 0.02, 1.3, 4
 """How much memory may grow after the mark, how much more of the processor the last third may need, and how many
-more files may be open: a run holds three for its event loop, and a client one while it fetches a picture."""
+more files may be open: a run holds three for its event loop, and a client one while it fetches an image."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ class Follower:
         self.client, self.server, self.stopped = client, server, stopped
         self.queued: SimpleQueue[tuple[int, str, str] | None] = SimpleQueue()
         self.notes: list[Note] = []
-        self.pictures: dict[int, list[str]] = {}
+        self.images: dict[int, list[str]] = {}
 
     def queue(self, number: int, kind: str, graph: Graph) -> None:
         answer = rest.post(f"{self.client.url}/prompt", {"prompt": graph, "client_id": self.client.id})
@@ -72,7 +72,7 @@ class Follower:
             assert run.status == "success", f"prompt {number} ({kind}): {run.trouble}"
             start, end = (run.of_type(f"execution_{what}")[0].data["timestamp"] for what in ("start", "success"))
             self.notes.append(Note(number, kind, *seen[0], (end - start) / 1000))
-            self.pictures[number] = digests(run.images["save"])
+            self.images[number] = digests(run.images["save"])
             # Else ComfyUI keeps a record of each of the last 10,000 prompts, which is not the pack's to answer for.
             rest.post(f"{self.client.url}/history", {"delete": [prompt_id]})
 
@@ -109,15 +109,15 @@ def test_a_long_queue(
         for run in runs:
             run.result()
     notes = sorted((note for follower in pair for note in follower.notes), key=lambda note: note.number)
-    pictures = pair[0].pictures | pair[1].pictures
+    images = pair[0].images | pair[1].images
     found = longrun.figures(notes)
     report(longrun.plain(notes, found))
-    assert len(notes) == count and all(len(pictures[number]) == kind.batch for number, kind in enumerate(kinds))
-    assert len({picture for made in pictures.values() for picture in made}) == sum(kind.batch for kind in kinds)
+    assert len(notes) == count and all(len(images[number]) == kind.batch for number, kind in enumerate(kinds))
+    assert len({image for made in images.values() for image in made}) == sum(kind.batch for kind in kinds)
     compared = longrun.spread(kinds, min(len(longrun.KINDS), max(1, count // 80)))
     for number in compared:
         base = tmp_path / str(number)
-        assert fresh(comfy_path, comfy_server.base, base, graphs[number]) == pictures[number], (
+        assert fresh(comfy_path, comfy_server.base, base, graphs[number]) == images[number], (
             f"prompt {number} ({kinds[number].name}) differs from a fresh process"
         )
     if count >= LONG:
@@ -156,7 +156,7 @@ def document(found: Figures, compared: int) -> None:
 
 
 def fresh(comfy: Path, models: Path, base: Path, graph: Graph) -> list[str]:
-    """The pictures that a new server makes of a prompt, alone."""
+    """The images that a new server makes of a prompt, alone."""
     from gtr_tests.server import ComfyServer, link_folder, make_base
 
     make_base(base)

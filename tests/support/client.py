@@ -33,14 +33,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Preview:
-    """A binary message: an encoded picture and, in the newer form, what the server says about it."""
+    """A binary message: an encoded image and, in the newer form, what the server says about it."""
 
     image: bytes
     metadata: dict[str, Any]
     at: float
 
     def open(self) -> Image.Image:
-        """The picture, decoded."""
+        """The image, decoded."""
         return decode(self.image)
 
 
@@ -129,7 +129,7 @@ class Client:
         time.sleep(0.5)
 
     def upload_image(self, name: str, image: bytes) -> str:
-        """Send a picture to the input folder; gives the name that LoadImage knows it by."""
+        """Send an image to the input folder; gives the name that LoadImage knows it by."""
         return rest.upload(self.url, name, image)["name"]
 
     def prompt(
@@ -214,14 +214,14 @@ class Client:
 
 
 def decode(image: bytes) -> Image.Image:
-    """An encoded picture as an RGB image."""
+    """An encoded image as an RGB image."""
     return Image.open(io.BytesIO(image)).convert("RGB")
 
 
 def pixels(image: bytes) -> tuple[tuple[int, int], bytes]:
-    """Size and pixel bytes of an encoded picture: equal for equal pictures, whatever text the file carries."""
-    picture = decode(image)
-    return picture.size, picture.tobytes()
+    """Size and pixel bytes of an encoded image: equal for equal images, whatever text the file carries."""
+    image = decode(image)
+    return image.size, image.tobytes()
 
 
 def _binary(data: bytes, at: float) -> Event | Preview | None:

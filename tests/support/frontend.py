@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route, TimeoutError
 
 from .server import PACK
 
@@ -51,7 +51,7 @@ ENDED = """() => { const end = window.gtrEvents.findIndex(([name]) =>
         name === 'executing' && detail === null); }"""
 NODES = """() => window.app.graph._nodes.map(n => ({id: String(n.id), type: n.type, title: n.title,
     known: n.type in window.LiteGraph.registered_node_types, size: [n.size[0], n.size[1]]}))"""
-PICTURE = """type => { const n = window.app.graph._nodes.find(n => n.type === type);
+IMAGE = """type => { const n = window.app.graph._nodes.find(n => n.type === type);
     const image = n && n.imgs && n.imgs[0];
     return image && image.naturalWidth > 0 ? [image.naturalWidth, image.naturalHeight] : null; }"""
 DROP = """([data, name, type]) => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
@@ -115,6 +115,18 @@ class FrontEnd:
         """Show a workflow (the UI's JSON)."""
         self.page.evaluate("async workflow => { await window.app.loadGraphData(workflow); }", workflow)
 
+    def search_nodes(self, x: int, y: int) -> None:
+        """Open the node search at a free place of the canvas; keys go to it afterwards."""
+        # Once is not enough while the page still settles after its start.
+        for _ in range(5):
+            self.page.locator("#graph-canvas").dblclick(position={"x": x, "y": y})
+            try:
+                self.page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'", timeout=5_000)
+                return
+            except TimeoutError:
+                continue
+        raise AssertionError("the node search should open on a double click, and does not")
+
     def click_run(self, timeout: float = 120) -> list[tuple[str, Any]]:
         """Click Run and wait for the end of the run; gives its events as (name, detail)."""
         self.page.evaluate(LISTEN, list(EVENTS))
@@ -126,9 +138,9 @@ class FrontEnd:
         """Every node on the canvas."""
         return [DrawnNode(**{**node, "size": tuple(node["size"])}) for node in self.page.evaluate(NODES)]
 
-    def picture_size(self, node_type: str, timeout: float = 20) -> tuple[int, int]:
-        """Width and height of the picture that a node of this type shows; waits for it."""
-        handle = self.page.wait_for_function(PICTURE, arg=node_type, timeout=timeout * 1000)
+    def image_size(self, node_type: str, timeout: float = 20) -> tuple[int, int]:
+        """Width and height of the image that a node of this type shows; waits for it."""
+        handle = self.page.wait_for_function(IMAGE, arg=node_type, timeout=timeout * 1000)
         width, height = handle.json_value()
         return width, height
 
@@ -140,12 +152,23 @@ class FrontEnd:
             [node_type, widget],
         )
 
+    @contextmanager
+    def setting(self, name: str, value: Any) -> Iterator[None]:
+        """Change a setting of the page's user for a while."""
+        change = "async ([name, value]) => { await window.app.extensionManager.setting.set(name, value); }"
+        before = self.page.evaluate("name => window.app.extensionManager.setting.get(name)", name)
+        self.page.evaluate(change, [name, value])
+        try:
+            yield
+        finally:
+            self.page.evaluate(change, [name, before])
+
     def graph_to_prompt(self) -> dict[str, Any]:
         """The API format of what is shown, made by the front end itself."""
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
 
     def drop(self, file: Path) -> None:
-        """Drop a workflow or a picture that carries one on the canvas."""
+        """Drop a workflow or an image that carries one on the canvas."""
         words = [base64.b64encode(file.read_bytes()).decode(), file.name, MEDIA_TYPES[file.suffix]]
         self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": self.page.evaluate_handle(DROP, words)})
 

@@ -47,7 +47,7 @@ def post(url: str, payload: Any) -> Any:
 
 
 def upload(url: str, name: str, image: bytes) -> Any:
-    """Send a picture to the server's input folder."""
+    """Send an image to the server's input folder."""
     line = uuid.uuid4().hex
     head = (
         f'--{line}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
@@ -105,7 +105,7 @@ def blame(error: dict[str, Any]) -> str:
 
 
 def view_url(url: str, image: dict[str, str]) -> str:
-    """Where a picture of the history can be fetched."""
+    """Where an image of the history can be fetched."""
     return f"{url}/view?{urllib.parse.urlencode(image)}"
 
 

@@ -19,6 +19,9 @@ THUMBNAIL = 384
 FILE_INPUTS = {"model_name", "vae_name"}
 DEMO_OPTION = "demo "
 
+# Files that a workflow names and that have no address of their own: the front end would save the web page as the file.
+# A note in the workflow says where they are to be had.
+WITHOUT_ADDRESS = {"lightgen-512.safetensors": "Beckham808/LightGen"}
 HUB = "https://huggingface.co"
 MODELS = {
     model["name"]: model
@@ -35,7 +38,6 @@ MODELS = {
             "directory": "vae",
             "url": f"{HUB}/jadechoghari/mar/resolve/main/kl16.safetensors",
         },
-        {"name": "lightgen-512.safetensors", "directory": "diffusion_models", "url": f"{HUB}/Beckham808/LightGen"},
         {
             "name": "flan_t5_xxl_TE-only_FP16.safetensors",
             "directory": "text_encoders",

@@ -92,3 +92,38 @@ def test_what_is_not_installed_is_skipped_with_the_reason(monkeypatch: pytest.Mo
     assert why_missing("no_such_package", "scale") == "no packages for this platform"
     assert "dev.py test installs it" in why_missing("no_such_package", "eval")
     assert why_missing("pytest") == ""
+
+
+def test_every_host_has_its_comfyui_and_front_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fetched once each, into folders of their own; the .venv is shared."""
+    fetched: list[str] = []
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    for name in ("STATE", "VENV", "COMFY"):
+        monkeypatch.setattr(environment, name, tmp_path / name.lower())
+    monkeypatch.setattr(environment, "_install_packages", lambda python: None)
+    monkeypatch.setattr(environment, "_pip", lambda python, *words, **_: fetched.append(words[-1]))
+
+    def fetch(source: comfy_source.Source, download: object, target: Path) -> None:
+        target.mkdir(parents=True)
+        (target / "main.py").write_text(source.version)
+        fetched.append(source.version)
+
+    monkeypatch.setattr(comfy_source, "fetch", fetch)
+    hosts = {which: environment.prepare(which) for which in (*environment.HOSTS, *environment.HOSTS)}
+    assert sorted(fetched) == ["0.20.1", "0.30.0", environment.NEWEST_FRONT_END]
+    versions = {which: (host.comfy / "main.py").read_text() for which, host in hosts.items()}
+    assert versions == {"pinned": "0.30.0", "floor": "0.20.1", "newest": "0.30.0"}
+    assert [which for which, host in hosts.items() if host.front_end is not None] == ["newest"]
+    assert len({host.python for host in hosts.values()}) == 1
+
+
+def test_another_host_is_not_taken_from_comfyui_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    for which in ("floor", "newest"):
+        with pytest.raises(DevError, match="unset it, or leave --comfyui out"):
+            environment.prepare(which)
+
+
+def test_the_floor_is_the_one_that_the_pack_states() -> None:
+    stated = (environment.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'requires-comfyui = ">={comfy_source.FLOOR.version}"' in stated

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Queue one run per row of a CSV file in a running ComfyUI and save its images, without a browser.
 
-    python run_csv.py prompts.csv --workflow demo.json --url http://127.0.0.1:8188 --out pictures
+    python run_csv.py prompts.csv --workflow demo.json --url http://127.0.0.1:8188 --out images
 
 The first row of the table names the columns. An empty cell keeps the workflow's value, and an empty row is skipped.
     class, prompt                    the class list of Class Label, the text of LightGen Text Encode
@@ -1197,7 +1197,7 @@ def parser() -> argparse.ArgumentParser:
         help="in API format: Workflow > Export (API) (default: demo.json beside this script)",
     )
     made.add_argument("--url", default="http://127.0.0.1:8188", help="of the server (default: %(default)s)")
-    made.add_argument("--out", type=Path, default=Path("pictures"), help="output folder (default: %(default)s)")
+    made.add_argument("--out", type=Path, default=Path("images"), help="output folder (default: %(default)s)")
     made.add_argument(
         "--seed",
         type=int,

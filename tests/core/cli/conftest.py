@@ -19,6 +19,8 @@ from gtr_tests.stand_ins import randomised, small_lightgen
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[3]
+# Worker processes have to find the library as the program that starts them did: not by its folder, nor by PYTHONPATH.
+GTR = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gtr_core.__main__ import main; sys.exit(main())"
 
 
 @pytest.fixture
@@ -48,13 +50,13 @@ def refused(capsys) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def elsewhere() -> Callable[..., subprocess.CompletedProcess]:
-    """A verb in a process of its own, from which worker processes can be started."""
-    environment = {**child_environment(ROOT), "OMP_NUM_THREADS": "1"}
+def elsewhere(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
+    """A verb in a process of its own in an empty folder, from which worker processes can be started."""
+    folder, environment = tmp_path_factory.mktemp("elsewhere"), {**child_environment(), "OMP_NUM_THREADS": "1"}
 
     def elsewhere(*arguments) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "gtr_core", *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-c", GTR, *map(str, arguments)]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         return done
 

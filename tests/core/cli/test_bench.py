@@ -8,6 +8,8 @@ from gtr_tests.extras import needs
 from PIL import Image
 
 
+@needs("matplotlib", "eval")
+@pytest.mark.slow
 def test_bench_compares_presets_with_the_first(run, tmp_path):
     presets = ["--presets", "step-8,gtr-extreme,reference", "--rounds", 1]
     how = ["--dtype", "auto", "--acceleration", "off"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,11 @@ import torch
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.evaluation import fid
 from gtr_pack.gtr_core.evaluation.evaluate import as_tensor
+from gtr_tests.extras import needs
 from PIL import Image
 from safetensors.torch import load_file
 
 QUICK = ["--presets", "step-8,gtr-extreme", "--images", "5", "--seeds", "2", "--device", "cpu", "--json"]
-INSTALLED = importlib.util.find_spec("torch_fidelity") is not None
 
 
 def evaluate(capsys, *arguments) -> tuple[str, str]:
@@ -41,6 +41,7 @@ def whole(files, elsewhere, tmp_path_factory) -> tuple[dict, Path]:
     return json.loads(done.stdout), work
 
 
+@needs("matplotlib", "eval")
 def test_figures_have_intervals_and_are_drawn(whole, files, capsys, tmp_path):
     result, work = whole
     assert [row["method"] for row in result["rows"]] == ["step-8", "gtr-extreme"] and result["seeds"] == [0, 1]
@@ -51,6 +52,7 @@ def test_figures_have_intervals_and_are_drawn(whole, files, capsys, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_figures(files, elsewhere, tmp_path):
     """Results made by two processes: the rows of one."""
     command = ["eval", *files, *QUICK, "--presets", "gtr-extreme", "--engine", "local"]
@@ -94,15 +96,16 @@ def test_fid_needs_its_reference(model_options, refused):
     assert "give an .npz" in refused("eval", *model_options, *QUICK, "--metrics", "fid,is")
 
 
-@pytest.mark.skipif(INSTALLED, reason="torch-fidelity is installed")
-def test_without_the_extra_there_is_one_line(model_options, refused):
+def test_without_the_extra_there_is_one_line(model_options, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     assert "pip install torch-fidelity" in refused("eval", *model_options, *QUICK, "--metrics", "is")
 
 
 @pytest.fixture
 def inception(tmp_path, monkeypatch) -> Path:
     """A weights file of torch-fidelity's network with random values: the published one is not at hand."""
-    source = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="torch-fidelity: extra 'eval'")
+    from torch_fidelity import feature_extractor_inceptionv3 as source
+
     with monkeypatch.context() as patch:
         patch.setattr(source, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(source.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
@@ -111,26 +114,28 @@ def inception(tmp_path, monkeypatch) -> Path:
     return tmp_path / "inception.pth"
 
 
+@pytest.mark.slow
+@needs("torch_fidelity", "eval")
 def test_fid_and_is_are_those_of_torch_fidelity(model_options, inception, capsys, tmp_path):
     """With random weights the numbers mean nothing, but they are torch-fidelity's own for the same PNG files."""
     import torch_fidelity
 
-    statistics, pictures = tmp_path / "s.npz", tmp_path / "png" / "step-8"
+    statistics, folder = tmp_path / "s.npz", tmp_path / "png" / "step-8"
     common = ["--presets", "step-8", "--extractor", str(inception), "--reference", str(statistics)]
-    arguments = [*model_options, *QUICK, *common, "--work", str(tmp_path / "work"), "--pictures", str(pictures.parent)]
+    arguments = [*model_options, *QUICK, *common, "--work", str(tmp_path / "work"), "--save-images", str(folder.parent)]
     first = json.loads(evaluate(capsys, *arguments, "--metrics", "is")[0])["rows"][0]["values"]
     shards = [load_file(path) for path in (tmp_path / "work").iterdir()]
     assert {tuple(shard["features"].shape) for shard in shards} == {(5, fid.DIM)}
     measured = fid.inception_features(inception)
-    files_of_seed = sorted((pictures / "seed-1").iterdir())
+    files_of_seed = sorted((folder / "seed-1").iterdir())
     images = torch.stack([as_tensor(np.array(Image.open(f))[None], "cpu")[0] for f in files_of_seed])
     features = measured.measure(images, torch.arange(5)).features.double().numpy()
     np.savez(statistics, mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     out, progress = evaluate(capsys, *arguments, "--metrics", "fid,is")
     values = json.loads(out)["rows"][0]["values"]
     theirs = torch_fidelity.calculate_metrics(
-        input1=str(pictures / "seed-0"),
-        input2=str(pictures / "seed-1"),
+        input1=str(folder / "seed-0"),
+        input2=str(folder / "seed-1"),
         isc=True,
         fid=True,
         cuda=False,
@@ -139,6 +144,7 @@ def test_fid_and_is_are_those_of_torch_fidelity(model_options, inception, capsys
         samples_shuffle=True,
         feature_extractor_weights_path=str(inception),
         cache=False,
+        save_cpu_ram=True,  # no processes to load files
         verbose=False,
     )
     assert progress == "" and values["is"] == first["is"]

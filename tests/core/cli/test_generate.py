@@ -44,15 +44,15 @@ def demo():
 
 
 @pytest.fixture(scope="module")
-def picture(demo) -> np.ndarray:
+def image(demo) -> np.ndarray:
     """What the demo model draws, (128, 128, 3)."""
     model, vae = demo
     return decode_images(vae, generate_latents(model, METHOD, [3], 11))[0]
 
 
 @pytest.fixture
-def image_file(picture, tmp_path) -> Path:
-    Image.fromarray(picture).save(tmp_path / "image.png")
+def image_file(image, tmp_path) -> Path:
+    Image.fromarray(image).save(tmp_path / "image.png")
     return tmp_path / "image.png"
 
 
@@ -151,10 +151,10 @@ def test_encoded_prompts_make_images_of_any_size(run, refused, text_options, pro
 # A given image: what is not resampled stays, to the bit
 
 
-def test_known_tokens_come_back_to_the_bit(demo, picture):
+def test_known_tokens_come_back_to_the_bit(demo, image):
     """Encode, decode under a mask: known tokens and known cells of the latent are those of the image."""
     model, vae = demo
-    latents = encode_images(vae, np.stack([picture, picture[::-1]]))
+    latents = encode_images(vae, np.stack([image, image[::-1]]))
     unknown = masked_tokens(torch.from_numpy(mask_pixels())[None] / 255, GRID)
     assert np.array_equal(unknown[0], mask_tokens())
     canvas = Canvas(latents, torch.ones(2, *GRID, dtype=torch.bool)).only(unknown)
@@ -171,9 +171,9 @@ def test_known_tokens_come_back_to_the_bit(demo, picture):
     assert np.array_equal(changed_tokens(finished[:1], latents[:1]), mask_tokens())
 
 
-def test_an_image_of_a_batch_is_inpainted_as_alone(demo, picture):
+def test_an_image_of_a_batch_is_inpainted_as_alone(demo, image):
     model, vae = demo
-    latents = encode_images(vae, picture[None])
+    latents = encode_images(vae, image[None])
     tokens = latent_to_tokens(latents, model.spec.latent)
     unknown = np.repeat(mask_tokens()[None], 2, 0)
 
@@ -184,22 +184,22 @@ def test_an_image_of_a_batch_is_inpainted_as_alone(demo, picture):
     assert torch.allclose(inpainted((5, 6), [3, 4])[1:], inpainted((6,), [4]), atol=1e-3)
 
 
-def test_a_mask_resamples_its_tokens_alone(run, demo, picture, image_file, mask_file, decoded, tmp_path):
+def test_a_mask_resamples_its_tokens_alone(run, demo, image, image_file, mask_file, decoded, tmp_path):
     arguments = ["generate", *FAST, "--class", "3,4", "--image", image_file, "--mask", mask_file]
     facts = run(*arguments, "-o", tmp_path / "out.png")
     assert [Path(file).name for file in facts["files"]] == ["out_000.png", "out_001.png"] and facts["classes"] == [3, 4]
     assert facts["report"].startswith("custom on demo: 2 images")
-    given, (latents,) = encode_images(demo[1], picture[None]), decoded
+    given, (latents,) = encode_images(demo[1], image[None]), decoded
     assert torch.equal(latents[..., cells(~mask_tokens())], given.expand(2, -1, -1, -1)[..., cells(~mask_tokens())])
     assert (latents != given)[..., cells(mask_tokens())].any(1).all()
     for file, latent in zip(facts["files"], latents):
         assert np.array_equal(pixels(file), decode_images(demo[1], latent[None])[0])
 
 
-def test_a_black_mask_changes_nothing(run, demo, picture, image_file, decoded, tmp_path):
+def test_a_black_mask_changes_nothing(run, demo, image, image_file, decoded, tmp_path):
     Image.new("L", (128, 128)).save(tmp_path / "black.png")
     run("generate", *FAST, "--image", image_file, "--mask", tmp_path / "black.png", "-o", tmp_path / "out.png")
-    assert torch.equal(decoded[0], encode_images(demo[1], picture[None]))
+    assert torch.equal(decoded[0], encode_images(demo[1], image[None]))
 
 
 @pytest.mark.parametrize(
@@ -207,49 +207,49 @@ def test_a_black_mask_changes_nothing(run, demo, picture, image_file, decoded, t
     [("variations", lambda stage: stage == 1), ("reconstruction", lambda stage: stage < 3)],
     ids=["variations", "reconstruction"],
 )
-def test_a_redraw_keeps_the_first_stages(redraw, kept, run, demo, picture, image_file, decoded, tmp_path):
+def test_a_redraw_keeps_the_first_stages(redraw, kept, run, demo, image, image_file, decoded, tmp_path):
     run("generate", *FAST, "--class", 3, "--image", image_file, "--redraw", redraw, "-o", tmp_path / "out.png")
     stays = cells(kept(stage_of_tokens(GRID, 3, METHOD.schedule.partition)))
-    given = encode_images(demo[1], picture[None])
+    given = encode_images(demo[1], image[None])
     assert torch.equal(decoded[0][..., stays], given[..., stays])
     assert (decoded[0] != given)[..., ~stays].any(1).all()
     assert pixels(tmp_path / "out.png").shape == (128, 128, 3)
 
 
-def test_a_share_of_the_tokens_is_redrawn(run, demo, picture, image_file, decoded, tmp_path):
+def test_a_share_of_the_tokens_is_redrawn(run, demo, image, image_file, decoded, tmp_path):
     arguments = ["generate", *FAST, "--image", image_file, "--redraw", "denoise", "-o", tmp_path / "out.png"]
     for share, tokens in ((0.25, 64), (1, 256), (0, 0)):
         run(*arguments, "--denoise", share)
-        assert changed_tokens(decoded.pop(), encode_images(demo[1], picture[None])).sum() == tokens
+        assert changed_tokens(decoded.pop(), encode_images(demo[1], image[None])).sum() == tokens
 
 
-def test_a_mask_limits_what_is_redrawn(run, demo, picture, image_file, mask_file, decoded, tmp_path):
+def test_a_mask_limits_what_is_redrawn(run, demo, image, image_file, mask_file, decoded, tmp_path):
     both = ["--redraw", "variations", "--mask", mask_file]
     run("generate", *FAST, "--image", image_file, *both, "-o", tmp_path / "out.png")
     expected = mask_tokens() & (stage_of_tokens(GRID, 3, METHOD.schedule.partition) > 1)
-    assert np.array_equal(changed_tokens(decoded[0], encode_images(demo[1], picture[None])), expected)
+    assert np.array_equal(changed_tokens(decoded[0], encode_images(demo[1], image[None])), expected)
 
 
 @pytest.mark.parametrize("room", ["24,0,0,8", "0,16,8,0"])
-def test_outpainting_keeps_the_image_inside(room, run, demo, picture, image_file, decoded, tmp_path):
+def test_outpainting_keeps_the_image_inside(room, run, demo, image, image_file, decoded, tmp_path):
     """A MAR model draws one size: windows of it slide over the room."""
     left, top, right, bottom = map(int, room.split(","))
     facts = run("generate", *FAST, "--image", image_file, "--outpaint", room, "-o", tmp_path / "out.png")
     assert pixels(tmp_path / "out.png").shape == (128 + top + bottom, 128 + left + right, 3)
     inside = np.s_[..., top // CELL : top // CELL + 32, left // CELL : left // CELL + 32]
-    given = encode_images(demo[1], picture[None])
+    given = encode_images(demo[1], image[None])
     assert torch.equal(decoded[0][inside], given)
     outside = torch.ones(decoded[0].shape[2:], dtype=torch.bool)
     outside[inside] = False
     assert decoded[0][..., outside].any(1).all() and "window 1 of" in facts["report"]
 
 
-def test_a_small_image_is_outpainted_to_the_models_size(run, demo, picture, decoded, tmp_path):
-    Image.fromarray(picture[:64, :64]).save(tmp_path / "quarter.png")
+def test_a_small_image_is_outpainted_to_the_models_size(run, demo, image, decoded, tmp_path):
+    Image.fromarray(image[:64, :64]).save(tmp_path / "quarter.png")
     arguments = ["generate", *FAST, "--image", tmp_path / "quarter.png", "--outpaint", "0,0,64,64"]
     facts = run(*arguments, "-o", tmp_path / "out.png")
     assert pixels(tmp_path / "out.png").shape == (128, 128, 3) and "window" not in facts["report"]
-    assert torch.equal(decoded[0][..., :16, :16], encode_images(demo[1], picture[None, :64, :64]))
+    assert torch.equal(decoded[0][..., :16, :16], encode_images(demo[1], image[None, :64, :64]))
 
 
 def test_lightgen_inpaints_and_outpaints_at_once(run, text_options, prompt_file, tmp_path):
@@ -263,21 +263,21 @@ def test_lightgen_inpaints_and_outpaints_at_once(run, text_options, prompt_file,
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.webp", "grey.png", "alpha.png", "palette.png"])
-def test_images_of_every_common_kind_are_read(name, picture, tmp_path):
+def test_images_of_every_common_kind_are_read(name, image, tmp_path):
     mode = {"grey.png": "L", "alpha.png": "RGBA", "palette.png": "P"}.get(name, "RGB")
-    Image.fromarray(picture).convert(mode).save(tmp_path / name)
+    Image.fromarray(image).convert(mode).save(tmp_path / name)
     image = generate.read_image(str(tmp_path / name), "RGB")
     assert image.shape == (128, 128, 3) and image.dtype == np.uint8
     assert generate.read_image(str(tmp_path / name), "L").shape == (128, 128)
 
 
-def test_a_photo_is_read_upright(picture, tmp_path):
+def test_a_photo_is_read_upright(image, tmp_path):
     """As its EXIF says: ComfyUI loads it so."""
-    turned = Image.fromarray(picture[:64])
+    turned = Image.fromarray(image[:64])
     exif = turned.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
     turned.save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(generate.read_image(str(tmp_path / "a.png"), "RGB"), np.rot90(picture[:64], -1))
+    assert np.array_equal(generate.read_image(str(tmp_path / "a.png"), "RGB"), np.rot90(image[:64], -1))
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_a_photo_is_read_upright(picture, tmp_path):
     ],
 )
 def test_wrong_images_and_combinations_end_in_one_line(
-    change, words, refused, picture, image_file, mask_file, tmp_path, monkeypatch
+    change, words, refused, image, image_file, mask_file, tmp_path, monkeypatch
 ):
     data = image_file.read_bytes()
     (tmp_path / "text.png").write_text("no image")
@@ -323,9 +323,9 @@ def test_wrong_images_and_combinations_end_in_one_line(
     (tmp_path / "broken.png").write_bytes(data.replace(b"IDAT", b"IDAU", 1))
     (tmp_path / "script.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 128 128\nshowpage\n%%EOF\n")
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
-    Image.fromarray(picture[:, :100]).save(tmp_path / "odd.png")
-    Image.fromarray(np.hstack([picture, picture])).save(tmp_path / "wide.png")
-    Image.fromarray(picture[:64, :64]).save(tmp_path / "small.png")
+    Image.fromarray(image[:, :100]).save(tmp_path / "odd.png")
+    Image.fromarray(np.hstack([image, image])).save(tmp_path / "wide.png")
+    Image.fromarray(image[:64, :64]).save(tmp_path / "small.png")
     monkeypatch.chdir(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
     schedule = [] if "--preset" in change else FAST

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from gtr_tests.extras import needs, why_missing
 from safetensors.torch import load_file
 
 QUICK = ["--steps", "2,1,1", "--diffusion", "2,2,2", "--fts", "off", "--device", "cpu", "--manifest", "jsonl"]
 SIX = ["--images", "6", "--shard", "2", "--batch", "2", "--classes", "3,1,2,0", "--seed", "7"]
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray: the extra 'scale'")
+needs_ray = needs("ray", "scale")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -29,6 +29,7 @@ def single(model_options, elsewhere, tmp_path_factory) -> dict[str, bytes]:
     return contents(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine, workers",
     [("local", 2), ("local", 4), *(pytest.param("ray", count, marks=needs_ray) for count in (1, 2, 4))],
@@ -40,6 +41,7 @@ def test_the_number_of_workers_changes_no_byte(engine, workers, model_options, s
     assert contents(tmp_path) == single
 
 
+@pytest.mark.slow
 def test_the_manifest_has_a_row_per_image(single):
     rows = [json.loads(line) for line in single["manifest.jsonl"].splitlines()]
     assert [row["index"] for row in rows] == list(range(6)) and [row["seed"] for row in rows] == list(range(7, 13))
@@ -65,8 +67,8 @@ def test_only_what_is_missing_is_made(model_options, run, tmp_path):
 def test_shards_of_safetensors_hold_images_and_latents(model_options, run, tmp_path):
     facts = run("generate-many", *model_options, *QUICK, *SIX, "--images", 3, "--format", "safetensors", "-o", tmp_path)
     shards = [load_file(tmp_path / name) for name in ("000000.safetensors", "000002.safetensors")]
-    assert [len(shard["pictures"]) for shard in shards] == [2, 1] and facts["made"] == 3
-    assert shards[0]["pictures"].dtype == torch.uint8 and shards[0]["latents"].shape[0] == 2
+    assert [len(shard["images"]) for shard in shards] == [2, 1] and facts["made"] == 3
+    assert shards[0]["images"].dtype == torch.uint8 and shards[0]["latents"].shape[0] == 2
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert [(row["file"], row["row"]) for row in rows] == [
         ("000000.safetensors", 0),
@@ -76,7 +78,7 @@ def test_shards_of_safetensors_hold_images_and_latents(model_options, run, tmp_p
 
 
 def test_a_parquet_manifest_has_the_same_rows(model_options, run, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow: the extra 'scale'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason=why_missing("pyarrow", "scale"))
     run("generate-many", *model_options, *QUICK, "--images", 2, "--batch", 2, "-o", tmp_path)
     run("generate-many", *model_options, *QUICK, "--images", 2, "--batch", 2, "-o", tmp_path, "--manifest", "parquet")
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]

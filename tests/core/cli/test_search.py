@@ -9,6 +9,7 @@ import pytest
 FEW = ["--cost", "demo", "--target", "5", "--candidates", "2", "--images", "4", "--seeds", "1", "--batch", "4"]
 
 
+@pytest.mark.slow
 def test_workers_find_the_same(elsewhere, tmp_path):
     """The verb on the demo model: two processes end with the winner and the figures of one."""
     found = []

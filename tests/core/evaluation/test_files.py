@@ -83,6 +83,7 @@ def test_a_file_that_is_missing_is_named(files, tmp_path):
         EvaluationFiles(files.model, files.vae, tmp_path / "nowhere").open("cpu")
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(files, tmp_path):
     (tmp_path / "drive.py").write_text(DRIVE)
     paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

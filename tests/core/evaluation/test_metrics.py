@@ -109,28 +109,37 @@ def test_the_spectrum_distance_is_by_class():
 
 
 @pytest.mark.parametrize(
-    "freedom, quantile",
+    "n, quantile",
     [
-        (1, 12.706204736),
-        (2, 4.302652730),
-        (3, 3.182446305),
-        (4, 2.776445105),
-        (5, 2.570581836),
-        (9, 2.262157163),
-        (10, 2.228138852),
-        (30, 2.042272456),
-        (1000, 1.962339081),
+        (2, math.tan(0.475 * math.pi)),  # one degree of freedom: the Cauchy distribution
+        (3, 0.95 / math.sqrt(2 * 0.975 * 0.025)),
+        (4, 3.182446305),
+        (5, 2.776445105),
+        (6, 2.570581836),
+        (10, 2.262157163),
+        (11, 2.228138852),
+        (31, 2.042272456),
+        (1001, 1.962339081),
     ],
 )
-def test_student_quantiles_are_those_of_the_tables(freedom, quantile):
-    """The tables' 97.5 % points."""
-    assert metrics.student_quantile(0.975, freedom) == pytest.approx(quantile, abs=2e-9)
+def test_the_half_width_of_an_interval_is_that_of_students_distribution(n: int, quantile: float):
+    """The 97.5 % points, for 2 and 3 values in closed form, otherwise from the tables."""
+    values = normal(n, 1, n)[:, 0].tolist()
+    expected = quantile * torch.tensor(values, dtype=torch.float64).std().item() / math.sqrt(n)
+    assert metrics.interval(values).half == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_interval_has_the_mean_and_the_number_of_its_values():
+    found = metrics.interval([1.0, 2.0, 3.0])
+    assert (found.mean, found.n, type(found.half)) == (2.0, 3, float)
+
+
+def test_a_single_value_has_no_interval_and_is_never_clear():
+    found = metrics.interval([5.0])
+    assert found.half is None and not found.clear and str(found) == "5"
 
 
 def test_an_interval_tells_whether_a_difference_is_clear():
-    found = metrics.interval([1.0, 2.0, 3.0])
-    assert (found.mean, found.n) == (2.0, 3) and found.half == pytest.approx(4.302652730 / 3**0.5)
-    assert metrics.interval([5.0]).half is None and not metrics.interval([5.0]).clear
     difference = metrics.paired([10.0, 20.0, 30.0], [9.0, 18.9, 29.1])
     assert difference.mean == pytest.approx(1.0) and difference.clear
     assert not metrics.interval([10.0, 20.0, 30.0]).clear

@@ -46,6 +46,7 @@ class SumOfFeatures:
         return {}
 
 
+@pytest.mark.slow
 def test_rounds_keep_the_best(evaluation, tmp_path):
     methods = [Method(Schedule(f"{count} steps", "random", (count,), diffusion=(2, 2, 2))) for count in (1, 2, 3, 4, 5)]
     measures, effort = SumOfFeatures(), Effort(Kept(tmp_path), batch=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,15 @@ import torch
 from gtr_pack.gtr_core.checkpoints import load_vae
 from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
 from gtr_pack.gtr_core.errors import GtRError
-from gtr_pack.gtr_core.jobs.generate_many import GenerationJob, check_manifest, generate_many, keys_of, write_manifest
+from gtr_pack.gtr_core.jobs.generate_many import (
+    GenerationJob,
+    Made,
+    check_manifest,
+    claim,
+    generate_many,
+    keys_of,
+    write_manifest,
+)
 from gtr_pack.gtr_core.jobs.workers import WorkerPool
 from gtr_pack.gtr_core.models.vae import KLVAE, VAESpec
 from gtr_pack.gtr_core.pipeline import decode_images, generate_latents
@@ -54,21 +63,28 @@ def text_job(tmp_path) -> GenerationJob:
     return GenerationJob(model, vae_file, METHOD, 3, 0, tmp_path / "out", prompts=prompts, grid=(4, 2), batch=2)
 
 
+def make(job: GenerationJob, on_piece: Callable[[int, int], None] | None = None) -> Made:
+    """What is missing of a job, made by this process while it holds the folder."""
+    keys = keys_of(job, ALONE.device)
+    with claim(job):
+        return generate_many(job, keys, ALONE, on_piece)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_an_image_is_what_generate_makes(job, tiny_mar):
     """Image k has the label k modulo their number and the seed of the job + k."""
-    generate_many(job, ALONE)
+    make(job)
     latents = generate_latents(tiny_mar, METHOD, [3, 1], 7 + 4)
     found = [np.array(Image.open(job.output / f"{index:06}.png")) for index in (4, 5)]
     assert np.array_equal(np.stack(found), decode_images(load_vae(VAE), latents))
 
 
 def test_the_manifest_has_a_row_per_image(job):
-    result = generate_many(job, ALONE)
-    path = write_manifest(job, result.keys, result.rows, "jsonl")
+    result = make(job)
+    path = write_manifest(job, keys_of(job, ALONE.device), result.rows, "jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == result.rows and result.made == 6
     assert [row["index"] for row in rows] == list(range(6)) and [row["seed"] for row in rows] == list(range(7, 13))
@@ -80,7 +96,7 @@ def test_only_what_is_missing_is_made(job):
     """After a stop, a damaged image, a deleted one, a damaged record, other settings, and more images."""
 
     def made(changed: GenerationJob = job) -> int:
-        return generate_many(changed, ALONE).made
+        return make(changed).made
 
     assert made() == 6
     before = contents(job.output)
@@ -96,8 +112,8 @@ def test_only_what_is_missing_is_made(job):
 
 def test_pieces_are_counted_as_they_come(job):
     seen = []
-    generate_many(replace(job, images=2), ALONE)
-    generate_many(replace(job, images=5), ALONE, lambda made, left: seen.append((made, left)))
+    make(replace(job, images=2))
+    make(replace(job, images=5), lambda made, left: seen.append((made, left)))
     assert seen == [(2, 1), (3, 0)]
 
 
@@ -123,10 +139,10 @@ def test_the_batch_is_in_no_key(job):
 
 
 def test_shards_of_safetensors_hold_images_and_latents(job):
-    result = generate_many(replace(job, images=3, format="safetensors"), ALONE)
+    result = make(replace(job, images=3, format="safetensors"))
     shards = [load_file(job.output / name) for name in ("000000.safetensors", "000002.safetensors")]
-    assert [len(shard["pictures"]) for shard in shards] == [2, 1] and result.made == 3
-    assert shards[0]["pictures"].dtype == torch.uint8 and shards[0]["latents"].shape[0] == 2
+    assert [len(shard["images"]) for shard in shards] == [2, 1] and result.made == 3
+    assert shards[0]["images"].dtype == torch.uint8 and shards[0]["latents"].shape[0] == 2
     assert [(row["file"], row["row"]) for row in result.rows] == [
         ("000000.safetensors", 0),
         ("000000.safetensors", 1),
@@ -136,8 +152,8 @@ def test_shards_of_safetensors_hold_images_and_latents(job):
 
 def test_a_parquet_manifest_has_the_same_rows(job):
     parquet = pytest.importorskip("pyarrow.parquet", reason=why_missing("pyarrow", "scale"))
-    result = generate_many(replace(job, images=2), ALONE)
-    path = write_manifest(job, result.keys, result.rows, "parquet")
+    result = make(replace(job, images=2))
+    path = write_manifest(job, keys_of(job, ALONE.device), result.rows, "parquet")
     assert path.name == "manifest.parquet" and parquet.read_table(path).to_pylist() == result.rows
 
 
@@ -149,11 +165,11 @@ def test_a_parquet_manifest_needs_pyarrow(monkeypatch):
 
 
 def test_prompts_take_turns(text_job):
-    result = generate_many(text_job, ALONE)
+    result = make(text_job)
     assert [row["prompt"] for row in result.rows] == [0, 1, 0] and {row["class"] for row in result.rows} == {None}
     assert Image.open(text_job.output / "000000.png").size == (32, 64)
     save_file({"prompt_embeds": torch.randn(2, 128, 64)}, text_job.prompts)
-    assert generate_many(text_job, ALONE).made == 3
+    assert make(text_job).made == 3
 
 
 def test_jobs_that_cannot_be_are_refused(job, text_job):
@@ -167,9 +183,9 @@ def test_jobs_that_cannot_be_are_refused(job, text_job):
         with pytest.raises(GtRError, match=words):
             replace(job, **change)
     with pytest.raises(GtRError, match="draws from classes, not text"):
-        generate_many(replace(job, labels=(), prompts=text_job.prompts), ALONE)
+        make(replace(job, labels=(), prompts=text_job.prompts))
     with pytest.raises(GtRError, match="draws from text: give its encoded prompts"):
-        generate_many(replace(text_job, labels=(1,), prompts=None), ALONE)
+        make(replace(text_job, labels=(1,), prompts=None))
     with pytest.raises(GtRError, match="pixels only"):
-        generate_many(replace(job, grid=(4, 4)), ALONE)
+        make(replace(job, grid=(4, 4)))
     assert not job.output.exists()

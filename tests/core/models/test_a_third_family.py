@@ -330,6 +330,7 @@ def test_a_cache_of_another_family_is_refused(model, texts):
         run(model, replace(RANDOM, cache=LazyMAR()), texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [METHOD, RANDOM], ids=["gtr", "random"])
 @pytest.mark.parametrize("guidance", [Guidance(3.0), Guidance(1.0), Guidance(3.0, start=0.5)], ids=str)
 def test_its_flops_agree_with_torchs_counter(guidance, method):

@@ -57,7 +57,7 @@ def test_wrong_redraws_say_what_is_wrong(settings, words):
 
 
 def canvases():
-    """Unknown tokens of grids larger than 6 x 6: a picture in a corner, in the middle, nowhere; and holes."""
+    """Unknown tokens of grids larger than 6 x 6: an image in a corner, in the middle, nowhere; and holes."""
     generator = np.random.default_rng(1)
     for height, width in ((6, 6), (9, 6), (7, 13), (12, 18), (20, 11)):
         corner, middle, holes = (np.ones((height, width), bool) for _ in range(3))
@@ -143,7 +143,7 @@ def test_given_tokens_come_back_bitwise_from_every_edit(tiny_mar):
         assert torch.equal(out[:, ~fresh], given[:, ~fresh]) and (out[:, fresh] != given[:, fresh]).all()
 
 
-def test_a_redrawn_picture_depends_on_the_structure_that_it_keeps(tiny_mar):
+def test_a_redrawn_image_depends_on_the_structure_that_it_keeps(tiny_mar):
     own, generator = tiny_mar.spec.grid, torch.Generator().manual_seed(3)
     regions = whole_grid(METHOD, (1, 2), redrawn_tokens(GTR, own, "variations"))
     one, other = (

@@ -82,6 +82,7 @@ def test_a_chunk_of_modulations_is_gone_before_the_next_is_made(name):
     assert most <= estimate <= 5 * most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_buffer", [True, False])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
 @pytest.mark.parametrize("name", ["mar-b", "lightgen"])

@@ -38,4 +38,4 @@ def test_it_costs_what_a_full_evaluation_costs(tiny_mar):
         count_plan(make_plan(Method(method.schedule, method.guidance, method.fts, cache), (8, 8), (0,)), tiny_mar.spec)
         for cache in (None, Reference())
     ]
-    assert costs[0] == costs[1] and Reference().summary(make_plan(method, (8, 8), (0,))) == ""
+    assert costs[0] == costs[1] and Reference().summary(make_plan(method, (8, 8), (0,)), tiny_mar.spec) == ""
