@@ -13,11 +13,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import GtRError, first_line
 from .pickles import LONGEST_PICKLE, Refused, interpret
-from .stored import Storage
+from .stored import MappedFile, Storage
 
 LONGEST_DIRECTORY = 32 << 20  # bytes; a file of 100,000 tensors has less than 10 MiB
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -32,9 +30,8 @@ def read_pickled(path: Path) -> Any:
     Raises GtRError.
     """
     try:
-        with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return _archive(data) if data[:2] == b"PK" else _legacy(data)
+        file = MappedFile(path)
+        return _archive(file) if file.data[:2] == b"PK" else _legacy(file)
     except Refused as error:
         raise GtRError(
             f"{path.name} {error} and was not executed: use a file of plain weights from a source that you trust"
@@ -60,7 +57,8 @@ def read_pickled(path: Path) -> Any:
 # The zip archive
 
 
-def _archive(data: mmap.mmap) -> Any:
+def _archive(file: MappedFile) -> Any:
+    data = file.data
     entries = _entries(data, _directory(data))
     (name,) = (name for name in entries if name.endswith("/data.pkl"))
     folder = name.removesuffix("data.pkl")
@@ -72,12 +70,11 @@ def _archive(data: mmap.mmap) -> Any:
         raise Refused(f"holds a pickle of {end - start} bytes, expected at most {LONGEST_PICKLE},")
     storages: dict[str, Storage] = {}
     content, _ = interpret(data, start, end, storages)
-    flat = np.frombuffer(data, np.uint8)
     for storage in storages.values():
         start, end = entries.get(f"{folder}data/{storage.key}", (0, -1))
         if end - start != storage.nbytes:
             raise ValueError(f"no storage '{storage.key[:50]}' of {storage.nbytes} bytes")
-        storage.data = flat[start:end]
+        storage.file, storage.start = file, start
     return content
 
 
@@ -192,8 +189,9 @@ class _Seekable:
 # Before torch 1.6
 
 
-def _legacy(data: mmap.mmap) -> Any:
+def _legacy(file: MappedFile) -> Any:
     """Four pickles (magic number, version, machine, content), the keys of the storages, and their bytes."""
+    data = file.data
     storages: dict[str, Storage] = {}
     magic, position = interpret(data, 0, len(data), {})
     if type(magic) is not int or magic != MAGIC:
@@ -208,7 +206,6 @@ def _legacy(data: mmap.mmap) -> Any:
     keys, position = interpret(data, position, len(data), {})
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
         raise ValueError("its list of storages is another than its tensors need")
-    flat = np.frombuffer(data, np.uint8)
     for key in keys:
         storage = storages.pop(key)
         (count,) = struct.unpack_from("<q", data, position)
@@ -216,5 +213,5 @@ def _legacy(data: mmap.mmap) -> Any:
         position = start + storage.nbytes
         if position > len(data) or count != storage.count:
             raise ValueError(f"storage '{key[:50]}' is not whole")
-        storage.data = flat[start:position]
+        storage.file, storage.start = file, start
     return content

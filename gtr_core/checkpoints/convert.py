@@ -31,8 +31,8 @@ def convert(
 ) -> Checkpoint:
     """Write a checked model or VAE checkpoint as safetensors with metadata; the diffusion head stays float32.
 
-    What the source does not tell is ``told`` and stored: ``heads``, ``grid`` (rows, columns), ``patch`` and
-    ``class_names``.
+    What the source does not tell is ``told`` and stored: ``heads``, ``grid`` (rows, columns), ``patch``,
+    ``vae_stride`` and ``class_names``.
     Equal sources and settings make equal files. Nothing is written unless all of it is good: the place is checked
     before anything is read, and the file is made beside it and renamed. The result is the source as it was read, with
     the tensors that were written. Raises GtRError.

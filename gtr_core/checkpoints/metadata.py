@@ -38,6 +38,7 @@ def read_spec(
     heads: int | None = None,
     grid: tuple[int, int] | None = None,
     patch: int | None = None,
+    vae_stride: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> ModelSpec:
     """The spec of a model's state dict: inferred from shapes, completed by metadata and by what is given.
@@ -50,8 +51,9 @@ def read_spec(
         given = {
             "grid": ("--grid", grid and _checked(_grid, grid, "--grid")),
             "class_names": ("--class-names", class_names and _checked(parse_names, class_names, "--class-names")),
-            "latent": ("--patch", patch and _latent_of(patch, shapes, stored.get("latent") or family.spec.latent)),
         }
+        if patch is not None or vae_stride is not None:
+            stored["latent"] = _latent_of(shapes, stored.get("latent") or family.spec.latent, patch, vae_stride)
         stored |= {field: value for field, (_, value) in given.items() if value}
         strange = next((option for f, (option, value) in given.items() if value and f not in family.spec.stored), None)
         if strange is not None:
@@ -66,15 +68,18 @@ def _checked(parse: Callable, value: Any, option: str) -> Any:
         raise GtRError(f"{option}: {error}") from error
 
 
-def _latent_of(patch: int, shapes: Shapes, latent: LatentSpec) -> LatentSpec:
+def _latent_of(shapes: Shapes, latent: LatentSpec, patch: int | None, stride: int | None) -> LatentSpec:
     """The latent whose patches make the head's tokens."""
-    _checked(lambda value: parse_count(value, LARGEST_PATCH), patch, "--patch")
+    patch, stride = latent.patch if patch is None else patch, latent.stride if stride is None else stride
+    for option, value in (("--patch", patch), ("--vae-stride", stride)):
+        _checked(lambda given: parse_count(given, LARGEST_PATCH), value, option)
     values = shape_of(shapes, "diffloss.net.input_proj.weight", 2)[1]
     if values % patch**2:
         raise GtRError(
             f"tokens have {values} values, which patches of {patch} x {patch} do not divide: correct --patch"
         )
-    return replace(latent, patch=patch, channels=values // patch**2, rgb=None)
+    changed = replace(latent, patch=patch, stride=stride, channels=values // patch**2)
+    return replace(changed, rgb=latent.rgb if changed.channels == latent.channels else None)
 
 
 def vae_metadata(spec: VAESpec) -> dict[str, str]:

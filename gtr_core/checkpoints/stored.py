@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Hashable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 MOST_DIMENSIONS = 32
+SMALLEST_PART = 1 << 16  # bytes; systems limit the number of mapped parts
 
 
 class Stored:
@@ -23,14 +26,33 @@ class Stored:
         raise NotImplementedError
 
 
+class MappedFile:
+    """A file whose bytes ``data`` are there to be read, and whose parts can be had to be changed, each for itself:
+    what nobody asks for takes no memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb")
+        self.data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def part(self, start: int, end: int) -> np.ndarray:
+        """Bytes as an array of uint8; what is written into it does not reach the file."""
+        if end - start < SMALLEST_PART:
+            return np.array(bytearray(self.data[start:end]), np.uint8)
+        before = start % mmap.ALLOCATIONGRANULARITY
+        access, offset = mmap.ACCESS_COPY, start - before
+        part = mmap.mmap(self._file.fileno(), end - offset, access=access, offset=offset)
+        return np.frombuffer(part, np.uint8)[before:]
+
+
 @dataclass(eq=False)
 class Storage:
-    """``count`` numbers of a file under a key; ``data`` is set when their place is known."""
+    """``count`` numbers of a file under a key; ``file`` and ``start`` are set when their place is known."""
 
     key: str
     count: int
     nbytes: int
-    data: np.ndarray | None = None
+    file: MappedFile | None = None
+    start: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +71,14 @@ class StoredView(Stored):
         numbers = (self.offset, *self.size, *self.stride)
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError("a tensor whose sizes are not whole numbers of at least 0")
-        last = sum((side - 1) * step for side, step in zip(self.size, self.stride))
-        end = self.offset + (last + 1 if all(self.size) else 0)
-        if end * self.dtype.itemsize > self.storage.nbytes or max(numbers) >= 2**62:
+        if self.end * self.dtype.itemsize > self.storage.nbytes or max(numbers) >= 2**62:
             raise ValueError(f"a tensor of shape {self.size} that leaves its storage")
+
+    @property
+    def end(self) -> int:
+        """Behind the last value in the storage."""
+        last = sum((side - 1) * step for side, step in zip(self.size, self.stride))
+        return self.offset + last + 1 if all(self.size) else self.offset
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,10 +89,14 @@ class StoredView(Stored):
         return self.storage.key, self.dtype, self.offset, self.size, self.stride
 
     def load(self) -> Tensor:
-        data = self.storage.data
-        if data is None:
-            raise ValueError(f"no storage '{self.storage.key}'")
-        flat = torch.from_numpy(data[: len(data) // self.dtype.itemsize * self.dtype.itemsize])
-        if flat.data_ptr() % self.dtype.itemsize:
+        storage = self.storage
+        if storage.file is None:
+            raise ValueError(f"no storage '{storage.key}'")
+        if not all(self.size):
+            return torch.empty(self.size, dtype=self.dtype)
+        itemsize = self.dtype.itemsize
+        start, end = (storage.start + place * itemsize for place in (self.offset, self.end))
+        flat = torch.from_numpy(storage.file.part(start, end))
+        if flat.data_ptr() % itemsize:
             flat = flat.clone()
-        return flat.view(self.dtype).as_strided(self.size, self.stride, self.offset)
+        return flat.view(self.dtype).as_strided(self.size, self.stride)

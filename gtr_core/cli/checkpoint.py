@@ -68,6 +68,9 @@ def add_convert_options(sub: Parser) -> None:
     sub.add_argument("--heads", type=int, help="attention heads, for widths other than MAR-B, L and H")
     sub.add_argument("--grid", metavar="ROWSxCOLUMNS", help="tokens, for a MAR whose grid is not square")
     sub.add_argument("--patch", type=int, help="latent cells along one side of a token, where they are not 1 (MAR)")
+    sub.add_argument(
+        "--vae-stride", type=int, help="pixels along one side of a latent cell, where they are not 16 (MAR)"
+    )
     sub.add_argument("--class-names", metavar="FILE", help="a text file, UTF-8, with one name per class and line")
     sub.add_argument("--overwrite", action="store_true")
 
@@ -82,6 +85,7 @@ def convert_file(options: Options) -> None:
         heads=options.heads,
         grid=options.grid and rows_and_columns(options.grid),
         patch=options.patch,
+        vae_stride=options.vae_stride,
         class_names=options.class_names and read_class_names(Path(options.class_names)),
         overwrite=options.overwrite,
     )

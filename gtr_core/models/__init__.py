@@ -42,7 +42,7 @@ def infer_spec(shapes: Shapes, stored: Mapping[str, Any], *, heads: int | None =
             f"the metadata has {', '.join(sorted(surplus))}, which {family.name} has not: convert the "
             "original file again"
         )
-    return family.infer(shapes, **{**stored, "heads": heads or stored.get("heads")})
+    return family.infer(shapes, **{**stored, "heads": stored.get("heads") if heads is None else heads})
 
 
 def published_specs() -> Mapping[str, ModelSpec]:

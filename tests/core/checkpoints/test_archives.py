@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from gtr_pack.gtr_core.checkpoints.archives import read_pickled
 from gtr_pack.gtr_core.checkpoints.checkpoint import read_checkpoint
 from gtr_pack.gtr_core.errors import GtRError
-from gtr_tests.hostile_pickles import Forged, Stored, archive, dumps, legacy
+from gtr_tests.hostile_pickles import MACHINE, MAGIC, VERSION, Forged, Stored, archive, dumps, legacy
 from torch import Tensor, nn
 
 BASE = torch.arange(60.0).reshape(3, 4, 5)
@@ -209,3 +210,30 @@ def test_cut_files_end_in_one_line(old, keep, tmp_path):
     path.write_bytes(data[: int(keep if keep >= 1 else keep * len(data))])
     with pytest.raises(GtRError, match="damaged or truncated"):
         read_pickled(path)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_only_the_tensors_that_are_loaded_take_memory(old, tmp_path):
+    """64 MiB of an optimizer stay in the file, as do the other parts of a storage that many tensors share."""
+    shared = torch.arange(4 << 20, dtype=torch.float32)
+    content = {"a": shared[: 1 << 16], "b": shared[1 << 16 : 1 << 17], "opt": [torch.zeros(8 << 20) for _ in range(2)]}
+    path = saved(content, tmp_path / "x.pth", _use_new_zipfile_serialization=not old)
+    found = read_pickled(path)
+    a, b = found["a"].load(), found["b"].load()
+    assert torch.equal(a, content["a"]) and torch.equal(b, content["b"])
+    assert a.untyped_storage().nbytes() == b.untyped_storage().nbytes() == 1 << 18
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no holes here unless asked for")
+def test_a_checkpoint_larger_than_the_memory_is_read(tmp_path):
+    """A storage of 1 TiB of an optimizer, all of it a hole, beside a small one."""
+    path, count = tmp_path / "x.pth", 2**38
+    pickled = dumps({"a": Forged((4,), (1,)), "opt": Forged((count,), (1,), Stored(count, "1"))})
+    start = b"".join((dumps(MAGIC), dumps(VERSION), dumps(MACHINE), pickled, dumps(["0", "1"])))
+    with open(path, "wb") as file:
+        file.write(start + struct.pack("<q4fq", 4, 1, 2, 3, 4, count))
+        try:
+            file.truncate(file.tell() + count * 4)
+        except OSError as error:
+            pytest.skip(f"no file of 1 TiB here: {error}")
+    assert read_pickled(path)["a"].load().tolist() == [1, 2, 3, 4]

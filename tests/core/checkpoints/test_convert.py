@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ ODD = MARSpec(
     classes=3,
     buffer=8,
     head=HeadSpec(16, 64, 32, 1),
-    latent=LatentSpec(channels=4, patch=2),
+    latent=LatentSpec(channels=4, patch=2, stride=4),
     class_names=("ant", "bee", "cat"),
 )
 
@@ -69,6 +68,7 @@ def test_nothing_is_written_when_something_is_wrong(weights, good, tmp_path):
         (good, "out.ckpt", {}, "ends in .safetensors"),
         (good, "good.safetensors", dict(overwrite=True), "choose another name"),
         (good, "out.safetensors", dict(heads=-4), "do not divide"),
+        (good, "out.safetensors", dict(heads=0), "0 attention heads do not divide"),
         (large, "out.safetensors", dict(heads=4, dtype="float16"), "weights beyond float16"),
         (tmp_path / "none.pth", "good.safetensors", dict(overwrite=True), "no file at"),
         (good, "none/out.safetensors", {}, "no folder"),
@@ -103,7 +103,7 @@ def odd(tmp_path) -> Path:
 
 def test_what_shapes_do_not_tell_is_told(odd, tmp_path):
     target = tmp_path / "out.safetensors"
-    convert(odd, target, heads=4, grid=(4, 8), patch=2, class_names=ODD.class_names)
+    convert(odd, target, heads=4, grid=(4, 8), patch=2, vae_stride=4, class_names=ODD.class_names)
     assert load_model(target).spec == ODD
 
 
@@ -111,7 +111,7 @@ def test_the_command_line_tells_it_too(odd, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("\ufeffant\r\n bee \n\ncat\n", encoding="utf-8")
     target = tmp_path / "out.safetensors"
-    told = ["--heads", "4", "--grid", "4x8", "--patch", "2", "--class-names", str(names)]
+    told = ["--heads", "4", "--grid", "4x8", "--patch", "2", "--vae-stride", "4", "--class-names", str(names)]
     assert main(["convert", str(odd), str(target), *told, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["grid"], facts["classes"], facts["spec"]["latent"]["patch"]) == ([4, 8], 3, 2)
@@ -127,6 +127,8 @@ def test_the_command_line_tells_it_too(odd, tmp_path, capsys):
         ({"grid": (4, 7)}, "4 x 7 needs 28 positions, found 32: convert the file with the right --grid"),
         ({"grid": (4, 8), "patch": 3}, "tokens have 16 values, which patches of 3 x 3 do not divide: correct --patch"),
         ({"grid": (4, 8), "patch": 65}, "--patch: a number above 64"),
+        ({"grid": (4, 8), "patch": 2, "vae_stride": -8}, "--vae-stride: -8 is not a positive whole number"),
+        ({"grid": (4, 8), "patch": 0}, "--patch: 0 is not a positive whole number"),
         ({"grid": (0, 8)}, "--grid: 0 is not a positive whole number"),
         ({"grid": (4, 8), "class_names": ["a"]}, "1 class names for 3 classes: convert the file with --class-names"),
         ({"grid": (4, 8), "class_names": ["a", "b", "c\nd"]}, "--class-names: a name is not one printable line"),
@@ -142,8 +144,8 @@ def test_what_a_file_says_may_be_corrected(odd, tmp_path):
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     convert(odd, first, heads=4, grid=(8, 4))
     assert load_model(first).spec.grid == (8, 4)
-    convert(first, second, grid=(4, 8), patch=2, class_names=ODD.class_names)
-    assert load_model(second).spec == replace(ODD, latent=replace(ODD.latent, channels=4))
+    convert(first, second, grid=(4, 8), patch=2, vae_stride=4, class_names=ODD.class_names)
+    assert load_model(second).spec == ODD
 
 
 def test_what_a_kind_has_not_is_refused(golden_weights, tmp_path):
