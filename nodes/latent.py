@@ -140,10 +140,15 @@ class LatentBatch:
         kept = {key: value for key, value in self.latent.items() if not key.startswith("downscale_ratio_")}
         return without_own_mask(kept, len(tokens)) | {"samples": to_wire(self.canvas.finished(tokens, self.spec))}
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether a mask says what to draw."""
+        return self.latent.get("noise_mask") is not None
+
     def remarks(self) -> list[str]:
         """What the user should know about how this latent was used."""
         samples = self.canvas.latents
-        unused = self.latent.get("noise_mask") is None and bool((samples != samples.flatten()[0]).any())
+        unused = not self.has_mask and bool((samples != samples.flatten()[0]).any())
         return [UNUSED_IMAGE] if unused else []
 
     def masked(self, canvas: Canvas) -> io.Latent.Type:
