@@ -1,7 +1,7 @@
 """What the sampler reads from a CONDITIONING wire, and which edits of stock nodes it understands.
 
 A label's tensor holds label + 1 and a text's its states, so a zeroed one is recognised in both. Whatever else a node
-changed is refused: a picture that ignores an edit looks as if the edit had no effect.
+changed is refused: an image that ignores an edit looks as if the edit had no effect.
 """
 
 from __future__ import annotations
