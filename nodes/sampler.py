@@ -105,7 +105,7 @@ class Sampler(io.ComfyNode):
                 GtrCache.Input(
                     "cache",
                     optional=True,
-                    tooltip="ReCAP Cache, or LazyMAR Cache for MAR models with guidance: faster, and a little different.",
+                    tooltip="ReCAP Cache, or LazyMAR Cache for MAR with guidance: faster, and a little different.",
                 ),
                 io.Combo.Input(
                     "acceleration",
