@@ -35,7 +35,7 @@ def test_convert_reports_what_it_wrote(run, tmp_path, capsys):
         (["info", DEMO_JUDGE], "not a model: expected a checkpoint of MAR or LightGen"),
         (["convert", "nowhere", "out.safetensors"], "no file at nowhere"),
         (["convert", DEMO_MAR, "out.pth"], "expected a name that ends in .safetensors"),
-        (["convert", DEMO_MAR, "none/out.safetensors"], "no folder none"),
+        (["convert", DEMO_MAR, "none/out.safetensors"], "no folder"),
         (["convert", DEMO_MAR, DEMO_MAR], "exists: choose another name or give --overwrite"),
         (["convert", DEMO_MAR, DEMO_MAR, "--overwrite"], "exists: choose another name"),
         (["convert", DEMO_MAR, "out.safetensors", "--heads", "-4"], "do not divide"),
