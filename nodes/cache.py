@@ -85,8 +85,8 @@ class ReCAPNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GtR_ReCAP",
-            display_name="ReCAP Cache",
-            category="GtR/sampling",
+            display_name="ReCAP Cache (MAR)",
+            category="GtR/sampling/settings",
             description="Puts cheap local steps between full AR steps: they compute the tokens that are decoded now "
             "and reuse keys and values of all others. For MAR and LightGen, with any schedule.",
             search_aliases=["recap", "cache", "speed", "gtr"],
@@ -96,6 +96,7 @@ class ReCAPNode(io.ComfyNode):
                     default=4,
                     min=0,
                     max=256,
+                    optional=True,
                     tooltip="The first AR steps compute everything. Fewer is faster; the first few steps decide most.",
                 ),
                 io.Int.Input(
@@ -103,12 +104,14 @@ class ReCAPNode(io.ComfyNode):
                     default=1,
                     min=0,
                     max=16,
+                    optional=True,
                     tooltip="Local steps after every full one. More is faster and less exact; 0 switches it off.",
                 ),
                 io.Combo.Input(
                     "buffer",
                     options=list(BUFFERS),
                     default="keep",
+                    optional=True,
                     advanced=True,
                     tooltip="keep reuses the class rows' keys and values; again computes them in every local step, "
                     "which is a little more exact and several times as expensive.",
@@ -118,5 +121,5 @@ class ReCAPNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, start_step: int, local_steps: int, buffer: str = "keep") -> io.NodeOutput:
+    def execute(cls, start_step: int = 4, local_steps: int = 1, buffer: str = "keep") -> io.NodeOutput:
         return io.NodeOutput(ReCAP(start_step, local_steps, keep_buffer=buffer == "keep"))

@@ -319,9 +319,17 @@ def test_a_server_that_does_not_say_what_its_nodes_take(client, tmp_path):
 # -- the client ends ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def interruptible():
+    """A program in the background is started with SIGINT ignored, and so would be the one that a test starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 1)])
-def test_signals_take_the_rows_back(begin, server, tmp_path, number):
+def test_signals_take_the_rows_back(begin, server, tmp_path, number, interruptible):
     process = begin(rows("one", "hold", "three", "four"))
     server.until(lambda: server.running and len(server.history) == 1 and len(server.pending) == 2)
     server.until(saved(tmp_path, 1))

@@ -363,7 +363,7 @@ MISTAKES = {
         "give multiples of that",
     ),
     "no overlap left": (lambda e: e.outpaint(e.image(), left=2, overlap=e.grid[0]), "cannot overlap by"),
-    "too large": (lambda e: e.outpaint(e.image(), left=600), "at most 512 tokens a side"),
+    "too large": (lambda e: e.outpaint(e.image(), left=600), "at most 512 a side"),
     "one stage": (
         lambda e: e.run(
             "GtR_Redraw",

@@ -54,6 +54,7 @@ CONTRACT = {
     ),
     "GtR_FTS": (["fraction", "detail_steps", "selection"], ["GTR_FTS"]),
     "GtR_LazyMAR": (["start_step", "period", "prune_block", "extra", "head_period"], ["GTR_CACHE"]),
+    "GtR_ReCAP": (["start_step", "local_steps", "buffer"], ["GTR_CACHE"]),
     "GtR_Sampler": (
         [
             "model",
@@ -202,7 +203,7 @@ def test_required_inputs_are_few(pack_nodes: dict[str, Any]) -> None:
     assert required["GtR_LoadMAR"] == required["GtR_LoadLightGen"] == ["model_name"]
     assert required["GtR_EmptyLatent"] == ["model"] and required["GtR_Outpaint"] == ["model", "latent"]
     assert required["GtR_PreviewSchedule"] == ["schedule"] and required["GtR_HeatMap"] == ["steps", "image"]
-    assert required["GtR_FTS"] == required["GtR_LazyMAR"] == []
+    assert required["GtR_FTS"] == required["GtR_LazyMAR"] == required["GtR_ReCAP"] == []
     assert required["GtR_Sampler"] == ["model", "positive", "schedule", "latent_image", "seed"]
 
 
