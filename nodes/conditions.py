@@ -1,7 +1,7 @@
 """What the sampler reads from a CONDITIONING wire, and which edits of stock nodes it understands.
 
 A label's tensor holds label + 1 and a text's its states, so a zeroed one is recognised in both. Whatever else a node
-changed is refused: a picture that ignores an edit looks as if the edit had no effect.
+changed is refused: an image that ignores an edit looks as if the edit had no effect.
 """
 
 from __future__ import annotations
@@ -38,14 +38,19 @@ EFFECTS = {
     "control": ("a ControlNet", "remove it, there is none for these models"),
     "hooks": ("hooks", "remove them, there are none for these models"),
     "gligen": ("GLIGEN boxes", "remove them"),
-    "concat_latent_image": ("an image to inpaint (Inpaint Model Conditioning)", UNMASKED),
+    "concat_latent_image": ("an image to inpaint (Inpaint Model Conditioning)", "connect the latent of that node too"),
+    "concat_mask": ("an image to inpaint (Inpaint Model Conditioning)", "connect the latent of that node too"),
     "reference_latents": ("a reference image (Reference Latent)", "remove that node"),
 }
+# What the mask of the latent says as well.
+MASKED = {"concat_latent_image", "concat_mask"}
 # Settings that change nothing, as nodes write them with their defaults.
 NEUTRAL = {"strength": 1.0, "mask_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "set_area_to_bounds": False}
 
 
-def labels_for_batch(conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str) -> Tensor:
+def labels_for_batch(
+    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool = False
+) -> Tensor:
     """Labels (B,) int64: image k of the original batch gets the k-th class, in turn when there are fewer. A zeroed
     conditioning is the null condition, label -1.
 
@@ -63,7 +68,7 @@ def labels_for_batch(conditioning: io.Conditioning.Type, images: Sequence[int], 
             f"{what} has the classes {list(labels)}, {spec.name} has 0 to {spec.classes - 1}: connect the same "
             "model to Class Label and to the sampler"
         )
-    check_extras(extra, spec, what)
+    check_extras(extra, spec, what, masked)
     given = label_tensor(labels)
     if values.ndim != 3 or values.shape[1:] != given.shape[1:]:
         raise GtRError(f"{what} joins class labels (Conditioning Concat), which a label cannot do: {one_label(what)}")
@@ -87,7 +92,7 @@ def one_label(what: str) -> str:
 
 
 def texts_for_batch(
-    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str
+    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool = False
 ) -> Tensor | None:
     """Text states (B, text_length, caption_dim): image k of the original batch gets the k-th prompt, in turn. A zeroed
     negative is None, the null condition.
@@ -103,7 +108,7 @@ def texts_for_batch(
         raise GtRError(
             f"{what} has text states of {states.shape[2]} values, {spec.name} needs {spec.caption_dim}: {TEXT_ENCODER}"
         )
-    check_extras(extra, spec, what)
+    check_extras(extra, spec, what, masked)
     zeroed = (states == 0).flatten(1).all(1)
     if what == "negative" and zeroed.all():
         return None
@@ -137,11 +142,11 @@ READERS = {"label": labels_for_batch, "text": texts_for_batch}
 
 
 def read_condition(
-    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str
+    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool
 ) -> Tensor | None:
-    """The condition of every image of a batch for a model; None is the null condition. Raises GtRError, which names
-    the sampler's input ``what``."""
-    return READERS[spec.condition](conditioning, images, spec, what)
+    """The condition of every image of a batch for a model; None is the null condition. ``masked`` says that the latent
+    has a mask. Raises GtRError, which names the sampler's input ``what``."""
+    return READERS[spec.condition](conditioning, images, spec, what, masked)
 
 
 def only_entry(conditioning: io.Conditioning.Type, what: str) -> tuple[Tensor, dict[str, Any]]:
@@ -156,9 +161,9 @@ def only_entry(conditioning: io.Conditioning.Type, what: str) -> tuple[Tensor, d
     return conditioning[0][0], conditioning[0][1]
 
 
-def check_extras(extra: dict[str, Any], spec: ModelSpec, what: str) -> None:
+def check_extras(extra: dict[str, Any], spec: ModelSpec, what: str, masked: bool) -> None:
     """Raises GtRError for a setting beside the tensor that the sampler does not follow."""
-    others = extra.keys() - OWN[spec.condition]
+    others = extra.keys() - OWN[spec.condition] - (MASKED if masked else set())
     for key in [*(key for key in EFFECTS if key in others), *sorted(others - EFFECTS.keys())]:
         value = extra[key]
         if value is None or (key in NEUTRAL and value == NEUTRAL[key]):

@@ -1,4 +1,4 @@
-"""Nodes that prepare a picture's latent for the sampler: what of it to draw anew, or more room around it."""
+"""Nodes that prepare an image's latent for the sampler: what of it to draw anew, or more room around it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .latent import MASK_BEFORE, LatentBatch, without_own_mask
 
 
 class Redraw(io.ComfyNode):
-    """LATENT of a picture -> LATENT whose mask leaves some of the schedule's stages to be drawn anew."""
+    """LATENT of an image -> LATENT whose mask leaves some of the schedule's stages to be drawn anew."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -69,7 +69,7 @@ class Redraw(io.ComfyNode):
 
 
 class Outpaint(io.ComfyNode):
-    """LATENT of a picture -> larger LATENT whose mask covers what is new."""
+    """LATENT of an image -> larger LATENT whose mask covers what is new."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

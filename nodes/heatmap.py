@@ -9,7 +9,7 @@ from ._images import from_host_image, to_host_image
 
 
 class HeatMap(io.ComfyNode):
-    """GTR_STEPS and the decoded pictures -> IMAGE."""
+    """GTR_STEPS and the decoded images -> IMAGE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,7 +39,7 @@ class HeatMap(io.ComfyNode):
         images = from_host_image(image)
         if len(images) != len(steps.steps):
             raise GtRError(
-                f"{len(images)} pictures for the steps of {len(steps.steps)}: connect the picture and the "
+                f"{len(images)} images for the steps of {len(steps.steps)}: connect the images and the "
                 "steps of the same sampler"
             )
         most = int(steps.of(show).max())

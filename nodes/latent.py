@@ -123,7 +123,7 @@ class LatentBatch:
         """That of an image. Raises GtRError for an empty one too."""
         batch = cls.read(latent, model, any_size=any_size)
         if not batch.canvas.latents.any():
-            raise GtRError("the latent is empty: connect a picture's, from a sampler or from VAE Encode")
+            raise GtRError("the latent is empty: connect one from a sampler or from VAE Encode")
         return batch
 
     def plan(self, method: Method, seed: int, runtime: Runtime, budget: int | None = None) -> Decoding:
@@ -140,10 +140,15 @@ class LatentBatch:
         kept = {key: value for key, value in self.latent.items() if not key.startswith("downscale_ratio_")}
         return without_own_mask(kept, len(tokens)) | {"samples": to_wire(self.canvas.finished(tokens, self.spec))}
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether a mask says what to draw."""
+        return self.latent.get("noise_mask") is not None
+
     def remarks(self) -> list[str]:
         """What the user should know about how this latent was used."""
         samples = self.canvas.latents
-        unused = self.latent.get("noise_mask") is None and bool((samples != samples.flatten()[0]).any())
+        unused = not self.has_mask and bool((samples != samples.flatten()[0]).any())
         return [UNUSED_IMAGE] if unused else []
 
     def masked(self, canvas: Canvas) -> io.Latent.Type:
@@ -185,19 +190,19 @@ def shape_of(latent: io.Latent.Type) -> str:
 def check_samples(samples: Tensor, spec: ModelSpec) -> None:
     """Raises GtRError unless the samples (B, C, H, W) of a LATENT are whole tokens of the model."""
     if samples.ndim != 4:
-        raise GtRError(f"the latent has {samples.ndim} dimensions: expected pictures (batch, channels, height, width)")
+        raise GtRError(f"the latent has {samples.ndim} dimensions: expected images (batch, channels, height, width)")
     if samples.shape[0] < 1:
         raise GtRError("the latent holds no image: expected a batch of at least 1 image")
     if samples.shape[1] != spec.latent.channels:
         raise GtRError(
             f"the latent has {samples.shape[1]} channels, {spec.name} needs {spec.latent.channels}: use "
-            "Empty MAR Latent, or encode the picture with the model's own VAE"
+            "Empty MAR Latent, or encode the image with the model's own VAE"
         )
     patch, stride = spec.latent.patch, spec.latent.stride
     if samples.shape[2] % patch or samples.shape[3] % patch:
         raise GtRError(
             f"the latent is {samples.shape[3] * stride} x {samples.shape[2] * stride} pixels, {spec.name} needs "
-            f"a width and height divisible by {patch * stride}: use Empty MAR Latent, or scale the picture"
+            f"a width and height divisible by {patch * stride}: use Empty MAR Latent, or scale the image"
         )
 
 
@@ -216,6 +221,6 @@ def unknown_tokens(latent: io.Latent.Type, batch: int, grid: tuple[int, int]) ->
     if mask is None:
         return torch.ones(batch, *grid, dtype=torch.bool)
     if not mask.numel():
-        raise GtRError(f"the noise mask has the shape {tuple(mask.shape)}: expected at least 1 picture; remove it")
+        raise GtRError(f"the noise mask has the shape {tuple(mask.shape)}: expected at least 1 image; remove it")
     tokens = masked_tokens(mask.reshape(-1, *mask.shape[-2:]).cpu(), grid)
     return tokens[torch.arange(batch) % len(tokens)]

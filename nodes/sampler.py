@@ -68,6 +68,7 @@ class Sampler(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     round=0.01,
+                    optional=True,
                     tooltip="Guidance scale. Higher follows the condition more closely with less variety; 1 = off and "
                     "twice as fast.",
                 ),
@@ -75,6 +76,7 @@ class Sampler(io.ComfyNode):
                     "cfg_schedule",
                     options=list(GUIDANCE_SCHEDULES),
                     default="linear",
+                    optional=True,
                     tooltip="linear: guidance grows with the decoded part, for more variety; constant: full from the "
                     "start.",
                 ),
@@ -103,7 +105,7 @@ class Sampler(io.ComfyNode):
                 GtrCache.Input(
                     "cache",
                     optional=True,
-                    tooltip="LazyMAR Cache, for MAR models with guidance: faster, and a little different.",
+                    tooltip="ReCAP Cache, or LazyMAR Cache for MAR with guidance: faster, and a little different.",
                 ),
                 io.Combo.Input(
                     "acceleration",
@@ -148,8 +150,8 @@ class Sampler(io.ComfyNode):
         schedule: Schedule,
         latent_image: io.Latent.Type,
         seed: int,
-        cfg: float,
-        cfg_schedule: str,
+        cfg: float = 3.0,
+        cfg_schedule: str = "linear",
         temperature: float = 1.0,
         fts: FTS | None = None,
         negative: io.Conditioning.Type | None = None,
@@ -159,7 +161,7 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         method = Method(schedule, Guidance(cfg, cfg_schedule, cfg_start), fts, cache, temperature)
         latent = LatentBatch.read(latent_image, model)
-        read = partial(read_condition, images=latent.images, spec=model.spec)
+        read = partial(read_condition, images=latent.images, spec=model.spec, masked=latent.has_mask)
         condition = read(positive, what="positive")
         against = None if negative is None else read(negative, what="negative")
         runtime = host_runtime(model, accelerate=acceleration == "auto")

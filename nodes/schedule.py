@@ -58,7 +58,8 @@ class Scheduler(io.ComfyNode):
                     "preset",
                     options=[*PRESETS, CUSTOM],
                     default="gtr-paper",
-                    tooltip="; ".join(f"{name}: {schedule.note}" for name, schedule in PRESETS.items()),
+                    tooltip="Start with gtr-paper (MAR) or gtr-lightgen (LightGen). origin is exact and slowest, "
+                    "gtr-extreme is for drafts, and the step, halton and disa presets are for comparison.",
                 ),
                 io.Combo.Input(
                     "order",

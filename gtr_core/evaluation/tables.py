@@ -139,7 +139,7 @@ def markdown(result: dict) -> str:
         lines.append(
             [
                 own["method"],
-                f"{own['seeds']} x {own['images']}",
+                f"{own['seeds']} × {own['images']}",
                 speedup,
                 *(str(Interval(**own["figures"][key])) if key in own["figures"] else "" for key in keys),
             ]

@@ -52,10 +52,10 @@ def front(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add a picture of the page and what its console said to the report of a failed test."""
+    """Add an image of the page and what its console said to the report of a failed test."""
     report = yield
     front = getattr(item, "funcargs", {}).get("front")
     if report.when == "call" and report.failed and front is not None:
-        picture = front.screenshot(f"failed-{item.name}")
-        report.sections.append(("page", "\n".join([f"picture: {picture}", *front.console[-20:]])))
+        image = front.screenshot(f"failed-{item.name}")
+        report.sections.append(("page", "\n".join([f"image: {image}", *front.console[-20:]])))
     return report

@@ -63,7 +63,7 @@ def test_demo_is_shipped() -> None:
     read(WORKFLOWS / "api" / "demo.json")
 
 
-def test_dropping_the_picture_brings_the_graph_back(front: FrontEnd, comfy_base: Path) -> None:
+def test_dropping_the_image_brings_the_graph_back(front: FrontEnd, comfy_base: Path) -> None:
     workflow = read(WORKFLOWS / "demo.json")
     front.open()
     front.load(workflow)

@@ -38,7 +38,7 @@ def is_offline(path: Path) -> bool:
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=ids(TEMPLATES))
 def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, update: bool) -> None:
-    """Thumbnail, graph without complaints; then, where no file is needed, preview, pictures and report."""
+    """Thumbnail, graph without complaints; then, where no file is needed, preview, images and report."""
     front.open()
     front.browse_templates()
     card = front.page.get_by_test_id(f"template-workflow-{path.stem}")
@@ -157,7 +157,7 @@ def test_a_released_workflow_means_what_it_meant(front: FrontEnd, path: Path) ->
         assert now[node]["inputs"].items() >= entry["inputs"].items()
 
 
-def test_the_blueprint_draws_a_picture(front: FrontEnd) -> None:
+def test_the_blueprint_draws_an_image(front: FrontEnd) -> None:
     """Found by its name in the node search, put on the canvas, connected and run."""
     front.open()
     front.page.evaluate("() => window.app.graph.clear()")

@@ -28,6 +28,11 @@ def files(folder: Path) -> set[str]:
     return {path.as_posix() for path in found if "__pycache__" not in path.parts}
 
 
+def names(requirements: list[str]) -> set[str]:
+    """What is required, in any version."""
+    return {re.split("[><=]", requirement)[0] for requirement in requirements}
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip installed a copy of the repository, as pip installs into an environment."""
@@ -96,8 +101,7 @@ def test_without_torch_one_line_says_what_to_install(installed: Path, tmp_path: 
 
 def test_an_installer_has_no_reason_to_touch_torch() -> None:
     assert PROJECT["dependencies"] == []
-    standalone = PROJECT["optional-dependencies"]["standalone"]
-    assert [re.split("[><=]", name)[0] for name in standalone] == list(NEEDED)
+    assert names(PROJECT["optional-dependencies"]["standalone"]) == set(NEEDED)
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -105,7 +109,7 @@ def test_the_tests_install_the_extras_without_their_dependencies(extra: str) -> 
     """The extras as users get them are among the pinned packages, and torch is not."""
     lines = extra_requirements(extra).read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0] for line in lines if not line.startswith("#")}
-    assert {re.split("[><=]", name)[0] for name in PROJECT["optional-dependencies"][extra]} <= pinned
+    assert names(PROJECT["optional-dependencies"][extra]) <= pinned
     assert not pinned & {"torch", "torchvision", "numpy"} and all("==" in line for line in lines if line[0] != "#")
 
 

@@ -79,8 +79,7 @@ def test_a_zeroed_negative_is_the_null_condition(wires: Wires) -> None:
     plain, unguided = wires.draw(three), wires.draw(three, cfg=1.0)
     zeroed = wires.draw(three, negative=wires.stock("ConditioningZeroOut", conditioning=three))
     assert error(zeroed, plain) < 1e-4 < error(zeroed, unguided)
-    nothing = wires.stock("ConditioningMultiply", conditioning=wires.label("5"), multiplier=0.0)
-    assert torch.equal(wires.draw(three, negative=nothing), zeroed)
+    assert torch.equal(wires.draw(three, negative=times(wires, wires.label("5"), 0.0)), zeroed)
 
 
 def test_class_0_is_not_the_null_condition(wires: Wires) -> None:
@@ -101,11 +100,18 @@ def test_a_zeroed_list_counts_for_every_image(wires: Wires) -> None:
     assert error(wires.draw(both, batch=2, negative=zeroed), wires.draw(both, batch=2)) < 1e-4
 
 
+def times(w: Wires, c: Any, factor: float) -> Any:
+    """Conditioning Multiply, which the oldest supported host does not have."""
+    if "ConditioningMultiply" in w.pack.host.NODE_CLASS_MAPPINGS:
+        return w.stock("ConditioningMultiply", conditioning=c, multiplier=factor)
+    return [[values * factor, extra] for values, extra in c]
+
+
 UNCHANGED: dict[str, Callable[[Wires, Any], Any]] = {
     "average at 1": lambda w, c: w.stock(
         "ConditioningAverage", conditioning_to=c, conditioning_from=w.label("5"), conditioning_to_strength=1.0
     ),
-    "multiply by 1": lambda w, c: w.stock("ConditioningMultiply", conditioning=c, multiplier=1.0),
+    "multiply by 1": lambda w, c: times(w, c, 1.0),
     "strength 1": lambda w, c: w.stock("ConditioningSetAreaStrength", conditioning=c, strength=1.0),
     "all steps": lambda w, c: w.stock("ConditioningSetTimestepRange", conditioning=c, start=0.0, end=1.0),
 }
@@ -153,10 +159,7 @@ REFUSED: dict[str, tuple[Callable[[Wires], Any], str]] = {
     "average at 0": (lambda w: average(w, 0.0), "blends or scales"),
     "average of lists": (lambda w: average(w, 0.5, classes="3, 4"), "blends or scales"),
     "average from a list": (lambda w: average(w, 1.0, other="3, 4"), "blends or scales"),
-    "multiply": (
-        lambda w: w.stock("ConditioningMultiply", conditioning=w.label("3"), multiplier=2.0),
-        "blends or scales",
-    ),
+    "multiply": (lambda w: times(w, w.label("3"), 2.0), "blends or scales"),
     "nan": (lambda w: [[torch.full((1, 1, 1), float("nan")), w.label("3")[0][1]]], "blends or scales"),
     "concat": (
         lambda w: w.stock("ConditioningConcat", conditioning_to=w.label("3"), conditioning_from=w.label("4")),
@@ -191,6 +194,19 @@ def test_an_edited_label_is_refused(wires: Wires, case: str, slot: str) -> None:
     with pytest.raises(ValueError, match=f"^{slot} .*{words}") as caught:
         wires.draw(**inputs)
     assert "\n" not in str(caught.value)
+
+
+def test_inpaint_model_conditioning_goes_with_its_latent(wires: Wires) -> None:
+    """Its conditions repeat what the mask of its latent says; without that latent they would be ignored."""
+    vae, three, four = wires.own("GtR_LoadMARVAE", vae_name=DEMO), wires.label("3"), wires.label("4")
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :64] = 1
+    node = wires.pack.host.NODE_CLASS_MAPPINGS["InpaintModelConditioning"]()
+    positive, negative, latent = node.encode(three, four, torch.rand(1, 128, 128, 3), vae, mask, True)
+    out = wires.draw(positive, negative=negative, latent_image=latent)
+    assert torch.equal(out, wires.draw(three, negative=four, latent_image=latent))
+    with pytest.raises(ValueError, match="positive asks for an image to inpaint.*the latent of that node"):
+        wires.draw(positive, negative=negative)
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------

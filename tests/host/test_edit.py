@@ -1,4 +1,4 @@
-"""Every way to edit a picture, in a real ComfyUI: kept tokens come back bitwise, all others are drawn anew."""
+"""Every way to edit an image, in a real ComfyUI: kept tokens come back bitwise, all others are drawn anew."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 API = Path(__file__).resolve().parents[2] / "workflows" / "api"
 DEMO = "demo (built-in)"
 GIVEN, DRAWN = "7", "20"
-"""The nodes of the shipped editing workflows that make the picture and change it."""
+"""The nodes of the shipped editing workflows that make the image and change it."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,8 @@ class Editing:
     def run(self, node: str, **inputs: Any) -> tuple:
         return self.pack.classes[node].execute(**inputs).result
 
-    def picture(self, batch: int = 2) -> dict:
-        """Random values in the place of a picture's latent."""
+    def image(self, batch: int = 2) -> dict:
+        """Random values in the place of an image's latent."""
         shape = (batch, self.model.spec.latent.channels, *(side * self.model.spec.latent.patch for side in self.grid))
         return {"samples": torch.randn(shape, generator=torch.Generator().manual_seed(4))}
 
@@ -124,7 +124,7 @@ SHIPPED: dict[str, Callable[[int, int], torch.Tensor]] = {"inpaint": square, "va
 
 
 def latents(client: Client, base: Path, name: str, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run a shipped editing workflow with few steps; its picture's latent before and after."""
+    """Run a shipped editing workflow with few steps; its image's latent before and after."""
     graph = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
     graph["5"]["inputs"].update(
         preset="custom", steps="3, 2, 1", diffusion_start=4, diffusion_end=3, diffusion_reconstruction=3
@@ -149,7 +149,7 @@ def latents(client: Client, base: Path, name: str, **changes: Any) -> tuple[torc
 def test_masks_of_the_shipped_workflows(client: Client, comfy_base: Path, editing: Editing, name: str) -> None:
     before, after = latents(client, comfy_base, name)
     assert_drawn(before.expand_as(after), after, SHIPPED[name](*editing.grid))
-    # Variations of one picture differ from each other wherever they are drawn.
+    # Variations of one image differ from each other wherever they are drawn.
     for one, other in zip(after, after[1:]):
         assert_drawn(one[None], other[None], SHIPPED[name](*editing.grid))
 
@@ -178,7 +178,7 @@ def test_the_shipped_outpainting(client: Client, comfy_base: Path, editing: Edit
 
 @pytest.mark.parametrize("redraw", ["reconstruction", "variations"])
 def test_redraws_keep_the_tokens_of_every_image(editing: Editing, redraw: str) -> None:
-    given = editing.picture()
+    given = editing.image()
     drawn = parity(*editing.grid) if redraw == "reconstruction" else structure_kept(*editing.grid)
     prepared = editing.redraw(given, redraw)
     assert torch.equal(prepared["samples"], given["samples"]) and "noise_mask" not in given
@@ -186,14 +186,14 @@ def test_redraws_keep_the_tokens_of_every_image(editing: Editing, redraw: str) -
 
 
 def test_a_share_of_nothing_and_of_everything(editing: Editing) -> None:
-    given = editing.picture()
+    given = editing.image()
     assert torch.equal(editing.sample(editing.redraw(given, "denoise", denoise=0.0))[0]["samples"], given["samples"])
     whole = editing.sample(editing.redraw(given, "denoise", denoise=1.0))[0]["samples"]
     assert torch.equal(whole, editing.sample({"samples": given["samples"]})[0]["samples"])
 
 
 def test_a_redraw_stays_inside_the_mask_of_every_image(editing: Editing) -> None:
-    given, (rows, columns) = editing.picture(), editing.grid
+    given, (rows, columns) = editing.image(), editing.grid
     mask = torch.zeros(2, 1, rows, columns)
     mask[0, :, : rows // 2] = 1
     mask[1, :, :, :3] = 1
@@ -201,8 +201,8 @@ def test_a_redraw_stays_inside_the_mask_of_every_image(editing: Editing) -> None
     assert_drawn(given["samples"], out["samples"], mask[:, 0].bool() & parity(rows, columns))
 
 
-def test_outpainting_on_all_sides_keeps_the_picture(editing: Editing) -> None:
-    given, (rows, columns) = editing.picture(), editing.grid
+def test_outpainting_on_all_sides_keeps_the_image(editing: Editing) -> None:
+    given, (rows, columns) = editing.image(), editing.grid
     patch = editing.model.spec.latent.patch
     larger = editing.outpaint(given | {"noise_mask": torch.ones(1, 8, 8)}, left=2, top=3, right=4, bottom=1)
     out, report, spent = editing.sample(larger)
@@ -215,9 +215,9 @@ def test_outpainting_on_all_sides_keeps_the_picture(editing: Editing) -> None:
     assert ((spent.steps > 0) == drawn.numpy()).all() and spent.steps.max() <= 4
 
 
-def test_an_outpainted_picture_can_be_outpainted_and_redrawn(editing: Editing) -> None:
+def test_an_outpainted_image_can_be_outpainted_and_redrawn(editing: Editing) -> None:
     rows, columns = editing.grid
-    first = editing.sample(editing.outpaint(editing.picture(), right=2))[0]
+    first = editing.sample(editing.outpaint(editing.image(), right=2))[0]
     second = editing.outpaint(first, left=2)
     assert int(second["noise_mask"].amax((0, 1)).sum()) == 2 * rows * editing.token**2
     out = editing.sample(second)[0]
@@ -233,14 +233,14 @@ def test_an_outpainted_picture_can_be_outpainted_and_redrawn(editing: Editing) -
 
 def test_a_used_mask_does_not_stick(editing: Editing) -> None:
     """Drawn in a corner, then wholly: the second run changes every token."""
-    first = editing.sample(editing.redraw(editing.picture(), "denoise", denoise=0.1))[0]
+    first = editing.sample(editing.redraw(editing.image(), "denoise", denoise=0.1))[0]
     assert "noise_mask" not in first and not [key for key in first if key.startswith("gtr_")]
     second = editing.sample(editing.redraw(first, "denoise", denoise=1.0), seed=6)[0]
     assert_drawn(first["samples"], second["samples"], torch.ones(editing.grid, dtype=torch.bool))
 
 
 def test_a_used_outpainting_does_not_stick(editing: Editing) -> None:
-    larger = editing.sample(editing.outpaint(editing.picture(), right=2))[0]
+    larger = editing.sample(editing.outpaint(editing.image(), right=2))[0]
     assert "noise_mask" not in larger
     again = editing.sample(editing.redraw(larger, "denoise", denoise=1.0), seed=6)[0]
     assert_drawn(larger["samples"], again["samples"], torch.ones(again["samples"].shape[2:], dtype=torch.bool))
@@ -248,7 +248,7 @@ def test_a_used_outpainting_does_not_stick(editing: Editing) -> None:
 
 def test_a_mask_of_the_user_stays(editing: Editing) -> None:
     """Set Latent Noise Mask is in force until it is replaced, as in the host's own sampler; Redraw narrows it."""
-    given, (rows, columns) = editing.picture(), editing.grid
+    given, (rows, columns) = editing.image(), editing.grid
     mask = torch.zeros(1, 1, rows, columns)
     mask[..., : rows // 2, :] = 1
     set_mask = editing.pack.host.NODE_CLASS_MAPPINGS["SetLatentNoiseMask"]().set_mask
@@ -263,7 +263,7 @@ def test_a_mask_of_the_user_stays(editing: Editing) -> None:
 def test_a_used_mask_of_a_part_of_a_batch_does_not_stick(editing: Editing) -> None:
     """Latent From Batch and Repeat Latent Batch cut and repeat masks."""
     stock = editing.pack.host.NODE_CLASS_MAPPINGS
-    (rows, columns), given = editing.grid, editing.picture()
+    (rows, columns), given = editing.grid, editing.image()
     masks = torch.zeros(2, 1, rows, columns)
     masks[0, :, :3], masks[1, :, :, :3] = 1, 1
     plain = editing.redraw(given, "reconstruction")
@@ -281,7 +281,7 @@ UNUSED = "nothing of the image was kept: connect Redraw Stages"
 
 def test_an_image_without_a_mask_is_named_in_the_report(editing: Editing, caplog: pytest.LogCaptureFixture) -> None:
     empty = editing.run("GtR_EmptyLatent", model=editing.model, batch_size=2)[0]
-    given = editing.picture()
+    given = editing.image()
     quiet = (
         empty,
         {"samples": torch.full_like(given["samples"], 0.0609)},
@@ -312,7 +312,7 @@ def test_the_preview_is_the_plan_of_the_run(editing: Editing, monkeypatch: pytes
         "decode",
         lambda network, plans, *rest, **more: run.append(plans) or decode(network, plans, *rest, **more),
     )
-    given = editing.picture()
+    given = editing.image()
     wide = editing.outpaint(given, right=4)
     for latent in (editing.redraw(given, "variations"), given | {"batch_index": [3, 4]}, wide):
         image = editing.run(
@@ -328,13 +328,13 @@ def test_the_preview_is_the_plan_of_the_run(editing: Editing, monkeypatch: pytes
 
 
 def test_a_preview_of_nothing_to_draw(editing: Editing) -> None:
-    nothing = editing.redraw(editing.picture(), "denoise", denoise=0.0)
+    nothing = editing.redraw(editing.image(), "denoise", denoise=0.0)
     image = editing.run("GtR_PreviewSchedule", schedule=editing.schedule, model=editing.model, latent=nothing)[0]
     assert image.ndim == 4
 
 
 def test_windows_of_an_image_do_not_depend_on_its_batch(editing: Editing) -> None:
-    larger = editing.outpaint(editing.picture(), right=4, bottom=4)
+    larger = editing.outpaint(editing.image(), right=4, bottom=4)
     whole = editing.sample(larger)[0]["samples"]
     alone = editing.sample(larger | {"samples": larger["samples"][1:], "batch_index": [1]})[0]["samples"]
     torch.testing.assert_close(alone[0], whole[1], rtol=5e-3, atol=5e-3)
@@ -342,44 +342,44 @@ def test_windows_of_an_image_do_not_depend_on_its_batch(editing: Editing) -> Non
 
 def test_the_heat_map_shows_where_fts_spent_steps(editing: Editing) -> None:
     fts = editing.run("GtR_FTS", fraction=0.1, detail_steps=7, selection="high")[0]
-    spent = editing.sample(editing.redraw(editing.picture(), "reconstruction"), fts=fts)[2]
+    spent = editing.sample(editing.redraw(editing.image(), "reconstruction"), fts=fts)[2]
     odd = parity(*editing.grid).numpy()
     count = -(-int(odd.sum()) // 10)
     assert ((spent.steps > 0) == odd).all() and ((spent.extra > 0).sum((1, 2)) == count).all()
     assert set(spent.extra[spent.extra > 0]) == {4} and ((spent.extra > 0) <= odd).all()
-    pictures = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(1))
     for show in ("fts", "all"):
-        image = editing.run("GtR_HeatMap", steps=spent, image=pictures, show=show)[0]
+        image = editing.run("GtR_HeatMap", steps=spent, image=images, show=show)[0]
         assert image.shape[0] == 2 and image.shape[3] == 3 and 0 <= image.min() <= image.max() <= 1
-    with pytest.raises(ValueError, match="1 pictures for the steps of 2"):
-        editing.run("GtR_HeatMap", steps=spent, image=pictures[:1], show="fts")
+    with pytest.raises(ValueError, match="1 images for the steps of 2"):
+        editing.run("GtR_HeatMap", steps=spent, image=images[:1], show="fts")
 
 
 MISTAKES = {
-    "nothing to keep": (lambda e: e.redraw({"samples": e.picture()["samples"] * 0}, "variations"), "latent is empty"),
-    "nothing to extend": (lambda e: e.outpaint({"samples": e.picture()["samples"] * 0}, left=2), "latent is empty"),
+    "nothing to keep": (lambda e: e.redraw({"samples": e.image()["samples"] * 0}, "variations"), "latent is empty"),
+    "nothing to extend": (lambda e: e.outpaint({"samples": e.image()["samples"] * 0}, left=2), "latent is empty"),
     "half tokens": (
-        lambda e: e.run("GtR_Outpaint", model=e.model, latent=e.picture(), left=e.token // 2),
+        lambda e: e.run("GtR_Outpaint", model=e.model, latent=e.image(), left=e.token // 2),
         "give multiples of that",
     ),
-    "no overlap left": (lambda e: e.outpaint(e.picture(), left=2, overlap=e.grid[0]), "cannot overlap by"),
-    "too large": (lambda e: e.outpaint(e.picture(), left=600), "at most 512 tokens a side"),
+    "no overlap left": (lambda e: e.outpaint(e.image(), left=2, overlap=e.grid[0]), "cannot overlap by"),
+    "too large": (lambda e: e.outpaint(e.image(), left=600), "at most 512 tokens a side"),
     "one stage": (
         lambda e: e.run(
             "GtR_Redraw",
             model=e.model,
-            latent=e.picture(),
+            latent=e.image(),
             redraw="variations",
             schedule=e.run("GtR_Scheduler", preset="origin")[0],
         ),
         "single stage",
     ),
     "not outpainted": (
-        lambda e: e.sample({"samples": torch.ones(1, e.picture()["samples"].shape[1], 60, 60)}),
+        lambda e: e.sample({"samples": torch.ones(1, e.image()["samples"].shape[1], 60, 60)}),
         "pixels only",
     ),
     "too small": (
-        lambda e: e.outpaint({"samples": e.picture()["samples"][..., : -4 * e.model.spec.latent.patch]}, right=2),
+        lambda e: e.outpaint({"samples": e.image()["samples"][..., : -4 * e.model.spec.latent.patch]}, right=2),
         "need at least that",
     ),
 }

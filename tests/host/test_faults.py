@@ -41,7 +41,7 @@ def demo(seed: int = 7, **changes: Any) -> dict[str, Any]:
     return graph
 
 
-def pictures(run: Run) -> list[Any]:
+def images(run: Run) -> list[Any]:
     from gtr_tests.client import pixels
 
     return [pixels(image) for node in sorted(run.images) for image in run.images[node]]
@@ -52,7 +52,7 @@ def digests() -> dict[str, str]:
 
 
 def test_a_server_killed_in_the_middle_of_a_run(comfy_path: Path, client: Client, tmp_path: Path) -> None:
-    """Started again it makes the picture that an undisturbed server makes; no half picture, no touched model."""
+    """Started again it makes the image that an undisturbed server makes; no half image, no touched model."""
     from gtr_tests import rest
     from gtr_tests.server import ComfyServer, make_base
     from PIL import Image
@@ -83,12 +83,12 @@ def test_a_server_killed_in_the_middle_of_a_run(comfy_path: Path, client: Client
         server.stop()
     from gtr_tests.client import pixels
 
-    assert [pixels(image) for image in made] == pictures(client.prompt(demo()))
+    assert [pixels(image) for image in made] == images(client.prompt(demo()))
 
 
 def test_interrupts_at_random_moments(client: Client) -> None:
     moments, caught = random.Random(3), 0
-    expected = pictures(client.prompt(demo(seed=1000)))
+    expected = images(client.prompt(demo(seed=1000)))
     for number in range(INTERRUPTS):
         at, answers = moments.randint(0, 6), []
 
@@ -102,7 +102,7 @@ def test_interrupts_at_random_moments(client: Client) -> None:
         caught += run.status == "interrupted"
     assert caught >= INTERRUPTS // 2
     client.free()
-    assert pictures(client.prompt(demo(seed=1000))) == expected
+    assert images(client.prompt(demo(seed=1000))) == expected
 
 
 ABSURD = {
@@ -127,7 +127,7 @@ ABSURD = {
 
 def test_absurd_widget_values(client: Client) -> None:
     """Refused by the host's own checks, or ended by one line of ours; afterwards the server works as before."""
-    expected, ends = pictures(client.prompt(demo())), Counter()
+    expected, ends = images(client.prompt(demo())), Counter()
     for place, values in ABSURD.items():
         for value in values:
             run = client.prompt(demo(**{f"n{place}": value}), expect_errors=True, timeout=60)
@@ -138,7 +138,7 @@ def test_absurd_widget_values(client: Client) -> None:
                 assert said.isprintable() and len(said) < 1100, (place, repr(value)[:80])
     print(f"{sum(ends.values())} absurd values: {dict(ends)}")
     assert ends["refused"] + ends["error"] > 40
-    assert pictures(client.prompt(demo())) == expected
+    assert images(client.prompt(demo())) == expected
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_a_batch_of_prompts(host_pack: Any, clip: Any, model: Any) -> None:
     assert torch.isclose(out[0], first[0], rtol=1e-3, atol=1e-3).float().mean() > 0.99
 
 
-def test_the_picture_depends_on_prompt_seed_and_size(host_pack: Any, clip: Any, model: Any) -> None:
+def test_the_image_depends_on_prompt_seed_and_size(host_pack: Any, clip: Any, model: Any) -> None:
     fox, owl = encode(host_pack, clip, "a fox"), encode(host_pack, clip, "an owl at night, oil on canvas")
     base = draw(host_pack, model, fox)
     assert torch.equal(base, draw(host_pack, model, fox)) and torch.isfinite(base).all()
@@ -149,14 +149,14 @@ def test_stock_text_encode_is_accepted_with_a_warning(
     assert torch.isfinite(out).all() and "LightGen Text Encode" in caplog.text
 
 
-def test_corrected_positions_change_non_square_pictures_only(host_pack: Any, clip: Any, model: Any) -> None:
+def test_corrected_positions_change_non_square_images_only(host_pack: Any, clip: Any, model: Any) -> None:
     fixed = run(host_pack, "GtR_LoadLightGen", model_name="lightgen-512.safetensors", corrected_positions=True)[0]
     fox = encode(host_pack, clip, "a fox")
     assert torch.equal(draw(host_pack, fixed, fox), draw(host_pack, model, fox))
     assert not torch.equal(draw(host_pack, fixed, fox, width=128), draw(host_pack, model, fox, width=128))
 
 
-def test_outpainting_is_one_plan_and_keeps_the_picture(host_pack: Any, clip: Any, model: Any) -> None:
+def test_outpainting_is_one_plan_and_keeps_the_image(host_pack: Any, clip: Any, model: Any) -> None:
     fox = encode(host_pack, clip, "a fox")
     small = draw(host_pack, model, fox)
     larger = run(host_pack, "GtR_Outpaint", model=model, latent={"samples": small}, left=16, bottom=32)[0]
@@ -219,7 +219,7 @@ def test_mistakes_are_explained(host_pack: Any, clip: Any, model: Any, t5: Any) 
 
 
 def small_graph(**changes: Any) -> dict[str, Any]:
-    """The shipped workflow with the tests' T5, a small picture and few steps."""
+    """The shipped workflow with the tests' T5, a small image and few steps."""
     graph = json.loads((ROOT / "workflows" / "api" / "lightgen_gtr.json").read_text(encoding="utf-8"))
     graph["2"] = {"class_type": "GtRTest_TinyT5", "inputs": {"masked": True}}
     graph["5"]["inputs"].update(width=128, height=64)
@@ -230,7 +230,7 @@ def small_graph(**changes: Any) -> dict[str, Any]:
     return graph
 
 
-def pictures(run: Run) -> list[Any]:
+def images(run: Run) -> list[Any]:
     from gtr_tests.client import pixels
 
     return [pixels(image) for image in run.images["10"]]
@@ -239,9 +239,9 @@ def pictures(run: Run) -> list[Any]:
 def test_the_whole_graph_in_a_server(client: Client) -> None:
     base = client.prompt(small_graph())
     assert base.node_errors == {} and base.images["10"] and base.previews
-    assert pictures(base)[0][0] == (128, 64)
+    assert images(base)[0][0] == (128, 64)
     for change in ({"n4_text": "an owl"}, {"n8_seed": 43}, {"n5_height": 128}):
-        assert pictures(client.prompt(small_graph(**change))) != pictures(base)
+        assert images(client.prompt(small_graph(**change))) != images(base)
     stopped: list[float] = []
 
     def stop(message: Any) -> None:
@@ -250,7 +250,7 @@ def test_the_whole_graph_in_a_server(client: Client) -> None:
 
     assert client.prompt(small_graph(n8_seed=44), expect_errors=True, on_event=stop).status == "interrupted"
     client.free()
-    assert pictures(client.prompt(small_graph())) == pictures(base)
+    assert images(client.prompt(small_graph())) == images(base)
 
 
 def test_models_are_loaded_one_after_the_other(host_pack: Any, clip: Any, model: Any, comfy_base: Path) -> None:

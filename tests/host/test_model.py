@@ -66,7 +66,7 @@ class Graph:
 
     @property
     def pixels(self) -> int:
-        """Side of the demo model's pictures."""
+        """Side of the demo model's images."""
         return self.model.spec.latent.size(self.model.spec.grid)[0]
 
     def given(self, batch: int, channels: int = 0, wider: int = 0) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_the_model_in_the_host_equals_the_plain_one(graph: Graph) -> None:
 
 
 def test_a_batch_that_does_not_fit_runs_in_parts(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Same pictures as in one go; the sampler asks the host for a part's memory, and says so in its report."""
+    """Same images as in one go; the sampler asks the host for a part's memory, and says so in its report."""
     import comfy.model_management as mm
 
     asked: list[int] = []
@@ -243,9 +243,9 @@ def test_the_vae_is_the_hosts_and_equals_ours(graph: Graph, comfy_base: Any, mod
         latent = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1))
         expected = ((ours.decode(latent) + 1) / 2).clamp(0, 1).movedim(1, -1)
         torch.testing.assert_close(vae.decode(latent), expected, rtol=0, atol=2e-3)
-        picture = torch.rand(1, 8 * stride, 8 * stride, 3, generator=torch.Generator().manual_seed(2))
-        mean, _ = ours.moments(picture.movedim(-1, 1) * 2 - 1)
-        torch.testing.assert_close(vae.encode(picture), mean, rtol=0, atol=5e-3)
+        image = torch.rand(1, 8 * stride, 8 * stride, 3, generator=torch.Generator().manual_seed(2))
+        mean, _ = ours.moments(image.movedim(-1, 1) * 2 - 1)
+        torch.testing.assert_close(vae.encode(image), mean, rtol=0, atol=5e-3)
         assert vae.decode_tiled(latent, tile_x=4, tile_y=4, overlap=1).shape == expected.shape
 
 
@@ -457,14 +457,14 @@ CASES = {
     ),
     "empty batch": (lambda g: dict(latent_image={"samples": g.given(0)}), "at least 1 image"),
     "text": (lambda g: dict(positive=[[torch.zeros(1, 77, 768), {}]]), "expected the output of 'Class Label'"),
-    "video": (lambda g: dict(latent_image={"samples": g.given(2)[None].movedim(1, 2)}), "expected pictures"),
+    "video": (lambda g: dict(latent_image={"samples": g.given(2)[None].movedim(1, 2)}), "expected images"),
     "batch index": (
         lambda g: dict(latent_image=g.latent() | {"batch_index": [1]}),
         "names 1 images, the latent holds 2",
     ),
     "empty mask": (
         lambda g: dict(latent_image=g.latent() | {"noise_mask": torch.zeros(0, g.pixels, g.pixels)}),
-        "at least 1 picture",
+        "at least 1 image",
     ),
     "another model's classes": (
         lambda g: dict(positive=[[torch.zeros(1, 1, 1), {"gtr_labels": (980,)}]]),

@@ -24,7 +24,7 @@ MIB = 1 << 20
 PROMPTS, STOPPED, DELETED = 100, 40, 60
 GROWTH = 48 * MIB
 """How much the server may grow over the second half of the queue: its history and the allocator's waste, nothing else.
-One kept model is 6 MiB here, one kept picture with its latents 1 MiB: both would be seen."""
+One kept model is 6 MiB here, one kept image with its latents 1 MiB: both would be seen."""
 CHEAP = {"preset": "custom", "diffusion_start": 1, "diffusion_end": 1, "diffusion_reconstruction": 1, "rates": ""}
 SCHEDULES = (
     {"order": "random", "steps": "1"},
@@ -36,7 +36,7 @@ SCHEDULES = (
 
 @pytest.fixture
 def graph() -> Graph:
-    """The demo workflow with one picture per run, not magnified, and no picture of the plan."""
+    """The demo workflow with one image per run, not magnified, and no image of the plan."""
     demo = json.loads((API / "demo.json").read_text(encoding="utf-8"))
     kept = {
         node: entry for node, entry in demo.items() if entry["class_type"] not in ("GtR_PreviewSchedule", "ImageScale")
@@ -99,14 +99,14 @@ def test_a_hundred_prompts(client: Client, comfy_server: ComfyServer, graph: Gra
             continue
         assert run.status == "success", run.trouble
         assert number == 0 or loaders <= run.cached
-        (picture,) = run.images[saver]
-        assert carried(picture) == graphs[number]
+        (image,) = run.images[saver]
+        assert carried(image) == graphs[number]
         assert run.outputs[saver]["images"][0]["filename"].startswith(f"{number:03d}_")
     grown = resident(comfy_server) - half
     assert grown < GROWTH, f"the server grew by {grown / MIB:.0f} MiB over {PROMPTS - STOPPED - 2} runs"
     done = [entry for entry in rest.get(f"{client.url}/history") if entry in {run.prompt_id for run in runs}]
     assert done == [run.prompt_id for number, run in enumerate(runs) if number != DELETED], "in the order of queueing"
-    assert len({read(run.images[saver][0]) for run in runs if run.images}) == PROMPTS - 2, "every picture is another"
+    assert len({read(run.images[saver][0]) for run in runs if run.images}) == PROMPTS - 2, "every image is another"
     alone = client.prompt(
         {
             **graphs[77],
@@ -116,9 +116,9 @@ def test_a_hundred_prompts(client: Client, comfy_server: ComfyServer, graph: Gra
     assert read(alone.images[saver][0]) == read(runs[77].images[saver][0])
 
 
-def carried(picture: bytes) -> Graph:
+def carried(image: bytes) -> Graph:
     """The prompt in a PNG, less the state of the loaders' files, which the server adds."""
-    prompt = json.loads(Image.open(io.BytesIO(picture)).text["prompt"])
+    prompt = json.loads(Image.open(io.BytesIO(image)).text["prompt"])
     return {node: {key: value for key, value in entry.items() if key != "is_changed"} for node, entry in prompt.items()}
 
 

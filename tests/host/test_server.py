@@ -203,7 +203,7 @@ def test_required_inputs_are_few(pack_nodes: dict[str, Any]) -> None:
     assert required["GtR_EmptyLatent"] == ["model"] and required["GtR_Outpaint"] == ["model", "latent"]
     assert required["GtR_PreviewSchedule"] == ["schedule"] and required["GtR_HeatMap"] == ["steps", "image"]
     assert required["GtR_FTS"] == required["GtR_LazyMAR"] == []
-    assert required["GtR_Sampler"][-2:] == ["cfg", "cfg_schedule"]
+    assert required["GtR_Sampler"] == ["model", "positive", "schedule", "latent_image", "seed"]
 
 
 @pytest.mark.parametrize("method", ["origin", "step-n", "raster", "subsample", "halton", "disa"])

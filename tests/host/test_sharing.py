@@ -217,8 +217,8 @@ def test_a_template_has_a_thumbnail(client: Client, model_files: frozenset[str],
     if update:
         thumbnail(client, path.stem, model_files).save(path.with_suffix(".jpg"), quality=85, optimize=True)
     served = rest.fetch(f"{client.url}/api/workflow_templates/gtr-mar/{path.stem}.jpg")
-    picture = Image.open(io.BytesIO(served))
-    assert picture.format == "JPEG" and picture.size == (sharing.THUMBNAIL, sharing.THUMBNAIL)
+    image = Image.open(io.BytesIO(served))
+    assert image.format == "JPEG" and image.size == (sharing.THUMBNAIL, sharing.THUMBNAIL)
     assert len(served) < 80_000
 
 
@@ -228,13 +228,13 @@ def thumbnail(client: Client, name: str, model_files: frozenset[str]) -> Image.I
     if any(
         value in model_files for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)
     ):
-        return plan_picture(graph)
+        return plan_image(graph)
     shown = [node for node, entry in graph.items() if entry["class_type"] in ("SaveImage", "PreviewImage")]
     run = client.prompt(graph)
     return montage([[decoded(image) for image in run.images[node]] for node in shown])
 
 
-def plan_picture(graph: rest.Graph) -> Image.Image:
+def plan_image(graph: rest.Graph) -> Image.Image:
     """The token grid of the workflow's own schedule in the colours of the stages, darker where it is decoded later."""
     from gtr_pack.gtr_core.drawing.canvas import STAGE_COLOURS
     from gtr_pack.gtr_core.plans.method import Method
@@ -256,16 +256,16 @@ def plan_picture(graph: rest.Graph) -> Image.Image:
 
 
 def montage(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:
-    """Rows of pictures on a dark square; a single row of four becomes two of two."""
+    """Rows of images on a dark square; a single row of four becomes two of two."""
     if len(rows) == 1 and len(rows[0]) == 4:
         rows = [rows[0][:2], rows[0][2:]]
     cell = (sharing.THUMBNAIL - gap) // max(len(rows), max(map(len, rows))) - gap
     sheet = Image.new("RGB", (sharing.THUMBNAIL, sharing.THUMBNAIL), "#1b1b1f")
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
+        for x, image in enumerate(row):
             left, top = (sharing.THUMBNAIL - gap - count * (cell + gap) for count in (len(row), len(rows)))
-            small = picture.resize(
-                (cell, cell), Image.Resampling.NEAREST if picture.width < cell else Image.Resampling.LANCZOS
+            small = image.resize(
+                (cell, cell), Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
             )
             sheet.paste(small, (left // 2 + gap + x * (cell + gap), top // 2 + gap + y * (cell + gap)))
     return sheet
@@ -275,7 +275,7 @@ def decoded(image: bytes) -> Image.Image:
     return Image.open(io.BytesIO(image)).convert("RGB")
 
 
-def test_a_picture_carries_all_that_makes_it_again(client: Client) -> None:
+def test_an_image_carries_all_that_makes_it_again(client: Client) -> None:
     """The prompt in the PNG, queued after everything was forgotten, gives the same pixels."""
     first = client.prompt(read_json(WORKFLOWS / "api" / "demo.json"))
     (node,) = (node for node in first.images if first.outputs[node]["images"][0]["type"] == "output")

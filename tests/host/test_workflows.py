@@ -43,7 +43,7 @@ def with_small_text_encoder(graph: Graph) -> Graph:
     return {node: small if entry["class_type"] == "CLIPLoader" else entry for node, entry in graph.items()}
 
 
-def with_one_picture(graph: Graph) -> Graph:
+def with_one_image(graph: Graph) -> Graph:
     """The graph with batches of one, which take less time."""
     changed = copy.deepcopy(graph)
     for node in changed.values():
@@ -74,14 +74,14 @@ def demo() -> Graph:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=["-".join(path.relative_to(ROOT).parts[-3:]) for path in SHIPPED])
 def test_runs(client: Client, model_files: frozenset[str], path: Path) -> None:
-    graph = with_one_picture(with_small_text_encoder(read(path)))
+    graph = with_one_image(with_small_text_encoder(read(path)))
     missing = weights(graph) - model_files
     if missing:
         pytest.skip(f"{path.name} names weights for which model_files has no stand-in: {', '.join(sorted(missing))}")
     run = client.prompt(graph)
     assert run.node_errors == {}
     assert run.status == "success"
-    assert run.images, "a workflow should end in a picture"
+    assert run.images, "a workflow should end in an image"
 
 
 def test_reports_progress_and_previews(client: Client, demo: Graph) -> None:
@@ -128,10 +128,10 @@ def test_interrupt_stops_within_one_step(client: Client, demo: Graph) -> None:
 
 def test_run_after_an_interrupt_equals_an_undisturbed_one(client: Client, demo: Graph) -> None:
     graph = with_seed(demo, 104)
-    undisturbed = pictures(client.prompt(graph))
+    undisturbed = images(client.prompt(graph))
     client.free()
     assert interrupted(client, graph)[0].status == "interrupted"
-    assert pictures(client.prompt(graph)) == undisturbed
+    assert images(client.prompt(graph)) == undisturbed
 
 
 def interrupted(client: Client, graph: Graph) -> tuple[Run, float]:
@@ -147,8 +147,8 @@ def interrupted(client: Client, graph: Graph) -> tuple[Run, float]:
     return run, answers[0]
 
 
-def pictures(run: Run) -> dict[str, list[Any]]:
-    """Size and pixels of every picture of a run, by node."""
+def images(run: Run) -> dict[str, list[Any]]:
+    """Size and pixels of every image of a run, by node."""
     from gtr_tests.client import pixels
 
     return {node: [pixels(image) for image in images] for node, images in run.images.items()}

@@ -176,7 +176,7 @@ def _newest_front_end(python: Path) -> Path:
         STATE / "gtr-front-end.stamp",
         _key(NEWEST_FRONT_END),
         f"installing {NEWEST_FRONT_END}",
-        lambda: _pip(python, "--no-deps", *_target(into), NEWEST_FRONT_END),
+        lambda: _pip(python, "--no-deps", *_into(into), NEWEST_FRONT_END),
     )
     return into / "comfyui_frontend_package" / "static"
 
@@ -220,7 +220,11 @@ def _runs(python: Path, code: str) -> bool:
 
 
 def _target(host: Host, name: str) -> tuple[str, ...]:
-    return () if host.owned else ("--upgrade", "--target", str(STATE / name))
+    return () if host.owned else _into(STATE / name)
+
+
+def _into(folder: Path) -> tuple[str, ...]:
+    return "--upgrade", "--target", str(folder)
 
 
 def _stamp(host: Host, name: str) -> Path:

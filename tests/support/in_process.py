@@ -67,6 +67,7 @@ def _import_host(comfy: Path, base: Path, flags: tuple[str, ...]) -> ModuleType:
         importlib.import_module("comfy.cli_args")
     finally:
         sys.argv = before
+    importlib.import_module("utils")  # as its main program does: `nodes` puts a folder with another `utils` on the path
     host = importlib.import_module("nodes")
     if Path(host.__file__ or "").resolve().parent != comfy.resolve():
         raise RuntimeError(f"`nodes` should be ComfyUI's, but is {host.__file__}: the repository is on sys.path.")

@@ -180,6 +180,7 @@ def test_options_that_nobody_can_use_end_in_one_line(options, words, odd, tmp_pa
     assert words in said and said.count("\n") == 1 and sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_equal_conversions_are_equal_files(dtype, training_checkpoint, tmp_path):
     torch.save(training_checkpoint, tmp_path / "a.pth")

@@ -48,7 +48,7 @@ def test_figures_have_intervals_and_are_drawn(whole, files, capsys, tmp_path):
     assert result["command"].startswith("python -m gtr_core eval --model") and result["floor"]["images"] == 5
     assert result["rows"][1]["speedup"] > 1 and result["settings"]["step-8"]["guidance"]["scale"] == 3.0
     table, progress = evaluate(capsys, *files, *QUICK[:-1], "--work", str(work), "--png", str(tmp_path / "plot.png"))
-    assert progress == "" and "| real images | 2 x 5 |" in table and "95 %" in table
+    assert progress == "" and "| real images | 2 × 5 |" in table and "95 %" in table
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 

@@ -28,8 +28,8 @@ def test_workers_find_the_same(elsewhere, tmp_path):
     [
         (["--against", "fast"], "unknown preset 'fast'"),
         (["--target", "500"], "0 of 2 candidates found at 500 x"),
-        (["--guidance", "x"], "is not a list of numbers"),
-        (["--guidance", "nan"], "expected a finite number"),
+        (["--guidance", "x"], "expected numbers separated by commas"),
+        (["--guidance", "nan"], "guidance scale nan: expected a number"),
         (["--guidance", "2", "--guidance-starts", "2"], "expected a share of the tokens"),
         (["--cost", "nowhere"], "no file at nowhere"),
         (["--seeds", "0"], "at least 4 images and 1 seed"),

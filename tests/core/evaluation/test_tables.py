@@ -19,7 +19,7 @@ def test_rows_have_intervals_and_paired_differences(complete, real):
         assert second["difference"][key]["mean"] == pytest.approx(sum(differences) / 2)
         assert second["figures"][key]["n"] == 2 and second["figures"][key]["half"] >= 0
     table = tables.markdown({"rows": rows})
-    assert "| gtr | 2 x 12 | 2.00 x |" in table and "| gtr - random |" in table and "±" in table
+    assert "| gtr | 2 × 12 | 2.00× |" in table and "| gtr - random |" in table and "±" in table
 
 
 def test_real_images_are_compared_with_other_real_ones(real):
