@@ -1,4 +1,4 @@
-"""How much memory a process can still have: what the system says, and the limits of control groups."""
+"""How much memory a process can still have, by the system and its control groups; and whether torch is too old."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from gtr_pack.gtr_core.device import available_bytes
+from gtr_pack.gtr_core.device import OLDEST_TORCH, available_bytes, outdated_torch
 
 MIB = 2**20
 UNLIMITED_V1 = 0x7FFFFFFFFFFFF000
@@ -123,3 +123,37 @@ def test_a_path_from_outside_the_container_ends_at_its_own_limit(tmp_path: Path)
 def test_groups_that_cannot_be_read_limit_nothing(groups: str, tmp_path: Path) -> None:
     root = tree(tmp_path / "deep/er/root", groups, **{".": v2("", 5)})
     assert available_bytes(root, machine(10_000)) == 10_000 * MIB
+
+
+@pytest.mark.parametrize(
+    "version, old",
+    [
+        ("2.4.1+cu121", True),
+        ("2.4", True),
+        ("1.13.0a0+git5", True),
+        ("2.5.0", False),
+        ("2.5.1+cpu", False),
+        ("2.10.0", False),
+        ("3.0.0.dev20270101", False),
+        ("unknown", False),
+    ],
+)
+def test_a_torch_that_is_too_old_is_said(version, old):
+    line = outdated_torch(version)
+    assert (line is not None) == old
+    if old:
+        assert f"torch {version} is too old" in line and "2.5 or newer" in line and "\n" not in line
+
+
+def test_the_oldest_torch_is_the_same_everywhere(capsys, monkeypatch):
+    import tomllib
+    from gtr_pack.gtr_core import cli
+
+    root = Path(__file__).resolve().parents[2]
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert f"torch>={oldest}" in extras["standalone"]
+    assert f"PyTorch {oldest} or newer" in (root / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(cli, "outdated_torch", lambda: outdated_torch("2.4.0"))
+    assert cli.main(["flops", "--model", "mar-b", "--json"]) == 0
+    assert capsys.readouterr().err.startswith("warning: torch 2.4.0 is too old for GtR")

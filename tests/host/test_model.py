@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 DEMO = "demo (built-in)"
 LIST = "striped disk, checked ring"
@@ -245,6 +247,37 @@ def test_the_vae_is_the_hosts_and_equals_ours(graph: Graph, comfy_base: Any, mod
         mean, _ = ours.moments(image.movedim(-1, 1) * 2 - 1)
         torch.testing.assert_close(vae.encode(image), mean, rtol=0, atol=5e-3)
         assert vae.decode_tiled(latent, tile_x=4, tile_y=4, overlap=1).shape == expected.shape
+
+
+def test_a_vae_in_a_training_checkpoint_is_found(graph: Graph, tmp_path: Any) -> None:
+    weights = load_file(core(graph, "demo").DEMO_VAE)
+    with safe_open(core(graph, "demo").DEMO_VAE, "pt") as file:
+        metadata = file.metadata()
+    wrapped = {f"first_stage_model.{name}": t for name, t in weights.items()} | {"model.x": torch.zeros(3)}
+    save_file(wrapped, tmp_path / "wrapped_vae.safetensors", metadata)
+    latent = torch.randn(1, graph.model.spec.latent.channels, 8, 8)
+    torch.testing.assert_close(
+        load_vae(graph, tmp_path / "wrapped_vae.safetensors").decode(latent), graph.vae.decode(latent)
+    )
+
+
+def test_the_report_says_which_entry_of_a_checkpoint_was_taken(graph: Graph, tmp_path: Any) -> None:
+    import folder_paths
+
+    averaged = load_file(core(graph, "demo").DEMO_MAR)
+    raw = {name: t + 1 for name, t in averaged.items()}
+    with safe_open(core(graph, "demo").DEMO_MAR, "pt") as file:
+        metadata = file.metadata() | {"gtr.weights": "unknown"}
+    both = {f"model.{n}": t for n, t in raw.items()} | {f"ema.{n}": t for n, t in averaged.items()}
+    save_file(both, tmp_path / "both_sets.safetensors", metadata)
+    save_file({f"model.{n}": t for n, t in raw.items()}, tmp_path / "raw_set.safetensors", metadata)
+    folder_paths.add_model_folder_path("diffusion_models", str(tmp_path))
+    model = graph.one("GtR_LoadMAR", model_name="both_sets.safetensors")
+    assert model.notes == ("note: 'ema' of both_sets.safetensors was loaded (averaged weights)",)
+    assert torch.equal(model.patcher.model.diffusion_model.mask_token, averaged["mask_token"])
+    model = graph.one("GtR_LoadMAR", model_name="raw_set.safetensors")
+    assert model.notes[0] == "note: 'model' of raw_set.safetensors was loaded"
+    assert "may hold non-EMA weights" in model.notes[1]
 
 
 def load_vae(graph: Graph, path: Any) -> Any:

@@ -103,11 +103,14 @@ class Targets:
             tensors = {name: t.detach().zero_() for name, t in module.state_dict().items()}
             few = dict(list(tensors.items())[:3])
             found.append(b"\0" + save(tensors, self.metadata.spec_metadata(spec, "ema")))
-            for legacy in (False, True):
+            prefixed = {f"module.{name}": t for name, t in few.items()}
+            wrapped = {"state_dict": prefixed, "ema": {"shadow_params": list(few.values())}, "args": {"lr": {1.0}}}
+            for legacy, protocol in ((False, 2), (True, 2), (False, 4), (True, 5)):
                 stream = io.BytesIO()
                 self.torch.save(
-                    {"model": few, "args": argparse.Namespace(lr=1.0)},
+                    {"model": few, "args": argparse.Namespace(lr=1.0)} if protocol == 2 else wrapped,
                     stream,
+                    pickle_protocol=protocol,
                     _use_new_zipfile_serialization=not legacy,
                 )
                 found.append(b"\1" + stream.getvalue())
