@@ -67,28 +67,32 @@ class DirectEvaluator:
         shared = shared_first_step(self.run.plan) if step.index == 0 else None
         if shared is not None:
             masked, places = (upload(torch.from_numpy(array), tokens.device) for array in shared)
-            z = self.run.model.first_step(tokens, masked, places, memory, grid, self._in_parts)
+            z = self.run.model.first_step(tokens, masked, places, memory, grid, self.in_parts)
             if z is not None:
                 return z
-        return self._in_parts(
+        return self.in_parts(
             len(tokens),
             positions.count,
             step.branches,
             lambda rows: self.run.model(tokens[rows], positions.images(rows), memory.images(rows), grid),
         )
 
-    def _in_parts(
+    def in_parts(
         self, images: int, positions: int, branches: int, evaluate: Callable[[slice], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
         """``evaluate`` of as many of the ``images`` at a time as pay, in order."""
         size = images_at_once(self.run.model.spec, positions, branches, self.run.runtime)
-        parts = [evaluate(slice(start, start + size)) for start in range(0, images, size)]
-        return parts[0] if len(parts) == 1 else tuple(torch.cat(branch) for branch in zip(*parts))
+        return joined([evaluate(slice(start, start + size)) for start in range(0, images, size)])
 
     def diffuse(self, step: Step, z: tuple[Tensor, ...], chains: Chains, on_step: OnStep) -> Tensor:
         prepared = self.run.prepared
         loop = HeadLoop(prepared.model.head, z, chains, step.scale, prepared.low_precision)
         return loop.run(on_step, prepared.graphs)
+
+
+def joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """z per guidance branch of all parts of a batch."""
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(branch) for branch in zip(*parts))
 
 
 def shared_first_step(plan: Plan) -> tuple[np.ndarray, np.ndarray] | None:

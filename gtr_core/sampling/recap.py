@@ -22,8 +22,7 @@ from ..models.layers import Block, block_flops
 from ..models.model import Memory, Positions
 from ..models.spec import Flops, ModelSpec
 from ..plans.plan import Plan, Step
-from .evaluator import DirectEvaluator, Run
-from .memory import images_at_once
+from .evaluator import DirectEvaluator, Run, joined
 
 KeysAndValues = tuple[Tensor, Tensor]
 
@@ -152,8 +151,7 @@ class Group:
         rows = np.concatenate([np.broadcast_to(front, (batch, len(front))), places], axis=1)
 
         def table(parts: list[np.ndarray]) -> Tensor:
-            joined = np.concatenate(parts, axis=1) if parts else np.zeros((batch, 0), np.int64)
-            return upload(torch.from_numpy(joined), device)
+            return upload(torch.from_numpy(np.concatenate(parts, axis=1)), device)
 
         local = range(1, len(steps))
         return cls(
@@ -188,13 +186,16 @@ class ReCAPEvaluator:
         group = self.groups[step.index]
         memory = self.direct.memory.first(step.branches)
         if step is not group.steps[0]:
-            return self._joined([self._local(group, step, tokens, kept, memory) for kept in self.kept])
+            return joined([self._local(group, step, tokens, kept, memory) for kept in self.kept])
         self.kept = []
         if len(group.steps) == 1:
             return self.direct.conditioning(step, tokens, positions)
-        size = images_at_once(self.run.model.spec, positions.count, step.branches, self.run.runtime)
-        parts = [slice(start, start + size) for start in range(0, len(tokens), size)]
-        return self._joined([self._full(group, tokens, positions, memory, images) for images in parts])
+        return self.direct.in_parts(
+            len(tokens),
+            positions.count,
+            step.branches,
+            lambda images: self._full(group, tokens, positions, memory, images),
+        )
 
     def diffuse(self, step: Step, z: tuple[Tensor, ...], chains: Chains, on_step: OnStep) -> Tensor:
         return self.direct.diffuse(step, z, chains, on_step)
@@ -241,10 +242,6 @@ class ReCAPEvaluator:
             queries = targets if block is model.decoder_blocks[-1] else slice(None)
             x = _beside(block, x, cache, queries)
         return model.conditioning_of(model.decoder_norm(x), masked[:, : step.tokens], memory, grid)
-
-    def _joined(self, parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """z per guidance branch of all parts of the batch."""
-        return parts[0] if len(parts) == 1 else tuple(torch.cat(branch) for branch in zip(*parts))
 
 
 def _beside(block: Block, x: Tensor, cache: KeysAndValues, queries: slice = slice(None)) -> Tensor:

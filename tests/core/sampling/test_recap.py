@@ -162,7 +162,7 @@ def test_parts_of_a_batch_keep_their_own(small_mar, labels, monkeypatch):
     """What a processor takes through the transformer at once does not change the image."""
     forced, cache = Forced.of(small_mar, FULL_SCOPE, labels), ReCAP(1, 1)
     whole = forced.cached(cache)
-    monkeypatch.setattr("gtr_pack.gtr_core.sampling.recap.images_at_once", lambda *_: 2)
+    monkeypatch.setattr("gtr_pack.gtr_core.sampling.evaluator.images_at_once", lambda *_: 2)
     for parts, together in zip(forced.cached(cache), whole):
         assert error(parts, together) < ROUNDING
 
