@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from gtr_core import files
 
-def replace_file(path: Path, write) -> None:
-    """Call ``write(temporary path)`` and rename the result to ``path``: readers never see half a file."""
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """``files.replace_file`` in a folder that is made first, for a file that everybody may read."""
+
+    def write_readable(part: Path) -> None:
+        write(part)
+        part.chmod(0o644)
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    temporary.chmod(0o644)
-    os.replace(temporary, path)
+    files.replace_file(path, write_readable)
 
 
 def save(path: Path, state: dict) -> None:

@@ -7,15 +7,14 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.device import Machine, Runtime, is_out_of_memory
-from gtr_pack.gtr_core.diffusion.chain import DiffusionSpec
 from gtr_pack.gtr_core.diffusion.head import HeadSpec
-from gtr_pack.gtr_core.models.latents import LatentSpec
-from gtr_pack.gtr_core.models.mar import MAR, MARSpec
+from gtr_pack.gtr_core.models.mar import MAR
 from gtr_pack.gtr_core.noise import SeededNoise
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
@@ -25,20 +24,11 @@ from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
 from gtr_pack.gtr_core.sampling.packed_linear import unavailable_reason
 from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.faults import Alarm, Fault
+from gtr_tests.models import SMALL_MAR
 from gtr_tests.stand_ins import randomised
 
-SPEC = MARSpec(
-    name="small",
-    grid=(4, 4),
-    dim=16,
-    heads=2,
-    encoder_depth=1,
-    decoder_depth=1,
-    classes=3,
-    buffer=2,
-    head=HeadSpec(4, 16, 16, 1),
-    latent=LatentSpec(channels=4),
-    diffusion=DiffusionSpec(beta_cap=0.2),
+SPEC = replace(
+    SMALL_MAR, grid=(4, 4), dim=16, encoder_depth=1, decoder_depth=1, classes=3, buffer=2, head=HeadSpec(4, 16, 16, 1)
 )
 GTR = Method(Schedule("small", "gtr", (1, 1), diffusion=(2, 2, 1), decoder_scope="stage"), Guidance(2.0), FTS(0.3, 2))
 LAZY = Method(Schedule("lazy", "random", (2,), diffusion=(3, 3, 3)), Guidance(2.0), cache=LazyMAR(1, 9, 0, 1, 2))
