@@ -10,6 +10,19 @@ from ._api import MarModel, io
 MODEL_OUTPUT = "The model, for every node of this pack with an input 'model'. It is not a MODEL for KSampler."
 
 
+def weight_dtype_input() -> io.Combo.Input:
+    """The input of every loader of a model."""
+    return io.Combo.Input(
+        "weight_dtype",
+        options=["default", *files.DTYPES],
+        default="default",
+        optional=True,
+        advanced=True,
+        tooltip="Precision of the transformer: 16 bit is smaller and, on most graphics cards, faster. The "
+        "diffusion head stays in float32.",
+    )
+
+
 class LoadMAR(io.ComfyNode):
     """MAR checkpoint -> MAR_MODEL."""
 
@@ -29,15 +42,7 @@ class LoadMAR(io.ComfyNode):
                     default=files.DEMO,
                     tooltip="A .safetensors (or original .pth) file in models/diffusion_models.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=["default", *files.DTYPES],
-                    default="default",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Precision of the transformer: 16 bit is smaller and, on most graphics cards, faster. The "
-                    "diffusion head stays in float32.",
-                ),
+                weight_dtype_input(),
             ],
             outputs=[MarModel.Output(display_name="model", tooltip=MODEL_OUTPUT)],
         )
@@ -69,15 +74,7 @@ class LoadLightGen(io.ComfyNode):
                     options=files.file_names("diffusion_models"),
                     tooltip="A .safetensors (or original .pth) file in models/diffusion_models.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=["default", *files.DTYPES],
-                    default="default",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Precision of the transformer: 16 bit is smaller and, on most graphics cards, faster. The "
-                    "diffusion head stays in float32.",
-                ),
+                weight_dtype_input(),
                 io.Combo.Input(
                     "weights",
                     options=["model", "ema"],
