@@ -249,6 +249,18 @@ def test_the_server_restarts_before_the_images_are_fetched(begin, server, tmp_pa
     assert len(images(tmp_path)) == 2
 
 
+def test_the_new_server_answers_before_the_old_one_is_seen_to_end(begin, server, tmp_path):
+    """Nobody took the rows out of the queue, though they are in none while the connection looks alive."""
+    process = begin(rows("hold", "two"))
+    server.until(lambda: server.running and len(server.pending) == 1)
+    server.replace(late=0.3)
+    server.until(lambda: server.running and len(server.pending) == 1)
+    server.release()
+    said = finish(process, 0)
+    assert "2 runs are queued again" in said and "took it out" not in said
+    assert len(images(tmp_path)) == 2
+
+
 def test_the_connection_is_cut_and_the_server_is_the_same(begin, server, tmp_path):
     process = begin(rows("one", "hold", "three"))
     server.until(lambda: server.running and len(server.history) == 1 and len(server.pending) == 1)

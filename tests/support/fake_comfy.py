@@ -112,6 +112,10 @@ class FakeComfy:
         time.sleep(pause)
         self.start()
 
+    def replace(self, late: float) -> None:
+        """A new server answers at once, `late` seconds before the old one's connections are seen to close."""
+        self._wait(self._replace(late))
+
     def clear(self) -> None:
         """What the page's Clear button does."""
         self._call(self.pending.clear)
@@ -182,6 +186,17 @@ class FakeComfy:
             await socket.close()
         await self._runner.cleanup()
         self._forget()
+
+    async def _replace(self, late: float) -> None:
+        self._worker.cancel()
+        sockets = self.sockets
+        self._forget()
+        self._worker = asyncio.create_task(self._work())
+        for socket in sockets:
+            await socket.send_json({"type": "status", "data": {}})
+        await asyncio.sleep(late)
+        for socket in sockets:
+            await socket.close()
 
     async def _send(self, kind: str, data: dict[str, Any]) -> None:
         for socket in self.sockets:

@@ -73,6 +73,8 @@ SEEDS = 2**64
 STRIKES = 3
 """So often may the server end while it draws a row, before the row is given up."""
 POLL_SECONDS, LOOK_SECONDS = 5.0, 60.0
+NEWS_SECONDS = 1.0
+CLOSED = "it closed the connection"
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=120)
 GATEWAY = (502, 503, 504)
 """What a proxy answers while the server behind it is down."""
@@ -921,7 +923,7 @@ class Queue:
     async def _follow(self, listener: asyncio.Task | None) -> None:
         if not self.adopted:
             await self._adopt()
-        await self._reconcile()
+        await self._reconcile(listener)
         looked = time.monotonic()
         while self.todo or self.waiting:
             while self.todo:
@@ -938,10 +940,10 @@ class Queue:
                     await self._finish(prompt_id, entry)
             queued = ((await self.server.get("/prompt")).get("exec_info") or {}).get("queue_remaining", 0)
             if queued < len(self.waiting) or time.monotonic() - looked > LOOK_SECONDS:
-                await self._reconcile()
+                await self._reconcile(listener)
                 looked = time.monotonic()
             if listener and listener.done() and (self.todo or self.waiting):
-                raise Lost("it closed the connection")
+                raise Lost(CLOSED)
 
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for message in socket:
@@ -995,7 +997,7 @@ class Queue:
         else:
             self.waiting[given] = job
 
-    async def _reconcile(self) -> None:
+    async def _reconcile(self, listener: asyncio.Task | None) -> None:
         """Look for every run in the queue, then in the history; what is in neither is lost."""
         there = {prompt_id for prompt_id, *_ in await self.server.queue()}
         same = bool(there & set(self.waiting))
@@ -1008,6 +1010,11 @@ class Queue:
                 same = True
                 await self._finish(prompt_id, entry)
         if lost:
+            if listener and not self.cut and not same:
+                # A new server's answers may overtake the news that the old one has ended.
+                await asyncio.wait([listener], timeout=NEWS_SECONDS)
+                if listener.done():
+                    raise Lost(CLOSED)
             same = same or bool(self.known and await self.server.history(self.known))
             again = self.cut and not same
             if again:
