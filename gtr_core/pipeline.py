@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from .device import Runtime
 from .errors import GtRError
+from .models.autoencoder import Autoencoder
 from .models.latents import tokens_to_latent
 from .models.model import Model
 from .models.spec import ModelSpec
-from .models.vae import KLVAE
 from .noise import SeededNoise, image_seeds
 from .plans.method import Method
 from .plans.plan import Plan, make_plan
@@ -27,7 +27,7 @@ from .sampling.sampler import Callback, Progress, sample
 
 def generate(
     model: Model,
-    vae: KLVAE,
+    vae: Autoencoder,
     *,
     labels: Sequence[int] | None = None,
     texts: Tensor | None = None,
@@ -86,7 +86,7 @@ def check_tokens(tokens: Tensor) -> None:
         )
 
 
-def check_pair(model: Model, vae: KLVAE) -> None:
+def check_pair(model: Model, vae: Autoencoder) -> None:
     """Raises GtRError when the VAE's latents are not what the model generates."""
     latent, spec = model.spec.latent, vae.spec
     if (latent.channels, latent.stride) != (spec.embed_channels, spec.stride):
@@ -94,21 +94,26 @@ def check_pair(model: Model, vae: KLVAE) -> None:
             f"{model.spec.name} makes latents of {latent.channels} channels at 1/{latent.stride} size, the VAE "
             f"decodes {spec.embed_channels} channels at 1/{spec.stride}: use the model's own VAE"
         )
+    if latent.kind != spec.latents:
+        raise GtRError(
+            f"{model.spec.name} draws latents of the kind '{latent.kind}', the VAE decodes '{spec.latents}': use the "
+            "model's own VAE"
+        )
 
 
 @torch.no_grad()
-def decode_images(vae: KLVAE, latents: Tensor) -> np.ndarray:
+def decode_images(vae: Autoencoder, latents: Tensor) -> np.ndarray:
     """VAE-scale latents (B, C, H, W) -> images (B, H, W, 3) uint8, one at a time to bound memory."""
     images = torch.cat([vae.decode(latent[None]).clamp(-1, 1) for latent in latents])
     return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 @torch.no_grad()
-def encode_images(vae: KLVAE, images: np.ndarray) -> Tensor:
+def encode_images(vae: Autoencoder, images: np.ndarray) -> Tensor:
     """Images (B, H, W, 3) uint8 -> VAE-scale latents (B, C, H / stride, W / stride), the posterior's mean."""
     device = next(vae.parameters()).device
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return torch.cat([vae.moments(image[None].to(device))[0] for image in pixels])
+    return torch.cat([vae.encode(image[None].to(device)) for image in pixels])
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,10 @@ from ..costs.report import decoding_report
 from ..drawing.png import write_png
 from ..errors import GtRError
 from ..files import check_writable
+from ..models.autoencoder import Autoencoder
 from ..models.latents import latent_to_tokens
 from ..models.model import Model
 from ..models.spec import ModelSpec
-from ..models.vae import KLVAE
 from ..noise import image_seeds
 from ..pipeline import Canvas, Place, check_pair, decode, decode_images, encode_images, masked_tokens, plan_decoding
 from ..plans.method import Method
@@ -127,7 +127,7 @@ def condition_of(options: Options, spec: ModelSpec) -> Tensor:
     return prompt_states(given.prompts, spec)[rows].float()
 
 
-def canvas_of(options: Options, method: Method, model: Model, vae: KLVAE, batch: int) -> Canvas:
+def canvas_of(options: Options, method: Method, model: Model, vae: Autoencoder, batch: int) -> Canvas:
     """An empty canvas, or the given image with what is to be resampled of it. Raises GtRError."""
     spec = model.spec
     wanted = [name for name in ("mask", "redraw", "outpaint") if getattr(options, name)]

@@ -61,6 +61,7 @@ def decoding_report(decoding: Decoding, decoded: Decoded, spec: ModelSpec, peak_
         if len(section.parts) > 1:
             most = section.parts[0].batch
             lines.append(f"the batch ran in {len(section.parts)} parts of at most {most} images to fit memory")
+    lines += [f"note: {assumption}" for assumption in spec.assumptions]
     return "\n".join(lines)
 
 

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import load_model, load_vae, prompt_states
-from ..checkpoints.checkpoint import checked_model, checked_vae, read_checkpoint
+from ..checkpoints.checkpoint import checked_model, read_checkpoint, usable_vae
 from ..device import Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError, first_line
 from ..files import digest, lock, make_folder, replace_file, write_tensors
 from ..models import Model
-from ..models.vae import KLVAE
+from ..models.autoencoder import Autoencoder
 from ..noise import image_seeds
 from ..pipeline import check_pair, decode_images, generate_latents
 from ..plans.method import Method
@@ -107,7 +107,7 @@ class Keys:
 def keys_of(job: GenerationJob, device: str) -> Keys:
     """Reads the weights and the prompts. Raises GtRError when they do not fit the job."""
     spec, tensors = checked_model(read_checkpoint(job.model))
-    vae_spec, vae_tensors = checked_vae(read_checkpoint(job.vae))
+    vae_spec, vae_tensors = usable_vae(read_checkpoint(job.vae))
     text = spec.condition == "text"
     if text != bool(job.prompts):
         raise GtRError(f"{spec.name} draws from {'text: give its encoded prompts' if text else 'classes, not text'}")
@@ -134,7 +134,7 @@ class Generator:
         return load_model(self.job.model, device=self.device, dtype=self.job.dtype)
 
     @cached_property
-    def vae(self) -> KLVAE:
+    def vae(self) -> Autoencoder:
         return load_vae(self.job.vae, device=self.device)
 
     @cached_property

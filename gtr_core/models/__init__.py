@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import GtRError
+from .autoencoder import Autoencoder, AutoencoderFamily, AutoencoderSpec
+from .detok import DETOK_FAMILY
 from .lightgen import LIGHTGEN_FAMILY
 from .mar import MAR_FAMILY
 from .model import Model
 from .shapes import Shapes, describe_names
 from .spec import Family, ModelSpec
+from .vae import VAE_FAMILY
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (MAR_FAMILY, LIGHTGEN_FAMILY)}
+
+AUTOENCODERS: dict[str, AutoencoderFamily] = {family.spec.family: family for family in (VAE_FAMILY, DETOK_FAMILY)}
 
 
 def build(spec: ModelSpec, **factory) -> Model:
@@ -43,6 +48,16 @@ def infer_spec(shapes: Shapes, stored: Mapping[str, Any], *, heads: int | None =
             "original file again"
         )
     return family.infer(shapes, **{**stored, "heads": stored.get("heads") if heads is None else heads})
+
+
+def build_autoencoder(spec: AutoencoderSpec) -> Autoencoder:
+    """The VAE or tokenizer of a spec."""
+    return AUTOENCODERS[spec.family].model(spec)
+
+
+def recognise_autoencoder(shapes: Shapes) -> AutoencoderFamily | None:
+    """The family of a VAE's or tokenizer's state dict; None for what is neither."""
+    return next((family for family in AUTOENCODERS.values() if family.matches(shapes)), None)
 
 
 def published_specs() -> Mapping[str, ModelSpec]:

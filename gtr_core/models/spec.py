@@ -37,6 +37,14 @@ class Flops:
         return {part: count / 1e12 for part, count in (self.parts | {"total": self.total}).items()}
 
 
+@dataclass(frozen=True)
+class Traces:
+    """What a file tells beside its tensors: whose training code saved it, and numbers among its arguments."""
+
+    saver: str = ""
+    arguments: Mapping[str, int] = field(default_factory=dict)
+
+
 class ModelSpec:
     """A frozen description of a model, which answers what the rest of the library has to know about it.
 
@@ -79,6 +87,16 @@ class ModelSpec:
         """Numbers of blocks, of all kinds that a family has: encoder, decoder, head, ..."""
         return self.encoder_depth, self.decoder_depth, self.head.depth
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What was assumed because the file does not say it, for `info` and reports."""
+        return (self.latent.assumed,) if self.latent.assumed else ()
+
+    @property
+    def raw_weights(self) -> str | None:
+        """What a training checkpoint's raw weights give instead of its averaged ones; None where that is no loss."""
+        return "worse images"
+
     def can_draw(self, grid: tuple[int, int]) -> bool:
         """Whether the model decodes a grid at once."""
         raise NotImplementedError
@@ -116,6 +134,8 @@ class Family:
     whatever a training script put before its names. ``infer(shapes, heads=None, **stored)`` reads the spec off it,
     completed by what the file's metadata stores, and raises GtRError. ``published`` are specs that people name.
     ``weights`` says which of a training checkpoint's weights the original code samples with: ``ema`` or ``model``.
+    ``latent_of(shapes, traces)`` says what the latents are where the metadata does not; families whose latents are
+    always the same have none.
     """
 
     spec: type[ModelSpec]
@@ -124,6 +144,7 @@ class Family:
     infer: Callable[..., ModelSpec]
     published: Mapping[str, ModelSpec] = field(default_factory=dict)
     weights: str = "ema"
+    latent_of: Callable[[Shapes, Traces], LatentSpec] | None = None
     parsers: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     """How metadata fields of this family alone are read; they raise ValueError."""
 
@@ -136,22 +157,26 @@ class Family:
         return all(anchor in shapes for anchor in self.anchors)
 
 
-def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None, *, symmetric: bool = False) -> None:
+def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None) -> None:
     """A file that lost its last blocks still looks like a model, of fewer blocks. Raises GtRError.
 
-    Compares with the depths stored in the metadata. Without them encoder and decoder of a ``symmetric`` family must be
-    equally deep, as in all its published models.
+    Compares with the depths stored in the metadata.
     """
     if min(spec.depths) < 1 or (stated is not None and spec.depths != tuple(stated)):
         raise GtRError(
             f"{spec.depths} blocks (encoder, decoder, head, ...), expected "
             f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete"
         )
-    if symmetric and stated is None and spec.encoder_depth != spec.decoder_depth:
-        raise GtRError(
-            f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
-            "blocks are missing; the file is incomplete"
-        )
+
+
+def uneven_depths(spec: ModelSpec) -> tuple[str, ...]:
+    """What was assumed of a file whose encoder and decoder differ in depth, which no published model's do."""
+    if spec.encoder_depth == spec.decoder_depth:
+        return ()
+    return (
+        f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, taken for a pruned model: if it is not "
+        "one, blocks are missing",
+    )
 
 
 def check_finite(condition: Tensor, what: str) -> None:

@@ -52,7 +52,6 @@ def test_a_field_of_another_family_is_named():
 @pytest.mark.parametrize(
     "lost, words",
     [
-        ("decoder_blocks.1.", "blocks are missing"),
         ("decoder_blocks.0.", "blocks are missing"),
         ("diffloss.net.input_proj.weight", "expected a checkpoint of"),
         ("diffusion_pos_embed_learned", "tensor 'diffusion_pos_embed_learned' is missing"),
