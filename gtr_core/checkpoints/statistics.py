@@ -24,7 +24,6 @@ LARGEST_FILE = 1 << 20  # bytes
 # l-DeTok's file: {tokenizer: {"single": (mean, std), "channel": (mean, std)}}, "channel" of means and log-variances.
 CHANNEL = "channel"
 MEAN, STD = "mean", "std"
-STORAGE_OF_BYTES = ("torch.storage", "_load_from_bytes")
 NUMBERS = ("f2", "f4", "f8")
 
 
@@ -58,6 +57,17 @@ def read_statistics(path: Path | str, channels: int, stem: str, key: str | None 
     return LatentStatistics(mean, std)
 
 
+def _bytes(text: Any, encoding: Any) -> bytes:
+    """How protocol 2, which has no bytes, writes them. Raises ValueError."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise ValueError("a text in another encoding")
+    return text.encode("latin1")
+
+
+# What stands for the functions that these pickles name.
+CALLS = {("torch.storage", "_load_from_bytes"): legacy_storage, ("_codecs", "encode"): _bytes}
+
+
 def _content(path: Path) -> Any:
     """Tables, tuples, and what :func:`_numbers` reads."""
     form = format_of(path)
@@ -68,7 +78,7 @@ def _content(path: Path) -> Any:
     data = path.read_bytes()
     if data[:2] == b"PK":
         return read_pickled(path)
-    content, _ = interpret(data, 0, len(data), {}, calls={STORAGE_OF_BYTES: legacy_storage}, longest_bytes=LARGEST_FILE)
+    content, _ = interpret(data, 0, len(data), {}, calls=CALLS, longest_bytes=LARGEST_FILE)
     return read_pickled(path) if type(content) is int else content  # the magic number of torch's old format
 
 
