@@ -68,7 +68,7 @@ def read_spec(
         stored |= {field: value for field, (_, value) in given.items() if value}
         if (said.latent, said.patch, said.vae_stride) != (None, None, None):
             usual = family.spec.latent if family.latent_of is None else None
-            stored["latent"] = _told_latent(shapes, said, stored.get("latent") or usual)
+            stored["latent"] = _told_latent(shapes, said, stored.get("latent") or usual, traces)
         elif "latent" not in stored and family.latent_of is not None:
             stored["latent"] = family.latent_of(shapes, traces)
         strange = next((option for f, (option, value) in given.items() if value and f not in family.spec.stored), None)
@@ -84,8 +84,8 @@ def _checked(parse: Callable, value: Any, option: str) -> Any:
         raise GtRError(f"{option}: {error}") from error
 
 
-def _told_latent(shapes: Shapes, said: Told, stored: LatentSpec | None) -> LatentSpec:
-    """The latent whose patches make the head's tokens."""
+def _told_latent(shapes: Shapes, said: Told, stored: LatentSpec | None, traces: Traces) -> LatentSpec:
+    """The latent whose patches make the head's tokens; patch and stride may lie among the training's arguments."""
     latent = stored
     if said.latent is not None:
         try:
@@ -98,8 +98,9 @@ def _told_latent(shapes: Shapes, said: Told, stored: LatentSpec | None) -> Laten
             "--patch and --vae-stride say that the latents are not KL-16's: say what they are with --latent normalised "
             "(a VAE converted with --stats), or --latent SCALE or SCALE,SHIFT"
         )
-    patch = latent.patch if said.patch is None else said.patch
-    stride = latent.stride if said.vae_stride is None else said.vae_stride
+    known = traces.arguments
+    patch = known.get("patch_size", latent.patch) if said.patch is None else said.patch
+    stride = known.get("vae_stride", latent.stride) if said.vae_stride is None else said.vae_stride
     for option, value in (("--patch", patch), ("--vae-stride", stride)):
         _checked(lambda given: parse_count(given, LARGEST_PATCH), value, option)
     values = shape_of(shapes, "diffloss.net.input_proj.weight", 2)[1]

@@ -350,6 +350,12 @@ def mar_latent(shapes: Shapes, traces: Traces = Traces()) -> LatentSpec:
     Raises GtRError where they cannot be KL-16's nor l-DeTok's.
     """
     values = shape_of(shapes, "diffloss.net.input_proj.weight", 2)[1]
+    tokens = shape_of(shapes, "diffusion_pos_embed_learned", 3)[1]
+    if (tokens, values) == MAETOK:
+        raise GtRError(
+            f"{tokens} tokens of {values} values: a MAR on the latents of MAETok, which lie in one row and make no "
+            "grid; it is not supported, choose a MAR on KL-16 or l-DeTok"
+        )
     ours = {f"encoder_blocks.0.{name}": name for name in DETOK_ORDER}
     order = tuple(ours[name] for name in shapes if name in ours)
     found = {name: traces.arguments.get(name, usual) for name, usual in LATENT_ARGUMENTS.items()}
@@ -357,8 +363,8 @@ def mar_latent(shapes: Shapes, traces: Traces = Traces()) -> LatentSpec:
         channels, stride, patch = found.values()
         raise GtRError(
             f"trained on latents of {channels} channels at 1/{stride} size in patches of {patch} x {patch}, which are "
-            f"not KL-16's: convert the file with --patch {patch}, --vae-stride {stride} and the --latent SCALE or "
-            "SCALE,SHIFT of its VAE (0.18215 for Stable Diffusion's, if its training used that)"
+            "not KL-16's: convert the file with --latent SCALE or SCALE,SHIFT, as its training scaled them (0.18215 is "
+            "usual for Stable Diffusion's VAE)"
         )
     if values != LatentSpec.channels:
         raise GtRError(
@@ -389,11 +395,6 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
     buffer = shape_of(shapes, "encoder_pos_embed_learned", 3)[1] - tokens
     head = infer_head_spec(shapes, dim)
     side = math.isqrt(tokens)
-    if (tokens, head.channels) == MAETOK and "grid" not in overrides:
-        raise GtRError(
-            f"{tokens} tokens of {head.channels} values: a MAR on the latents of MAETok, which lie in one row and make "
-            "no grid; it is not supported, choose a MAR on KL-16 or l-DeTok"
-        )
     if buffer < 1:
         raise GtRError(
             f"the encoder's position table leaves {buffer} buffer tokens for {tokens} tokens: "
