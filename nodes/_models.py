@@ -133,8 +133,9 @@ def load_handle(
     if spec.family != family:
         raise GtRError(f"{name} is a {spec.name} checkpoint: use '{LOADERS[spec.family]}' for it")
     source, warning = patcher.model.source, patcher.model.warning
-    if source:
-        logger.info("%s", source)
+    for note in (source, *spec.assumptions):
+        if note:
+            logger.info("%s", note)
     if warning:
         logger.warning("%s", warning)
     return ModelHandle(patcher, spec, name, tuple(f"note: {note}" for note in (source, warning) if note))

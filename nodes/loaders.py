@@ -117,7 +117,7 @@ class LoadLightGen(io.ComfyNode):
 
 
 class LoadMARVAE(io.ComfyNode):
-    """KL-16 file -> VAE."""
+    """KL-16 file or l-DeTok tokenizer -> VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -125,16 +125,17 @@ class LoadMARVAE(io.ComfyNode):
             node_id="GtR_LoadMARVAE",
             display_name="Load MAR VAE",
             category="GtR/loaders",
-            description="Loads the KL-16 VAE of the MAR models, which the stock VAE loader does not recognise. Works "
-            "with VAE Decode, VAE Decode (Tiled) and VAE Encode. Files go to models/vae.",
-            search_aliases=["kl16", "kl-16", "mar vae", "autoencoder", "gtr"],
+            description="Loads the VAE of the MAR models, KL-16 or the l-DeTok tokenizer, which the stock VAE loader "
+            "does not recognise. Works with VAE Decode, VAE Decode (Tiled) and VAE Encode. Files go to models/vae.",
+            search_aliases=["kl16", "kl-16", "mar vae", "autoencoder", "l-detok", "detok", "tokenizer", "gtr"],
             inputs=[
                 io.Combo.Input(
                     "vae_name",
                     options=files.model_names("vae"),
                     default=files.DEMO,
-                    tooltip="kl16.safetensors or kl16.ckpt in models/vae, or the demo model's. Use the VAE of the "
-                    "model that draws: another VAE with as many channels decodes garbage without an error.",
+                    tooltip="In models/vae: kl16.safetensors, kl16.ckpt, or an l-DeTok tokenizer with its stats.pkl "
+                    "beside it; or the demo model's. Use the VAE of the model that draws: another VAE with as many "
+                    "channels decodes garbage without an error.",
                 )
             ],
             outputs=[io.Vae.Output(display_name="VAE", tooltip="For VAE Decode and VAE Encode, also tiled.")],

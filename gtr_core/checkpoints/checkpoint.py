@@ -25,6 +25,7 @@ from .archives import read_pickled
 from .formats import Format, format_of
 from .metadata import WEIGHTS_KEY, read_spec, read_vae_spec
 from .safetensors_files import joined, parts_of, parts_of_index, read_safetensors, readable
+from .statistics import PUBLISHED, fold_statistics
 from .vae_layouts import to_ldm
 from .wrappers import VAE, choose, traces_of
 
@@ -124,8 +125,12 @@ def checked_vae(checkpoint: Checkpoint, heads: int | None = None) -> tuple[Autoe
 
 
 def usable_vae(checkpoint: Checkpoint) -> tuple[AutoencoderSpec, dict[str, Tensor]]:
-    """:func:`checked_vae` of a file that decodes what models draw. Raises GtRError."""
+    """:func:`checked_vae` of a file that decodes what models draw, if need be with the published statistics that lie
+    beside it. Raises GtRError."""
     spec, tensors = checked_vae(checkpoint)
+    beside = checkpoint.path.with_name(PUBLISHED)
+    if spec.unusable is not None and beside.is_file():
+        return fold_statistics(spec, tensors, beside, checkpoint.path.stem)
     if spec.unusable is not None:
         raise GtRError(f"{checkpoint.title}: {spec.unusable}")
     return spec, tensors

@@ -16,7 +16,7 @@ from ..files import check_writable, remove_abandoned, write_tensors
 from ..models import recognise_autoencoder
 from .checkpoint import Checkpoint, check_cast, check_tensors, checked_model, checked_vae, read_checkpoint
 from .metadata import spec_metadata, vae_metadata
-from .statistics import read_statistics
+from .statistics import fold_statistics
 
 HEAD_PREFIX = "diffloss."
 
@@ -81,10 +81,8 @@ def _vae(checkpoint: Checkpoint, told: dict[str, Any]) -> tuple[Checkpoint, dict
         return checkpoint, vae_metadata(spec), ()
     if spec.normalised:
         raise GtRError(f"{checkpoint.path.name} holds statistics already: leave --stats out")
-    path, stem = Path(told["stats"]), checkpoint.path.stem
-    statistics = read_statistics(path, spec.embed_channels, stem, told.get("stats_key"))
-    folded = replace(checkpoint, tensors=family.fold(tensors, statistics))
-    return folded, vae_metadata(replace(spec, normalised=True)), family.folded
+    spec, tensors = fold_statistics(spec, tensors, told["stats"], checkpoint.path.stem, told.get("stats_key"))
+    return replace(checkpoint, tensors=tensors), vae_metadata(spec), family.folded
 
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,29 @@ import torch
 from torch import Tensor
 
 from ..errors import GtRError, first_line
-from ..models.autoencoder import LatentStatistics
+from ..models import AUTOENCODERS
+from ..models.autoencoder import AutoencoderSpec, LatentStatistics
 from .archives import legacy_storage, read_pickled
 from .formats import Format, format_of
 from .pickles import Opaque, Refused, interpret
 from .safetensors_files import read_safetensors
 from .stored import Stored
 
+# The name under which l-DeTok's statistics are published.
+PUBLISHED = "stats.pkl"
 LARGEST_FILE = 1 << 20  # bytes
 # l-DeTok's file: {tokenizer: {"single": (mean, std), "channel": (mean, std)}}, "channel" of means and log-variances.
 CHANNEL = "channel"
 MEAN, STD = "mean", "std"
 NUMBERS = ("f2", "f4", "f8")
+
+
+def fold_statistics(
+    spec: AutoencoderSpec, tensors: Mapping[str, Tensor], path: Path | str, stem: str, key: str | None = None
+) -> tuple[AutoencoderSpec, dict[str, Tensor]]:
+    """A VAE or tokenizer with the statistics of a file folded in: see :func:`read_statistics`. Raises GtRError."""
+    statistics = read_statistics(path, spec.embed_channels, stem, key)
+    return replace(spec, normalised=True), AUTOENCODERS[spec.family].fold(tensors, statistics)
 
 
 def read_statistics(path: Path | str, channels: int, stem: str, key: str | None = None) -> LatentStatistics:
@@ -34,26 +46,27 @@ def read_statistics(path: Path | str, channels: int, stem: str, key: str | None 
     begins with. Raises GtRError.
     """
     path = Path(path)
+    named = f"latent statistics: {path.name}"
     try:
         mean, std = (_numbers(values) for values in _pair(_content(path), stem, key))
     except Refused as error:
-        raise GtRError(f"--stats: {path.name} {error} and was not executed: use the published stats.pkl") from error
+        raise GtRError(f"{named} {error} and was not executed: use the published stats.pkl") from error
     except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
         if isinstance(error, GtRError):
-            raise GtRError(f"--stats: {error}") from error
+            raise GtRError(f"latent statistics: {error}") from error
         raise GtRError(
-            f"--stats: {path.name} cannot be read ({first_line(error)}): expected mean and standard deviation per "
+            f"{named} cannot be read ({first_line(error)}): expected mean and standard deviation per "
             "channel, such as l-DeTok's stats.pkl"
         ) from error
     for name, values in ((MEAN, mean), (STD, std)):
         if len(values) not in (channels, 2 * channels):
             raise GtRError(
-                f"--stats: {path.name} has a {name} of {len(values)} channels, the latents have {channels}: choose the "
+                f"{named} has a {name} of {len(values)} channels, the latents have {channels}: choose the "
                 "statistics of this file"
             )
     mean, std = mean[:channels], std[:channels]  # of twice as many the others are the log-variances'
     if not torch.isfinite(mean).all() or not torch.isfinite(std).all() or (std <= 0).any():
-        raise GtRError(f"--stats: {path.name} holds a deviation that is not above 0, or infinite values: it is damaged")
+        raise GtRError(f"{named} holds a deviation that is not above 0, or infinite values: it is damaged")
     return LatentStatistics(mean, std)
 
 
@@ -96,7 +109,7 @@ def _pair(content: Any, stem: str, key: str | None) -> Sequence[Any]:
         key = max(fitting, key=len) if fitting else next(iter(found)) if len(found) == 1 else None
     if key not in found:
         listed = ", ".join(f"'{name}'" for name in found)
-        raise GtRError(f"it holds the statistics of {listed}: say which with --stats-key")
+        raise GtRError(f"it holds the statistics of {listed}: convert the tokenizer with --stats-key NAME")
     pair = found[key][CHANNEL]
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError("no mean and deviation per channel")

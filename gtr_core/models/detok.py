@@ -88,8 +88,8 @@ class DeTokSpec(AutoencoderSpec):
         if self.normalised:
             return None
         return (
-            "an l-DeTok tokenizer without the statistics of its latents, which no model draws for: convert it with "
-            "--stats stats.pkl, the file beside the published one"
+            "an l-DeTok tokenizer without the statistics of its latents, which models need: put its stats.pkl beside "
+            "it, or convert it with --stats stats.pkl"
         )
 
 

@@ -81,7 +81,7 @@ def test_of_several_the_one_with_the_tokenizers_name_is_taken(tmp_path):
         found = read_statistics(path, 4, stem, key)
         assert torch.equal(found.mean.float(), torch.from_numpy(MEAN + added))
     for key in (None, "b"):
-        with pytest.raises(GtRError, match="statistics of 'detok-BB', .*, 'vitok': say which with --stats-key"):
+        with pytest.raises(GtRError, match="statistics of 'detok-BB', .*: convert the tokenizer with --stats-key"):
             read_statistics(path, 4, "a", key)
 
 
@@ -103,7 +103,7 @@ def test_of_several_the_one_with_the_tokenizers_name_is_taken(tmp_path):
 )
 def test_anything_else_ends_in_one_line(content, words, tmp_path):
     path = pickled(tmp_path / "stats.pkl", content)
-    with pytest.raises(GtRError, match=f"^--stats: .*{words}") as caught:
+    with pytest.raises(GtRError, match=f"^latent statistics: .*{words}") as caught:
         read_statistics(path, 4, "x")
     assert "\n" not in str(caught.value)
 
@@ -112,7 +112,7 @@ def test_damaged_large_and_missing_files_are_refused(tmp_path):
     whole = (FIXTURES / "stats_torch_cpu.pkl").read_bytes()
     for cut in range(20, len(whole), 97):
         (tmp_path / "cut.pkl").write_bytes(whole[:cut])
-        with pytest.raises(GtRError, match="^--stats: "):
+        with pytest.raises(GtRError, match="^latent statistics: "):
             read_statistics(tmp_path / "cut.pkl", 16, "x")
     for place in range(0, len(whole), 13):
         changed = bytearray(whole)
@@ -121,11 +121,11 @@ def test_damaged_large_and_missing_files_are_refused(tmp_path):
         try:
             read_statistics(tmp_path / "changed.pkl", 16, "x")
         except GtRError as refusal:
-            assert "--stats: " in str(refusal)
+            assert "latent statistics: " in str(refusal)
     (tmp_path / "large.pkl").write_bytes(whole + b"\0" * (1 << 20))
-    with pytest.raises(GtRError, match="--stats: large.pkl has .* bytes, expected at most"):
+    with pytest.raises(GtRError, match="latent statistics: large.pkl has .* bytes, expected at most"):
         read_statistics(tmp_path / "large.pkl", 16, "x")
-    with pytest.raises(GtRError, match="--stats: no file at"):
+    with pytest.raises(GtRError, match="latent statistics: no file at"):
         read_statistics(tmp_path / "none.pkl", 16, "x")
 
 
@@ -168,6 +168,17 @@ def test_a_tokenizer_without_statistics_is_shown_and_not_used(raw, tmp_path, cap
     assert "convert it with --stats stats.pkl" in json.loads(capsys.readouterr().out)["warning"]
     with pytest.raises(GtRError, match="raw.safetensors: an l-DeTok tokenizer without the statistics of its latents"):
         load_vae(target)
+
+
+def test_statistics_beside_a_tokenizer_are_used(raw, golden, tmp_path):
+    """As both files are published."""
+    g = golden("detok_tokenizer")
+    convert(raw, tmp_path / f"{KEY}-tuned.safetensors", heads=2)
+    (tmp_path / "stats.pkl").write_bytes((FIXTURES / WRITTEN[1]).read_bytes())
+    assert error(load_vae(tmp_path / f"{KEY}-tuned.safetensors").encode(g["image"]), g["latent"]) < 1e-5
+    pickled(tmp_path / "stats.pkl", table(MEAN, STD, "a") | table(MEAN, STD, "b"))
+    with pytest.raises(GtRError, match="it holds the statistics of 'a', 'b'"):
+        load_vae(tmp_path / f"{KEY}-tuned.safetensors")
 
 
 def test_va_vae_takes_its_published_statistics(tmp_path):

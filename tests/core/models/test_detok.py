@@ -15,6 +15,7 @@ from gtr_pack.gtr_core.pipeline import check_pair
 from gtr_pack.gtr_core.plans.method import Guidance
 from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.models import SMALL_MAR, seeded
+from gtr_tests.peak import Peak
 from gtr_tests.recorded import RecordedNoise, error, recorded_plan
 from torch import Tensor
 
@@ -150,6 +151,18 @@ def test_a_tokenizer_that_is_no_whole_one_is_refused(weights):
         infer_detok_spec({k: s for k, s in shapes.items() if "decoder.transformer" not in k}, heads=(2, 2))
     with pytest.raises(GtRError, match="63 latent cells, expected a square grid"):
         infer_detok_spec(shapes | {"encoder.positional_embedding": (1, 63, 64)}, heads=(2, 2))
+
+
+@torch.no_grad()
+def test_the_stated_activations_are_enough_for_an_image(golden_layout):
+    spec = infer_detok_spec(golden_layout("detok_BB"))
+    with torch.device("meta"):
+        tokenizer = DeTok(spec)
+    for run, shape in ((tokenizer.decode, (1, 16, 16, 16)), (tokenizer.encode, (1, 3, 256, 256))):
+        with Peak(tokenizer) as peak:
+            run(torch.empty(shape, device="meta"))
+        # The attention's probabilities, which fused kernels do not keep, are counted too.
+        assert spec.activation_values * 4 / 3 < peak.most < spec.activation_values * 4
 
 
 def test_without_its_statistics_a_tokenizer_is_of_no_use(spec):
