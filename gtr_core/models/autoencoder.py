@@ -52,6 +52,9 @@ class AutoencoderSpec:
         """What its latents are called: ``LatentSpec.kind`` of the models that draw them."""
         raise NotImplementedError
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises GtRError for images of (height, width) in pixels that it cannot encode and decode."""
+
     @property
     def unusable(self) -> str | None:
         """Why it cannot decode a model's latents as it is, and what to do."""

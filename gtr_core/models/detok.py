@@ -82,6 +82,14 @@ class DeTokSpec(AutoencoderSpec):
     def latents(self) -> str:
         return DETOK
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Positions are learned for one size."""
+        if tuple(size) != (self.pixels, self.pixels):
+            raise GtRError(
+                f"the l-DeTok tokenizer knows images of {self.pixels} x {self.pixels} pixels only, found {size[1]} x "
+                f"{size[0]}: scale or crop the image to that size"
+            )
+
     @property
     def unusable(self) -> str | None:
         """Models were trained on its latents normalised by statistics that lie in another file."""
@@ -209,7 +217,7 @@ class Decoder(ViT):
 
 
 class DeTok(Autoencoder):
-    """The tokenizer. Positions are learned for one size: any other is refused with a GtRError."""
+    """The tokenizer. Images and latents of another size than its own are refused with a GtRError."""
 
     def __init__(self, spec: DeTokSpec):
         super().__init__()
@@ -217,23 +225,15 @@ class DeTok(Autoencoder):
         self.encoder, self.decoder = Encoder(spec), Decoder(spec)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        self._check_size(images.shape[2:], 1)
+        self.spec.check_size(images.shape[2:])
         moments = rearrange(self.encoder(images), "b (h w) c -> b c h w", h=self.spec.side)
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(LOWEST_LOGVAR, HIGHEST_LOGVAR)
 
     def decode(self, latents: Tensor) -> Tensor:
-        self._check_size(latents.shape[2:], self.spec.patch)
+        height, width = latents.shape[2:]
+        self.spec.check_size((height * self.spec.patch, width * self.spec.patch))
         return self.decoder(latents.flatten(2).transpose(1, 2))
-
-    def _check_size(self, size: torch.Size, pixels: int) -> None:
-        side = self.spec.pixels
-        height, width = (length * pixels for length in size)
-        if (height, width) != (side, side):
-            raise GtRError(
-                f"the l-DeTok tokenizer knows images of {side} x {side} pixels only, found {width} x {height}: scale "
-                "or crop the image to that size"
-            )
 
 
 def infer_detok_spec(shapes: Shapes, *, heads: tuple[int, int] | None = None, normalised: bool = False) -> DeTokSpec:
