@@ -22,6 +22,7 @@ root = {root!r}
 spec = importlib.util.spec_from_file_location("gtr_pack", root + "/__init__.py", submodule_search_locations=[root])
 module = importlib.util.module_from_spec(spec); sys.modules["gtr_pack"] = module
 from gtr_pack.gtr_core.checkpoints.checkpoint import checked_model, checked_vae, read_checkpoint
+from gtr_pack.gtr_core.checkpoints.statistics import read_statistics
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models import recognise_autoencoder
 touched = []
@@ -34,6 +35,9 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if resource else 0
 def judge(path):
     try:
+        if path.endswith(".pkl"):
+            read_statistics(path, 16, "x")
+            return "read", ""
         checkpoint = read_checkpoint(path)
         checked_vae(checkpoint) if recognise_autoencoder(checkpoint.tensors) else checked_model(checkpoint, heads=4)
         return "read", ""
