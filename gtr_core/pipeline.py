@@ -144,7 +144,12 @@ class Canvas:
     def extended(self, spec: ModelSpec, room: tuple[int, int, int, int], overlap: int = 0) -> Canvas:
         """With unknown tokens around it: ``room`` tokens left, right, top and bottom. What was given stays given.
 
-        Raises GtRError for a side that windows cannot cover."""
+        Raises GtRError for a side that windows cannot cover, and for latents that can be decoded in one size only."""
+        if spec.latent.one_size:
+            raise GtRError(
+                f"{spec.name} draws latents of {spec.latent.kind}, which are decoded at "
+                f"{spec.latent.pixels(spec.grid)} pixels only: they cannot be extended; use a model on KL-16"
+            )
         left, right, top, bottom = room
         height, width = self.grid[0] + top + bottom, self.grid[1] + left + right
         if max(height, width) > LARGEST_SIDE:

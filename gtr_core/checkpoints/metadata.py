@@ -130,9 +130,10 @@ def read_vae_spec(
     ``heads``. Raises GtRError."""
     family = recognise_autoencoder(shapes)
     if family is None:
+        other = recognise(shapes)
+        found = describe_names(shapes) if other is None else f"a {other.name} model"
         raise GtRError(
-            f"not a KL VAE in LDM layout nor an l-DeTok tokenizer: found {describe_names(shapes)}; choose the model's "
-            "VAE file"
+            f"not a KL VAE in LDM layout nor an l-DeTok tokenizer: found {found}; choose the model's VAE file"
         )
     parsers = _PARSERS | {"groups": parse_count, "normalised": _flag}
     stored = _stored(metadata, parsers | ({"heads": _pair} if "heads" in family.spec.stored else {}))

@@ -93,7 +93,6 @@ def run(options: Options) -> None:
     spec, method = model.spec, method_of(options)
     condition = condition_of(options, spec)
     canvas = canvas_of(options, method, model, vae, len(condition))
-    vae.spec.check_size(spec.latent.size(canvas.grid))
     seeds = image_seeds(options.seed, len(condition))
     decoding = plan_decoding(spec, method, seeds, canvas.unknown.numpy(), runtime, overlap=canvas.overlap)
     decoding.needed_bytes(spec, runtime)  # refuses what memory cannot hold

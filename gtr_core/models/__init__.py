@@ -37,9 +37,10 @@ def infer_spec(shapes: Shapes, stored: Mapping[str, Any], *, heads: int | None =
     """
     family = recognise(shapes)
     if family is None:
+        other = recognise_autoencoder(shapes)
+        found = describe_names(shapes) if other is None else f"{other.spec.family}, which goes where a VAE does"
         raise GtRError(
-            f"not a model: expected a checkpoint of {' or '.join(FAMILIES)}, found {describe_names(shapes)}; choose "
-            "another file"
+            f"not a model: expected a checkpoint of {' or '.join(FAMILIES)}, found {found}; choose another file"
         )
     surplus = set(stored) - {*family.spec.stored, "depths"}
     if surplus:

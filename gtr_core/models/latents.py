@@ -35,6 +35,11 @@ class LatentSpec:
     assumed: str = field(default="", compare=False)
 
     @property
+    def one_size(self) -> bool:
+        """Whether only images of the model's own size can be decoded."""
+        return self.kind == DETOK
+
+    @property
     def token_dim(self) -> int:
         return self.channels * self.patch**2
 

@@ -117,6 +117,8 @@ def test_an_image_goes_from_the_sampler_through_the_tokenizer_and_back(detok: De
     (encoded,) = detok.stock("VAEEncode").encode(detok.vae, image)
     again = detok.node("GtR_Redraw", model=model, schedule=schedule, latent=encoded, redraw="reconstruction")
     redrawn, *_ = detok.pack.classes["GtR_Sampler"].execute(**inputs, latent_image=again).result
+    with pytest.raises(detok.pack.module("gtr_core.errors").GtRError, match="they cannot be extended"):
+        detok.node("GtR_Outpaint", model=model, latent=encoded, left=16)
     kept = again["noise_mask"][:, :, ::16, ::16] == 0
     assert torch.equal(redrawn["samples"][kept.expand(1, 16, 8, 8)], encoded["samples"][kept.expand(1, 16, 8, 8)])
 

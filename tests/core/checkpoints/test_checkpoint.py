@@ -125,7 +125,8 @@ def test_a_model_of_fewer_decoder_blocks_is_read_as_a_pruned_one(weights, spec, 
 def test_another_architecture_is_refused(golden_weights, good, refusal, tmp_path):
     save_file(golden_weights("vae_tiny_fp16"), tmp_path / "vae.safetensors")
     assert "not a model: expected a checkpoint of MAR or LightGen" in refusal(tmp_path / "vae.safetensors")
-    with pytest.raises(GtRError, match="not a KL VAE"):
+    assert "found KL VAE, which goes where a VAE does" in refusal(tmp_path / "vae.safetensors")
+    with pytest.raises(GtRError, match="not a KL VAE .*found a MAR model; choose the model's VAE"):
         checked_vae(read_checkpoint(good))
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert "found 1 tensors ('a')" in refusal(tmp_path / "other.safetensors")

@@ -108,7 +108,7 @@ def test_the_report_of_a_run_says_what_was_assumed(tmp_path, golden_weights, cap
     assert main(["generate", *words, "--image", str(tmp_path / "x.png"), "--redraw", "denoise"]) == 0
     capsys.readouterr()
     assert main(["generate", *words, "--image", str(tmp_path / "x.png"), "--outpaint", "16,0,0,0"]) == 2
-    assert "images of 128 x 128 pixels only, found 144 x 128" in capsys.readouterr().err
+    assert "decoded at 128 x 128 pixels only: they cannot be extended" in capsys.readouterr().err
 
 
 def test_a_tokenizers_training_checkpoint_is_read(tmp_path):
