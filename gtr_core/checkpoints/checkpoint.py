@@ -118,8 +118,7 @@ def checked_model(checkpoint: Checkpoint, **told: Any) -> tuple[ModelSpec, dict[
 def checked_vae(checkpoint: Checkpoint, heads: int | None = None) -> tuple[AutoencoderSpec, dict[str, Tensor]]:
     """The spec and the checked tensors of a VAE's or tokenizer's checkpoint. Raises GtRError."""
     spec = _in_file(checkpoint, lambda: read_vae_spec(checkpoint.shapes, checkpoint.metadata, heads))
-    with torch.device("meta"):
-        expected = build_autoencoder(spec).state_dict()
+    expected = build_autoencoder(spec, device="meta").state_dict()
     check_tensors(checkpoint, expected, f"{spec.family} ({spec.variant})")
     return spec, checkpoint.tensors
 

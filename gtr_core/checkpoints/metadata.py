@@ -86,7 +86,7 @@ def _checked(parse: Callable, value: Any, option: str) -> Any:
 
 def _told_latent(shapes: Shapes, said: Told, stored: LatentSpec | None, traces: Traces) -> LatentSpec:
     """The latent whose patches make the head's tokens; patch and stride may lie among the training's arguments."""
-    latent = stored
+    latent = None if stored is None or stored.assumed else stored
     if said.latent is not None:
         try:
             latent = latent_named(said.latent)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ..errors import GtRError
 from .autoencoder import Autoencoder, AutoencoderFamily, AutoencoderSpec
 from .detok import DETOK_FAMILY
@@ -51,9 +53,11 @@ def infer_spec(shapes: Shapes, stored: Mapping[str, Any], *, heads: int | None =
     return family.infer(shapes, **{**stored, "heads": stored.get("heads") if heads is None else heads})
 
 
-def build_autoencoder(spec: AutoencoderSpec) -> Autoencoder:
-    """The VAE or tokenizer of a spec."""
-    return AUTOENCODERS[spec.family].model(spec)
+def build_autoencoder(spec: AutoencoderSpec, device: torch.device | str = "cpu") -> Autoencoder:
+    """The VAE or tokenizer of a spec, whose weights are still to be loaded: nothing is initialised."""
+    with torch.device("meta"):
+        autoencoder = AUTOENCODERS[spec.family].model(spec)
+    return autoencoder if device == "meta" else autoencoder.to_empty(device=device)
 
 
 def recognise_autoencoder(shapes: Shapes) -> AutoencoderFamily | None:

@@ -153,8 +153,7 @@ class Targets:
             return "no state dict"
         try:
             if self.models.recognise_autoencoder(shapes):
-                with self.torch.device("meta"):
-                    self.models.build_autoencoder(self.metadata.read_vae_spec(shapes, metadata))
+                self.models.build_autoencoder(self.metadata.read_vae_spec(shapes, metadata), device="meta")
             else:
                 self.build(self.metadata.read_spec(shapes, metadata), device="meta")
         except self.refusal as error:

@@ -165,7 +165,7 @@ def test_what_a_file_says_may_be_corrected(odd, tmp_path):
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     convert(odd, first, heads=4, grid=(8, 4))
     assert load_model(first).spec.grid == (8, 4)
-    convert(first, second, grid=(4, 8), patch=2, vae_stride=4, class_names=ODD.class_names)
+    convert(first, second, grid=(4, 8), patch=2, vae_stride=4, latent="0.2325", class_names=ODD.class_names)
     assert load_model(second).spec == ODD
 
 

@@ -146,6 +146,18 @@ def test_a_mar_on_stable_diffusions_vae_is_known_by_its_arguments(refusal, tmp_p
     assert latent == LatentSpec(channels=4, stride=8, patch=2, scale=0.18215)
 
 
+def test_a_patch_contradicts_an_assumption(tmp_path):
+    """Of a file that was converted on an assumption too."""
+    save_file(mar(), tmp_path / "m.safetensors")
+    convert(tmp_path / "m.safetensors", tmp_path / "assumed.safetensors", heads=4)
+    for name in ("m", "assumed"):
+        with pytest.raises(GtRError, match="say that the latents are not KL-16's"):
+            convert(tmp_path / f"{name}.safetensors", tmp_path / "out.safetensors", heads=4, patch=2, vae_stride=8)
+    convert(tmp_path / "assumed.safetensors", tmp_path / "said.safetensors", patch=2, vae_stride=8, latent="0.5")
+    convert(tmp_path / "said.safetensors", tmp_path / "again.safetensors", vae_stride=4)
+    assert load_model(tmp_path / "again.safetensors").spec.latent == LatentSpec(4, stride=4, patch=2, scale=0.5)
+
+
 @pytest.mark.parametrize("values", [4, 8, 32, 64])
 def test_other_numbers_of_channels_ask_for_their_statistics(values, refusal, tmp_path):
     torch.save({"model_ema": mar(values)}, tmp_path / "m.pth")
