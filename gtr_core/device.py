@@ -16,6 +16,8 @@ from torch import Tensor
 from .errors import GtRError
 
 OLDEST_TORCH = (2, 5)
+# AMD's architectures whose matrix units take bfloat16: CDNA 1 to 4, RDNA 3 and 4.
+AMD_WITH_BFLOAT16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 # Dtypes that a transformer can have, by name.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -47,9 +49,13 @@ def upload(t: Tensor, device: torch.device | str) -> Tensor:
 
 def fast_dtypes(device: torch.device | str) -> tuple[torch.dtype, ...]:
     """What matrix products are fast in, the fastest first: 16 bit where there are units for it (CUDA 7.0 and newer,
-    bfloat16 from 8.0 on; processors with AVX512-BF16 or AMX), and float32."""
+    bfloat16 from 8.0 on; AMD's CDNA, RDNA 3 and 4, on older ones float16; processors with AVX512-BF16 or AMX), and
+    float32."""
     device = torch.device(device)
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName
+        units = (torch.bfloat16, torch.float16) if name.startswith(AMD_WITH_BFLOAT16) else (torch.float16,)
+    elif device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         units = (torch.bfloat16, torch.float16) if major >= 8 else (torch.float16,) if major == 7 else ()
     else:
