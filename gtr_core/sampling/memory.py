@@ -96,10 +96,16 @@ def images_that_fit(budget: int, plan: Plan, spec: ModelSpec, runtime: Runtime) 
 
 
 def check_run(plan: Plan, spec: ModelSpec, runtime: Runtime) -> None:
-    """Raises GtRError for a run that main memory cannot hold; what fits on an accelerator its driver decides."""
+    """Raises GtRError for a run that main memory cannot hold; what fits on an accelerator its driver decides.
+
+    What an earlier run left prepared makes room first.
+    """
     needed = noise_bytes(plan, spec)
     if runtime.type == "cpu":
         needed = max(needed, activation_bytes(plan, spec, runtime))
     available = runtime.available_bytes
+    if available is not None and needed > available and runtime.preparations is not None:
+        runtime.preparations.clear()
+        available = runtime.available_bytes
     if available is not None:
         check_budget(needed, f"{plan.batch} x {plan.tokens} tokens need", available)

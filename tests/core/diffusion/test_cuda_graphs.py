@@ -45,7 +45,7 @@ def test_the_step_that_a_graph_records_equals_chains_in_turn(scale, tiny_mar):
 
 
 def test_the_step_that_a_graph_records_in_16_bit_stays_close(first_step, demo_mar):
-    low_precision = demo_mar.head.low_precision(torch.bfloat16)
+    low_precision = demo_mar.head.copied(torch.bfloat16)
     assert error(first_step(low_precision, StepGraphs(low_precision, capture=False)), first_step(low_precision)) < 1e-2
 
 
