@@ -113,10 +113,9 @@ class Sampler(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="auto, while the whole model is on its device: CUDA graphs of the diffusion head, 16 bit "
-                    "in most of its steps where the transformer has 16 bit, packed weights on a processor with "
-                    "AVX-512. off: none of these. Images are the same up to rounding, which in 16 bit may show in "
-                    "details.",
+                    tooltip="auto: CUDA graphs of the diffusion head, 16 bit in most of its steps where the "
+                    "transformer has 16 bit, packed weights on a processor with AVX-512. off: none of these. Images "
+                    "are the same up to rounding, which in 16 bit may show in details.",
                 ),
                 io.Float.Input(
                     "cfg_start",
