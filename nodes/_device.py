@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import comfy.model_management as mm
@@ -11,11 +13,14 @@ from torch import Tensor
 
 from ..gtr_core.device import Runtime
 from ..gtr_core.models import Model
+from ..gtr_core.openmp import waiting_is_chosen
 from ..gtr_core.pipeline import Decoding
 from ._models import ModelHandle
 
 # Main memory that must be left, as a multiple of what is kept for the next prompt.
 MEMORY_LEFT = 3
+# Parameters times images up to which one thread is enough: four images of the demo model.
+SMALL = 2**23
 
 
 def host_runtime(model: ModelHandle, accelerate: bool) -> Runtime:
@@ -61,6 +66,25 @@ def keep_for_the_next(model: ModelHandle, runtime: Runtime) -> None:
     prepared, left = model.preparations.value, runtime.available_bytes
     if prepared is not None and left is not None and left < MEMORY_LEFT * prepared.packed_bytes:
         model.preparations.clear()
+
+
+@contextmanager
+def fitting_threads(model: ModelHandle, images: int, runtime: Runtime) -> Iterator[None]:
+    """One thread for a run on the processor that is too small for more; before and after the host's number holds.
+
+    Threads that share so little work gain little, and with a browser on the same processor they wait for each other
+    much longer than they compute. Where somebody has said how threads wait, nothing is changed.
+    """
+    threads = torch.get_num_threads()
+    small = images * sum(parameter.numel() for parameter in model.patcher.model.parameters()) <= SMALL
+    if threads == 1 or not small or runtime.type != "cpu" or waiting_is_chosen():
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def stays_resident(patcher: ModelPatcher) -> bool:

@@ -14,7 +14,7 @@ from ..gtr_core.plans.fts import FTS
 from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
 from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
-from ._device import activation_budget, bring_to_device, host_runtime, keep_for_the_next, peak_bytes
+from ._device import activation_budget, bring_to_device, fitting_threads, host_runtime, keep_for_the_next, peak_bytes
 from ._models import ModelHandle
 from ._progress import RunMonitor, show_text
 from .conditions import read_condition
@@ -168,7 +168,8 @@ class Sampler(io.ComfyNode):
         network, runtime = bring_to_device(model, decoding, runtime)
         monitor = RunMonitor(model, latent.canvas.grid, decoding.ar_steps)
         tokens = latent.tokens()
-        decoded = decode(network, decoding, tokens, condition, negative=against, runtime=runtime, observer=monitor)
+        with fitting_threads(model, len(tokens), runtime):
+            decoded = decode(network, decoding, tokens, condition, negative=against, runtime=runtime, observer=monitor)
         keep_for_the_next(model, runtime)
         show_text(f"done: {monitor.done} AR steps")
         done = decoding_report(decoding, decoded, model.spec, peak_bytes(model.patcher))

@@ -340,6 +340,29 @@ def test_what_a_prompt_prepared_serves_the_next_until_memory_is_freed(
     assert model.preparations.value is None
 
 
+@pytest.mark.parametrize(
+    "batch, chosen, during", [(1, {}, 1), (4, {}, 1), (5, {}, 3), (1, {"OMP_WAIT_POLICY": "passive"}, 3)]
+)
+def test_one_thread_is_enough_for_a_small_run(
+    graph: Graph, batch: int, chosen: dict, during: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it ends, also with an error, and only where nobody has said how threads wait."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    seen, before, device = [], torch.get_num_threads(), graph.pack.module("nodes._device")
+    runtime = core(graph, "device").Runtime()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyError), device.fitting_threads(graph.model, batch, runtime):
+            seen.append(torch.get_num_threads())
+            raise KeyError
+        assert (seen, torch.get_num_threads()) == ([during], 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_patcher_can_be_rebuilt_without_dynamic_vram(graph: Graph) -> None:
     factory, arguments = graph.model.patcher.cached_patcher_init
     again = factory(*arguments, disable_dynamic=True)
