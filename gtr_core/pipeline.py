@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .device import Runtime
+from .device import Preparations, Runtime
 from .errors import GtRError
 from .models.autoencoder import Autoencoder
 from .models.latents import tokens_to_latent
@@ -288,6 +288,8 @@ def decode(
     ``sample`` is.
     """
     tokens = tokens.clone()
+    if runtime.preparations is None:
+        runtime = replace(runtime, preparations=Preparations())  # for all parts and windows
     steps, scheduled = np.zeros((2, *tokens.shape[:2]), np.int64)
     result = Decoded(tokens, steps, scheduled)
     for section in decoding.sections:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..checkpoints import load_model, load_vae, prompt_states
 from ..checkpoints.checkpoint import checked_model, read_checkpoint, usable_vae
-from ..device import Runtime
+from ..device import Preparations, Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError, first_line
 from ..files import digest, lock, make_folder, replace_file, write_tensors
@@ -88,9 +88,6 @@ class GenerationJob:
         """The file of what is known of a finished piece."""
         return self.output / RECORDS / f"{start:06}.json"
 
-    def runtime(self, device: str) -> Runtime:
-        return Runtime(device, self.dtype, self.accelerate)
-
 
 @dataclass(frozen=True)
 class Keys:
@@ -134,6 +131,11 @@ class Generator:
         return load_model(self.job.model, device=self.device, dtype=self.job.dtype)
 
     @cached_property
+    def runtime(self) -> Runtime:
+        """For all pieces: what is prepared for one serves the next."""
+        return Runtime(self.device, self.job.dtype, self.job.accelerate, preparations=Preparations())
+
+    @cached_property
     def vae(self) -> Autoencoder:
         return load_vae(self.job.vae, device=self.device)
 
@@ -156,12 +158,7 @@ class Generator:
             some = range(first, min(first + job.batch, indices.stop))
             latents.append(
                 generate_latents(
-                    self.model,
-                    job.method,
-                    self.condition(some),
-                    job.seed + first,
-                    grid=job.grid,
-                    runtime=job.runtime(self.device),
+                    self.model, job.method, self.condition(some), job.seed + first, grid=job.grid, runtime=self.runtime
                 )
             )
             images.append(decode_images(self.vae, latents[-1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,6 +74,12 @@ class Model(nn.Module):
     @property
     def head(self) -> DiffusionHead:
         return self.diffloss["net"]
+
+    def with_head(self, head: DiffusionHead) -> Model:
+        """The same model with another head; all else is shared."""
+        twin = copy.copy(self)
+        twin._modules = self._modules | {"diffloss": nn.ModuleDict({"net": head})}
+        return twin
 
     @property
     def dtype(self) -> torch.dtype:
