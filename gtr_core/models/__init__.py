@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import GtRError
+from .harmon import HARMON_FAMILY
 from .lightgen import LIGHTGEN_FAMILY
 from .mar import MAR_FAMILY
 from .model import Model
 from .shapes import Shapes, describe_names
 from .spec import Family, ModelSpec
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (MAR_FAMILY, LIGHTGEN_FAMILY)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (MAR_FAMILY, LIGHTGEN_FAMILY, HARMON_FAMILY)}
 
 
 def build(spec: ModelSpec, **factory) -> Model:

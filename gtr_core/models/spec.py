@@ -48,7 +48,8 @@ class ModelSpec:
     origin: ClassVar[str]
     """The preset that a model's speed is compared with: what the original code does by default."""
     condition: ClassVar[str]
-    """What the model is conditioned on: 'label' (int64, -1 = none) or 'text' (states of a text encoder)."""
+    """What the model is conditioned on: 'label' (int64, -1 = none), 'text' (states of a text encoder) or 'prompt' (ids
+    of its tokens, int64, -1 = no more)."""
     supports_lazymar: ClassVar[bool] = False
     supports_recap: ClassVar[bool] = False
     stored: ClassVar[tuple[str, ...]] = ("name", "grid", "heads", "latent", "diffusion", "norm_eps")
@@ -107,6 +108,10 @@ class ModelSpec:
         """Bytes that a run keeps of the condition of one image and one guidance branch."""
         return self.dim * itemsize
 
+    def reader_bytes(self, known: int, itemsize: int) -> int:
+        """Bytes of activations in layers that are no blocks of the transformer, of one image in one guidance branch."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Family:
@@ -116,6 +121,8 @@ class Family:
     whatever a training script put before its names. ``infer(shapes, heads=None, **stored)`` reads the spec off it,
     completed by what the file's metadata stores, and raises GtRError. ``published`` are specs that people name.
     ``weights`` says which of a training checkpoint's weights the original code samples with: ``ema`` or ``model``.
+    ``parts`` are prefixes of what alone looks like another family's model, ``unused`` matches the names of what files
+    hold beside the model: it is not loaded.
     """
 
     spec: type[ModelSpec]
@@ -124,6 +131,8 @@ class Family:
     infer: Callable[..., ModelSpec]
     published: Mapping[str, ModelSpec] = field(default_factory=dict)
     weights: str = "ema"
+    parts: tuple[str, ...] = ()
+    unused: str | None = None
     parsers: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     """How metadata fields of this family alone are read; they raise ValueError."""
 
