@@ -16,6 +16,14 @@ from .spec import Family, ModelSpec
 FAMILIES: dict[str, Family] = {family.name: family for family in (MAR_FAMILY, LIGHTGEN_FAMILY, HARMON_FAMILY)}
 
 
+# What is taken for a model of a family: a name in its files, and what it is.
+NEIGHBOURS = {
+    "model.layers.0.self_attn.q_proj.weight": "a language model alone: Harmon's own file holds it already",
+    "transformer_blocks.0.attn.to_q.weight": "a diffusion transformer, such as UniPic 2 and 3, which is no masked "
+    "autoregressive model: ComfyUI's own loaders are for those",
+}
+
+
 def build(spec: ModelSpec, **factory) -> Model:
     """The model of a spec; ``factory`` are the constructor's operations, attention, device and dtype."""
     return FAMILIES[spec.family].model(spec, **factory)
@@ -32,6 +40,9 @@ def infer_spec(shapes: Shapes, stored: Mapping[str, Any], *, heads: int | None =
     Raises GtRError naming what does not fit.
     """
     family = recognise(shapes)
+    neighbour = next((what for name, what in NEIGHBOURS.items() if name in shapes), None)
+    if family is None and neighbour is not None:
+        raise GtRError(f"not a model of {' or '.join(FAMILIES)} but {neighbour}; choose another file")
     if family is None:
         raise GtRError(
             f"not a model: expected a checkpoint of {' or '.join(FAMILIES)}, found {describe_names(shapes)}; choose "

@@ -50,6 +50,7 @@ class HarmonSpec(ModelSpec):
     classes: ClassVar[int] = 0
     text_length: ClassVar[int] = USUAL_PROMPT
     caption_dim: ClassVar[int] = 0
+    stored: ClassVar[tuple[str, ...]] = (*ModelSpec.stored, "empty_prompt")
 
     name: str
     dim: int
@@ -426,7 +427,13 @@ def infer_harmon_spec(shapes: Shapes, *, heads: int | None = None, **stored) -> 
     )
     named = next((known.name for known in PUBLISHED.values() if replace(known, name=spec.name) == spec), None)
     check_depths(spec, stated=stored.pop("depths", None), symmetric=True)
-    return replace(spec, **{"name": named or spec.name, **stored})
+    spec = replace(spec, **{"name": named or spec.name, **stored})
+    if max(spec.empty_prompt) >= llm.vocabulary:
+        raise GtRError(
+            f"a vocabulary of {llm.vocabulary} tokens lacks those of the unconditional prompt: expected Qwen2.5's "
+            f"{QwenSpec.vocabulary}; the file is of another model"
+        )
+    return spec
 
 
 def infer_qwen_spec(shapes: Shapes) -> QwenSpec:
@@ -445,6 +452,14 @@ def infer_qwen_spec(shapes: Shapes) -> QwenSpec:
     )
 
 
+def _parse_ids(values: Iterable) -> tuple[int, ...]:
+    """A prompt's ids in a file's metadata."""
+    ids = tuple(values)
+    if not 1 <= len(ids) <= LONGEST_PROMPT or not all(type(token) is int and token >= 0 for token in ids):
+        raise ValueError(f"a prompt is not 1 to {LONGEST_PROMPT} ids")
+    return ids
+
+
 HARMON_FAMILY = Family(
     spec=HarmonSpec,
     model=Harmon,
@@ -454,4 +469,5 @@ HARMON_FAMILY = Family(
     weights="model",
     parts=("mar.",),
     unused=UNUSED,
+    parsers={"empty_prompt": _parse_ids},
 )
