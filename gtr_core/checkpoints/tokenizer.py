@@ -64,5 +64,6 @@ def _library() -> Any:
         return importlib.import_module("tokenizers")
     except ImportError as error:
         raise GtRError(
-            f"reading prompts needs the package tokenizers ({first_line(error)}): pip install tokenizers"
+            f"reading prompts needs the package tokenizers ({first_line(error)}): pip install tokenizers (the extra "
+            "'prompts')"
         ) from error

@@ -1,4 +1,4 @@
-"""``generate``: images from classes or encoded prompts, or a given image of which a part is resampled."""
+"""``generate``: images from classes or prompts, or a given image of which a part is resampled."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..errors import GtRError
 from ..files import check_writable
 from ..models.latents import latent_to_tokens
 from ..models.model import Model
+from ..models.prompts import pad_prompts
 from ..models.spec import ModelSpec
 from ..models.vae import KLVAE
 from ..noise import image_seeds
@@ -35,6 +36,7 @@ from .options import (
     add_guidance_options,
     add_method_options,
     add_model_options,
+    add_prompt_options,
     add_runtime_options,
     conditions_of,
     grid_of,
@@ -61,12 +63,13 @@ UNREADABLE = (
 
 def add_options(sub: Parser) -> None:
     add_method_options(sub)
-    add_model_options(sub, "MAR or LightGen")
+    add_model_options(sub, "MAR, LightGen, Harmon or UniPic")
     sub.add_argument("--class", dest="classes", default="0", help="indices or names, separated by commas")
     sub.add_argument(
         "--prompt-embeds", metavar="FILE", help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096)"
     )
-    sub.add_argument("--size", help="LightGen: width x height in pixels, such as 512x512")
+    add_prompt_options(sub)
+    sub.add_argument("--size", help="LightGen, Harmon: width x height in pixels, such as 512x512")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--batch", type=int, help="images (default: one per class or prompt)")
     sub.add_argument("--image", metavar="FILE", help="start from this image: give a mask, a redraw or an outpaint too")
@@ -124,6 +127,8 @@ def condition_of(options: Options, spec: ModelSpec) -> Tensor:
     rows = [k % given.count for k in range(batch)]
     if given.labels:
         return torch.tensor(given.labels)[rows]
+    if given.ids:
+        return pad_prompts([given.ids[row] for row in rows])
     return prompt_states(given.prompts, spec)[rows].float()
 
 

@@ -19,6 +19,7 @@ from ..errors import GtRError
 from .latents import LatentSpec
 from .layers import Attention, Block, block_flops, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
+from .prompts import check_ids, ids_of, pad_prompts
 from .qwen import Prefix, Qwen, QwenSpec
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
 from .spec import Family, Flops, ModelSpec, check_depths
@@ -28,7 +29,6 @@ ANCHORS = ("llm.model.embed_tokens.weight", "mar.diffloss.net.input_proj.weight"
 # embedding of classes that nothing reads.
 UNUSED = r"llm\.lm_head\.|siglip2|vae\.|mar\.class_emb\.|llm\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\."
 KV_HEADS = 2  # of Qwen2.5 up to 3B; shapes do not tell
-PAD = -1
 # The chat template around a prompt, and the ids of the unconditional one, "Generate an image."
 BEFORE, AFTER = "<|im_start|>user\nGenerate an image: ", "<|im_end|>\n<|im_start|>assistant\n"
 UNCONDITIONAL = (151644, 872, 198, 31115, 458, 2168, 13, 151645, 198, 151644, 77091, 198)
@@ -87,18 +87,7 @@ class HarmonSpec(ModelSpec):
             raise GtRError(f"{self.name} needs at least 1 x 1 tokens, found {grid[0]} x {grid[1]}")
 
     def check_condition(self, condition: Tensor) -> None:
-        if condition.is_floating_point() or condition.ndim != 2 or not condition.shape[1]:
-            raise GtRError(
-                f"{self.name} is conditioned on the token ids of prompts (images, ids), found {condition.dtype} of "
-                f"shape {tuple(condition.shape)}: encode the prompts for this model"
-            )
-        if condition.is_meta:
-            return
-        if ((condition < PAD) | (condition >= self.llm.vocabulary)).any():
-            raise GtRError(f"a token id is out of range: {self.name} has ids 0 to {self.llm.vocabulary - 1}")
-        given = condition != PAD
-        if not given[:, 0].all() or (given[:, 1:] & ~given[:, :-1]).any():
-            raise GtRError(f"ids of a prompt are missing: expected 1 or more, then only {PAD} to fill the row")
+        check_ids(condition, self.llm.vocabulary, self.name)
 
     def random_condition(self, batch: int) -> Tensor:
         """Prompts of 24 ids, another one for every image."""
@@ -129,10 +118,7 @@ class HarmonSpec(ModelSpec):
         return (values + self.llm.heads * seen**2) * itemsize
 
     def encode_prompts(self, prompts: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
-        """The condition of texts, in the chat template: (prompts, ids) int64, short rows filled with -1.
-
-        ``tokenize`` makes ids of Qwen2.5, special tokens included. Raises GtRError for a prompt that is too long.
-        """
+        """In the chat template; ``tokenize`` makes ids of Qwen2.5, special tokens included."""
         rows = [tuple(tokenize(f"{BEFORE}{prompt}{AFTER}")) for prompt in prompts]
         longest = max(map(len, rows), default=0)
         if longest > LONGEST_PROMPT:
@@ -141,20 +127,6 @@ class HarmonSpec(ModelSpec):
                 f"{USUAL_PROMPT}: shorten it"
             )
         return pad_prompts(rows)
-
-
-def pad_prompts(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Ids of several prompts as one condition (prompts, ids) int64."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*ids, *[PAD] * (longest - len(ids))] for ids in rows])
-
-
-def long_prompt(condition: Tensor, spec: ModelSpec) -> str | None:
-    """One line where a prompt is longer than those of the training."""
-    longest = int((condition != PAD).sum(1).max())
-    if longest <= spec.text_length:
-        return None
-    return f"a prompt has {longest} tokens, {spec.name} was trained with at most {spec.text_length}"
 
 
 QWEN_05B = QwenSpec(dim=896, depth=24, heads=14, hidden=4864)
@@ -387,9 +359,7 @@ class Harmon(Model):
 
     def _prompts(self, condition: Tensor | None, images: int) -> list[tuple[int, ...]]:
         """The ids of every image's prompt."""
-        if condition is None:
-            return [self.spec.empty_prompt] * images
-        return [tuple(token for token in row if token != PAD) for row in condition.tolist()]
+        return [self.spec.empty_prompt] * images if condition is None else ids_of(condition)
 
 
 def infer_harmon_spec(shapes: Shapes, *, heads: int | None = None, **stored) -> HarmonSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -94,6 +94,13 @@ class ModelSpec:
 
     def random_condition(self, batch: int) -> Tensor:
         """Conditions for a benchmark."""
+        raise NotImplementedError
+
+    def encode_prompts(self, prompts: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
+        """The condition (prompts, ids) int64 of texts, for a model that is conditioned on prompts.
+
+        ``tokenize`` makes ids of a text. Raises GtRError for a prompt that is too long.
+        """
         raise NotImplementedError
 
     def transformer_flops(self, known: int, masked: int) -> Flops:

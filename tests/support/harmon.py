@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from gtr_pack.gtr_core.diffusion.chain import DiffusionSpec
@@ -13,6 +15,7 @@ from gtr_pack.gtr_core.models.qwen import QwenSpec
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.schedule import Schedule
+from tokenizers import pre_tokenizers
 from torch import Tensor
 
 from .runs import run
@@ -111,3 +114,26 @@ def record(model: Harmon) -> dict[str, Tensor]:
     """All of it."""
     parts = [prefixes(model), tables(model), *(step(model, case) for case in STEPS), *(loop(model, n) for n in LOOPS)]
     return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """Files of a tokenizer that knows letters, one word and the special tokens of Qwen2.5."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*letters, "ca", "cat"])}
+    added = {str(len(vocabulary) + index): {"content": token, "special": True} for index, token in enumerate(SPECIAL)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}), encoding="utf-8")
+    return folder
+
+
+# With the vocabulary of that tokenizer; at 128 px.
+SPOKEN = replace(
+    SMALL_UNIPIC,
+    name="spoken",
+    llm=replace(SMALL_UNIPIC.llm, vocabulary=256 + 2 + len(SPECIAL)),
+    empty_prompt=(3, 4, 5),
+)
