@@ -10,7 +10,8 @@ from .conditioning import ClassCondition
 from .edit import Outpaint, Redraw
 from .heatmap import HeatMap
 from .latent import EmptyLatent
-from .loaders import LoadLightGen, LoadMAR, LoadMARVAE
+from .loaders import LoadHarmon, LoadLightGen, LoadMAR, LoadMARVAE
+from .prompt import EncodePrompt
 from .replaced import REPLACED, register
 from .sampler import Sampler
 from .schedule import BaselineScheduler, FTSNode, PreviewSchedule, Scheduler
@@ -34,9 +35,11 @@ class GtRExtension(ComfyExtension):
         return [
             LoadMAR,
             LoadLightGen,
+            LoadHarmon,
             LoadMARVAE,
             ClassCondition,
             EncodeText,
+            EncodePrompt,
             EmptyLatent,
             Scheduler,
             BaselineScheduler,

@@ -42,11 +42,10 @@ def infer_spec(shapes: Shapes, stored: Mapping[str, Any], *, heads: int | None =
     family = recognise(shapes)
     neighbour = next((what for name, what in NEIGHBOURS.items() if name in shapes), None)
     if family is None and neighbour is not None:
-        raise GtRError(f"not a model of {' or '.join(FAMILIES)} but {neighbour}; choose another file")
+        raise GtRError(f"not a model of {_families()} but {neighbour}; choose another file")
     if family is None:
         raise GtRError(
-            f"not a model: expected a checkpoint of {' or '.join(FAMILIES)}, found {describe_names(shapes)}; choose "
-            "another file"
+            f"not a model: expected a checkpoint of {_families()}, found {describe_names(shapes)}; choose another file"
         )
     surplus = set(stored) - {*family.spec.stored, "depths"}
     if surplus:
@@ -55,6 +54,12 @@ def infer_spec(shapes: Shapes, stored: Mapping[str, Any], *, heads: int | None =
             "original file again"
         )
     return family.infer(shapes, **{**stored, "heads": stored.get("heads") if heads is None else heads})
+
+
+def _families() -> str:
+    """Their names, for messages."""
+    *names, last = FAMILIES
+    return f"{', '.join(names)} or {last}"
 
 
 def published_specs() -> Mapping[str, ModelSpec]:

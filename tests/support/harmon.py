@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from gtr_pack.gtr_core.diffusion.chain import DiffusionSpec
 from gtr_pack.gtr_core.diffusion.head import HeadSpec
-from gtr_pack.gtr_core.models.harmon import Harmon, HarmonSpec
+from gtr_pack.gtr_core.models.harmon import UNCONDITIONAL, Harmon, HarmonSpec
 from gtr_pack.gtr_core.models.model import Positions
 from gtr_pack.gtr_core.models.qwen import QwenSpec
 from gtr_pack.gtr_core.plans.fts import FTS
@@ -35,6 +35,16 @@ SMALL_HARMON = HarmonSpec(
     empty_prompt=(30, 31, 32),
 )
 SMALL_UNIPIC = replace(SMALL_HARMON, name="unipic", diffusion=DiffusionSpec(beta_cap=0.2))
+# As small, with the tables of the published ones and a vocabulary for the real tokenizer.
+HOST_HARMON = replace(
+    SMALL_HARMON,
+    name="small-harmon",
+    llm=replace(SMALL_HARMON.llm, vocabulary=QwenSpec.vocabulary),
+    table=16,
+    grid=(32, 32),
+    empty_prompt=UNCONDITIONAL,
+)
+HOST_UNIPIC = replace(HOST_HARMON, name="small-unipic", table=32, grid=(64, 64), diffusion=DiffusionSpec(beta_cap=0.2))
 PROMPTS = torch.tensor([[3, 14, 15, 9, 2, 6, 5], [35, 8, 9, 7, -1, -1, -1]])
 
 

@@ -104,7 +104,7 @@ def test_tensors_that_do_not_fit_are_named(case, weights, refusal, tmp_path):
 
 def test_another_architecture_is_refused(golden_weights, good, refusal, tmp_path):
     save_file(golden_weights("vae_tiny_fp16"), tmp_path / "vae.safetensors")
-    assert "not a model: expected a checkpoint of MAR or LightGen" in refusal(tmp_path / "vae.safetensors")
+    assert "not a model: expected a checkpoint of MAR, LightGen or Harmon" in refusal(tmp_path / "vae.safetensors")
     with pytest.raises(GtRError, match="not a KL VAE"):
         checked_vae(read_checkpoint(good))
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
