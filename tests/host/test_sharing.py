@@ -236,7 +236,8 @@ def thumbnail(client: Client, name: str, model_files: frozenset[str]) -> Image.I
 
 
 def plan_image(graph: rest.Graph) -> Image.Image:
-    """The token grid of the workflow's own schedule in the colours of the stages, darker where it is decoded later."""
+    """The token grid of the workflow's own schedule in the colours of the stages, darker where it is decoded later; small
+    tokens without lines between them."""
     from gtr_pack.gtr_core.drawing.canvas import STAGE_COLOURS
     from gtr_pack.gtr_core.plans.method import Method
     from gtr_pack.gtr_core.plans.plan import make_plan
@@ -253,7 +254,8 @@ def plan_image(graph: rest.Graph) -> Image.Image:
         colours[step.targets[0]] = 255 - (255 - np.asarray(STAGE_COLOURS[step.stage - 1])) * shade
     cell = sharing.THUMBNAIL // side
     tiles = colours.reshape(side, side, 3).repeat(cell, 0).repeat(cell, 1).astype(np.uint8)
-    tiles[::cell] = tiles[:, ::cell] = 255
+    if cell >= 8:
+        tiles[::cell] = tiles[:, ::cell] = 255
     return Image.fromarray(tiles)
 
 
