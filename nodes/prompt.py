@@ -1,4 +1,4 @@
-"""The conditioning node of models that read prompts themselves: Harmon and UniPic (docs/upstream.md 10.3)."""
+"""The conditioning node of models that read prompts themselves: Harmon and UniPic (docs/upstream.md 9.3)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Harmon and UniPic: a masked autoregressive model whose known tokens a language model reads behind the prompt, in
-every AR step (docs/upstream.md 10)."""
+every AR step (docs/upstream.md 9)."""
 
 from __future__ import annotations
 
@@ -363,7 +363,7 @@ class Harmon(Model):
 
 
 def infer_harmon_spec(shapes: Shapes, *, heads: int | None = None, **stored) -> HarmonSpec:
-    """Read a :class:`HarmonSpec` off tensor names and shapes (docs/upstream.md 10.1). Raises GtRError."""
+    """Read a :class:`HarmonSpec` off tensor names and shapes (docs/upstream.md 9.1). Raises GtRError."""
     if not all(anchor in shapes for anchor in ANCHORS):
         raise GtRError(f"not a Harmon checkpoint, found {describe_names(shapes)}; choose a Harmon or UniPic file")
     own = {name.removeprefix("mar."): shape for name, shape in shapes.items() if name.startswith("mar.")}

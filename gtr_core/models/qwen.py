@@ -1,4 +1,4 @@
-"""The trunk of a Qwen2.5 language model, over rows of embeddings behind prompts (docs/upstream.md 10.2).
+"""The trunk of a Qwen2.5 language model, over rows of embeddings behind prompts (docs/upstream.md 9.2).
 
 Parameter names are those of the published files: ``embed_tokens``, ``layers.0.self_attn.q_proj``, ..., ``norm``.
 """

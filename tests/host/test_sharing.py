@@ -236,8 +236,7 @@ def thumbnail(client: Client, name: str, model_files: frozenset[str]) -> Image.I
 
 
 def plan_image(graph: rest.Graph) -> Image.Image:
-    """The token grid of the workflow's own schedule in the colours of the stages, darker where it is decoded later; small
-    tokens without lines between them."""
+    """The token grid of the workflow's own schedule in the colours of the stages, darker where it is decoded later."""
     from gtr_pack.gtr_core.drawing.canvas import STAGE_COLOURS
     from gtr_pack.gtr_core.plans.method import Method
     from gtr_pack.gtr_core.plans.plan import make_plan
