@@ -58,6 +58,8 @@ COMMANDS = {
     + ",".join(f"{name}@bfloat16" for name in MAR_PRESETS.split(",")),
     "bench_lightgen": LIGHTGEN
     + "lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
+    "bench_harmon": "bench --model harmon-0.5b --rounds 1 "
+    "--presets harmon-origin,gtr-harmon,harmon-origin@bfloat16,gtr-harmon@bfloat16",
     # On a processor with AVX2 and without AVX-512.
     "bench_mar_b_avx2": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS}",
     "bench_lightgen_avx2": LIGHTGEN + "gtr-lightgen,gtr-lightgen-fast",
@@ -429,6 +431,9 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "bench-lightgen": bench_dtypes(
         "bench_lightgen", "Bars of the median seconds per image of LightGen, the reference implementation longest"
+    ),
+    "bench-harmon": bench_dtypes(
+        "bench_harmon", "Bars of the median seconds per image of Harmon-0.5B, the original schedule longest"
     ),
     "bench-mar-b-avx2": bench_dtypes(
         "bench_mar_b_avx2", "Bars of the median seconds per image of MAR-B on a processor without AVX-512"

@@ -11,7 +11,7 @@ from .edit import Outpaint, Redraw
 from .heatmap import HeatMap
 from .latent import EmptyLatent
 from .loaders import LoadHarmon, LoadLightGen, LoadMAR, LoadMARVAE
-from .prompt import EncodePrompt
+from .prompt import EncodeEdit, EncodePrompt
 from .replaced import REPLACED, register
 from .sampler import Sampler
 from .schedule import BaselineScheduler, FTSNode, PreviewSchedule, Scheduler
@@ -40,6 +40,7 @@ class GtRExtension(ComfyExtension):
             ClassCondition,
             EncodeText,
             EncodePrompt,
+            EncodeEdit,
             EmptyLatent,
             Scheduler,
             BaselineScheduler,

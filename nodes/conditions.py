@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import ModelSpec
-from ..gtr_core.models.prompts import pad_prompts
+from ..gtr_core.models.prompts import EditCondition, pad_prompts
 from ._api import io
 
 logger = logging.getLogger("gtr_mar")
 
-LABELS, PROMPTS, IDS = "gtr_labels", "gtr_prompts", "gtr_ids"
+LABELS, PROMPTS, IDS, PICTURES = "gtr_labels", "gtr_prompts", "gtr_ids", "gtr_pictures"
 # The node that makes a condition, by what a model is conditioned on.
 ENCODERS = {"label": "Class Label", "text": "LightGen Text Encode", "prompt": "Harmon Text Encode"}
 TEXT_ENCODER = "load flan-t5-xxl with CLIPLoader, type 'ltxv'"
@@ -28,7 +28,7 @@ TEXT_ENCODER = "load flan-t5-xxl with CLIPLoader, type 'ltxv'"
 OWN = {
     "label": {LABELS, "pooled_output"},
     "text": {PROMPTS, "pooled_output", "attention_mask"},
-    "prompt": {IDS, "pooled_output"},
+    "prompt": {IDS, PICTURES, "pooled_output"},
 }
 # What other nodes put there: what it asks for, and how to get something like it.
 UNMASKED = "to change a part of an image, give the latent a mask (Set Latent Noise Mask)"
@@ -151,9 +151,9 @@ def texts_for_batch(
 
 def prompts_for_batch(
     conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool = False
-) -> Tensor:
-    """Ids of prompts (B, n) int64: image k of the original batch gets the k-th prompt, in turn. A zeroed conditioning
-    is the unconditional prompt. Raises GtRError."""
+) -> Tensor | EditCondition:
+    """Ids of prompts (B, n) int64, with pictures where those are to be changed: image k of the original batch gets the
+    k-th, in turn. A zeroed conditioning is the unconditional prompt. Raises GtRError."""
     values, extra = only_entry(conditioning, what)
     ids = extra.get(IDS)
     if ids is None:
@@ -170,8 +170,12 @@ def prompts_for_batch(
         )
     check_count("prompts", len(ids), images)
     zeroed = (values == 0).flatten(1).all(1).tolist()
-    prompts = [spec.empty_prompt if nothing else row for row, nothing in zip(ids, zeroed)]
-    return pad_prompts([prompts[k % len(prompts)] for k in images])
+    pictures = extra.get(PICTURES)
+    unconditional = spec.empty_prompt if pictures is None else spec.empty_edit
+    prompts = [unconditional if nothing else row for row, nothing in zip(ids, zeroed)]
+    rows = [k % len(prompts) for k in images]
+    condition = pad_prompts([prompts[row] for row in rows])
+    return condition if pictures is None else EditCondition(condition, pictures[rows])
 
 
 def prompt_tensor(ids: Sequence[Sequence[int]]) -> Tensor:

@@ -9,8 +9,9 @@ from ..gtr_core.models.prompts import ids_of, length_note
 from ._api import MarModel, io
 from ._models import ModelHandle
 from ._tokenizer import qwen_tokenizer
-from .conditions import IDS, one_encoder, prompt_tensor
-from .text import lines_of
+from .conditions import IDS, PICTURES, one_encoder, prompt_tensor
+from .latent import LatentBatch
+from .text import lines_of, whole_characters
 
 logger = logging.getLogger("gtr_mar")
 
@@ -59,3 +60,44 @@ class EncodePrompt(io.ComfyNode):
             logger.warning("%s", note)
         ids = tuple(ids_of(condition))
         return io.NodeOutput([[prompt_tensor(ids), {"pooled_output": None, IDS: ids}]])
+
+
+class EncodeEdit(io.ComfyNode):
+    """Picture and instruction -> CONDITIONING."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_EncodeEdit",
+            display_name="UniPic Edit Encode (Harmon)",
+            category="GtR/conditioning",
+            description="An instruction to change a picture, for UniPic: the model reads the picture and the "
+            "instruction and draws a new one. UniPic's authors call this exploratory.",
+            search_aliases=["unipic edit", "image edit", "instruction", "img2img", "gtr"],
+            inputs=[
+                MarModel.Input("model", tooltip="A UniPic model, from Load Harmon / UniPic Model."),
+                io.Latent.Input(
+                    "picture",
+                    tooltip="What is to be changed, from VAE Encode with the model's VAE. It was trained for 1024 x "
+                    "1024 pixels; the sampler's latent_image must have the same size.",
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to do, such as 'Replace the stars with the candle.'.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For positive of GtR Sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelHandle, picture: io.Latent.Type, text: str) -> io.NodeOutput:
+        spec = model.spec
+        if spec.condition != "prompt" or not spec.edits:
+            raise GtRError(f"{spec.name} was not trained to change pictures: load UniPic for that")
+        batch = LatentBatch.read_image(picture, model)
+        tokens = batch.tokens().unflatten(1, batch.canvas.grid)
+        (ids,) = ids_of(spec.encode_edits([whole_characters(text)], qwen_tokenizer()))
+        prompts = (ids,) * len(tokens)
+        return io.NodeOutput([[prompt_tensor(prompts), {"pooled_output": None, IDS: prompts, PICTURES: tokens}]])

@@ -101,10 +101,13 @@ def add_prompt_options(sub: Parser) -> None:
     )
 
 
-def conditions_of(options: Options, spec: ModelSpec, classes: str) -> Conditions:
-    """The classes (``all`` for every one) or the prompts, whichever the model takes. Raises GtRError."""
+def conditions_of(options: Options, spec: ModelSpec, classes: str, *, edit: bool = False) -> Conditions:
+    """The classes (``all`` for every one) or the prompts, whichever the model takes; with ``edit`` instructions to
+    change a picture. Raises GtRError."""
     if spec.condition == "prompt":
-        return _prompts(options, spec)
+        return _prompts(options, spec, edit)
+    if edit:
+        raise GtRError(f"{spec.name} does not change pictures as a prompt says: leave out --edit")
     if options.prompt or options.prompts:
         raise GtRError(f"{spec.name} takes no prompt as it is written: leave out --prompt and --prompts")
     if spec.condition == "text":
@@ -118,14 +121,15 @@ def conditions_of(options: Options, spec: ModelSpec, classes: str) -> Conditions
     return Conditions(labels, None, len(labels))
 
 
-def _prompts(options: Options, spec: ModelSpec) -> Conditions:
+def _prompts(options: Options, spec: ModelSpec, edit: bool) -> Conditions:
     """Prompts as they are written, by the given tokenizer."""
     texts = [*(options.prompt or ()), *(read_prompts(Path(options.prompts)) if options.prompts else ())]
     if not texts or options.prompt_embeds:
         raise GtRError(f"{spec.name} draws from prompts: give them with --prompt TEXT or --prompts FILE, nothing else")
     if not options.tokenizer:
         raise GtRError(f"{spec.name} needs Qwen2.5's tokenizer for prompts: {TOKENIZER_REMEDY} with --tokenizer")
-    condition = spec.encode_prompts(texts, load_tokenizer(options.tokenizer))
+    encode = spec.encode_edits if edit else spec.encode_prompts
+    condition = encode(texts, load_tokenizer(options.tokenizer))
     note = length_note(condition, spec)
     if note:
         print(f"note: {note}", file=sys.stderr)

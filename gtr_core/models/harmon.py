@@ -19,7 +19,7 @@ from ..errors import GtRError
 from .latents import LatentSpec
 from .layers import Attention, Block, block_flops, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
-from .prompts import check_ids, ids_of, pad_prompts
+from .prompts import PICTURE, EditCondition, check_ids, ids_of, pad_prompts
 from .qwen import Prefix, Qwen, QwenSpec
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
 from .spec import Family, Flops, ModelSpec, check_depths
@@ -32,6 +32,10 @@ KV_HEADS = 2  # of Qwen2.5 up to 3B; shapes do not tell
 # The chat template around a prompt, and the ids of the unconditional one, "Generate an image."
 BEFORE, AFTER = "<|im_start|>user\nGenerate an image: ", "<|im_end|>\n<|im_start|>assistant\n"
 UNCONDITIONAL = (151644, 872, 198, 31115, 458, 2168, 13, 151645, 198, 151644, 77091, 198)
+# The same of UniPic's editing, whose instruction follows the picture; "Repeat this image." is the unconditional one.
+BEFORE_PICTURE, AFTER_PICTURE = "<|im_start|>user\n", "\n{}<|im_end|>\n<|im_start|>assistant\n"
+REPEAT = (151644, 872, 198, PICTURE, 198, 38718, 419, 2168, 13, 151645, 198, 151644, 77091, 198)
+Condition = Tensor | EditCondition | None
 # Trained with 128 ids, template included; longer ones work, and cost memory in every layer.
 USUAL_PROMPT, LONGEST_PROMPT = 128, 1024
 # Of the FLOPs: a prompt of 24 ids in one branch and the 12 unconditional ones in the other.
@@ -42,7 +46,8 @@ COUNTED_PROMPT = 18
 class HarmonSpec(ModelSpec):
     """A Harmon or UniPic model. Position tables have ``table`` x ``table`` entries and are resized to other grids.
 
-    ``empty_prompt`` are the ids that guidance leads away from.
+    ``empty_prompt`` are the ids that guidance leads away from, ``empty_edit`` those where pictures are changed, which
+    UniPic was trained to do (``edits``).
     """
 
     family: ClassVar[str] = "Harmon"
@@ -50,7 +55,7 @@ class HarmonSpec(ModelSpec):
     classes: ClassVar[int] = 0
     text_length: ClassVar[int] = USUAL_PROMPT
     caption_dim: ClassVar[int] = 0
-    stored: ClassVar[tuple[str, ...]] = (*ModelSpec.stored, "empty_prompt")
+    stored: ClassVar[tuple[str, ...]] = (*ModelSpec.stored, "empty_prompt", "empty_edit")
 
     name: str
     dim: int
@@ -67,6 +72,8 @@ class HarmonSpec(ModelSpec):
     mlp_ratio: int = 4
     norm_eps: float = 1e-6
     empty_prompt: tuple[int, ...] = UNCONDITIONAL
+    empty_edit: tuple[int, ...] = REPEAT
+    edits: bool = False
 
     @property
     def origin(self) -> str:
@@ -86,8 +93,20 @@ class HarmonSpec(ModelSpec):
         if not self.can_draw(grid):
             raise GtRError(f"{self.name} needs at least 1 x 1 tokens, found {grid[0]} x {grid[1]}")
 
-    def check_condition(self, condition: Tensor) -> None:
-        check_ids(condition, self.llm.vocabulary, self.name)
+    def check_condition(self, condition: Tensor | EditCondition) -> None:
+        if not isinstance(condition, EditCondition):
+            check_ids(condition, self.llm.vocabulary, self.name)
+            return
+        check_ids(condition.prompts, self.llm.vocabulary, self.name, lowest=PICTURE)
+        if not self.edits:
+            raise GtRError(f"{self.name} was not trained to change pictures: load UniPic for that")
+        if ((condition.prompts == PICTURE).sum(1) != 1).any():
+            raise GtRError("an edit needs one picture in every prompt")
+        if condition.pictures.ndim != 4 or condition.pictures.shape[-1] != self.head.channels:
+            raise GtRError(
+                f"pictures to change are tokens (images, rows, columns, {self.head.channels}), found shape "
+                f"{tuple(condition.pictures.shape)}"
+            )
 
     def random_condition(self, batch: int) -> Tensor:
         """Prompts of 24 ids, another one for every image."""
@@ -119,7 +138,15 @@ class HarmonSpec(ModelSpec):
 
     def encode_prompts(self, prompts: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
         """In the chat template; ``tokenize`` makes ids of Qwen2.5, special tokens included."""
-        rows = [tuple(tokenize(f"{BEFORE}{prompt}{AFTER}")) for prompt in prompts]
+        return self._padded([tuple(tokenize(f"{BEFORE}{prompt}{AFTER}")) for prompt in prompts])
+
+    def encode_edits(self, instructions: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
+        before = tokenize(BEFORE_PICTURE)
+        afters = [tokenize(AFTER_PICTURE.replace("{}", instruction.strip())) for instruction in instructions]
+        return self._padded([(*before, PICTURE, *after) for after in afters])
+
+    def _padded(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
+        """Prompts as a condition. Raises GtRError for one that is too long."""
         longest = max(map(len, rows), default=0)
         if longest > LONGEST_PROMPT:
             raise GtRError(
@@ -133,7 +160,7 @@ QWEN_05B = QwenSpec(dim=896, depth=24, heads=14, hidden=4864)
 QWEN_15B = QwenSpec(dim=1536, depth=28, heads=12, hidden=8960)
 HARMON_05B = HarmonSpec("harmon-0.5b", 768, 12, 12, 12, QWEN_05B, HeadSpec(16, 768, 1024, 6))
 HARMON_15B = HarmonSpec("harmon-1.5b", 1280, 16, 20, 20, QWEN_15B, HeadSpec(16, 1280, 1536, 12))
-UNIPIC = replace(HARMON_15B, name="unipic", grid=(64, 64), table=32, diffusion=DiffusionSpec(beta_cap=0.2))
+UNIPIC = replace(HARMON_15B, name="unipic", grid=(64, 64), table=32, diffusion=DiffusionSpec(beta_cap=0.2), edits=True)
 PUBLISHED = {spec.name: spec for spec in (HARMON_05B, HARMON_15B, UNIPIC)}
 
 
@@ -178,12 +205,21 @@ class MaskedTransformer(nn.Module):
         return self.encoder_norm(x)
 
     def decode(
-        self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int], rows: slice = slice(None)
+        self,
+        encoded: Tensor,
+        known: Tensor,
+        masked: Tensor,
+        grid: tuple[int, int],
+        *,
+        canvas: Tensor | None = None,
+        rows: slice = slice(None),
     ) -> Tensor:
         """encoded (B, buffer + K, D), masked (B, M) positions -> [buffer, known, masked] after the last norm; the last
-        block computes ``rows`` of it only."""
+        block computes ``rows`` of it only. Masked positions hold the mask token, or their row of a ``canvas``
+        (B, L, D)."""
         x = self.decoder_embed(encoded)
-        x = torch.cat([x, self.mask_token.to(x).expand(len(x), masked.shape[1], -1)], dim=1)
+        hidden = self.mask_token.to(x).expand(len(x), masked.shape[1], -1) if canvas is None else pick(canvas, masked)
+        x = torch.cat([x, hidden], dim=1)
         x = x + self._rows(self.decoder_pos_embed_learned, torch.cat([known, masked], dim=1), grid, x)
         for block in self.decoder_blocks[:-1]:
             x = block(x)
@@ -210,25 +246,41 @@ class MaskedTransformer(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture to be changed: its ``rows`` (L + buffer, h) for the language model, and the ``canvas`` (L, D) that the
+    decoder sees."""
+
+    rows: Tensor
+    canvas: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class PromptMemory:
-    """Harmon's memory: every distinct prompt once, and per guidance branch the prompt of each image."""
+    """Harmon's memory: every distinct prompt once, and per guidance branch the prompt of each image. Where pictures are
+    changed, ``canvas`` (B, L, D) is what the decoder sees of them instead of mask tokens."""
 
     prompts: tuple[Prefix, ...]
     rows: tuple[tuple[int, ...], ...]
+    canvas: Tensor | None = None
 
     @property
     def branches(self) -> int:
         return len(self.rows)
 
     def first(self, branches: int) -> PromptMemory:
-        return PromptMemory(self.prompts, self.rows[:branches])
+        return replace(self, rows=self.rows[:branches])
 
     def images(self, rows: slice) -> PromptMemory:
-        return PromptMemory(self.prompts, tuple(branch[rows] for branch in self.rows))
+        canvas = None if self.canvas is None else self.canvas[rows]
+        return PromptMemory(self.prompts, tuple(branch[rows] for branch in self.rows), canvas)
 
     def each(self) -> tuple[PromptMemory, ...]:
         """The branches, each by itself."""
-        return tuple(PromptMemory(self.prompts, (branch,)) for branch in self.rows)
+        return tuple(replace(self, rows=(branch,)) for branch in self.rows)
+
+    def canvases(self) -> Tensor | None:
+        """Those of all branches, one after another in the batch."""
+        return None if self.canvas is None else self.canvas.repeat(self.branches, 1, 1)
 
     def groups(self) -> dict[int, list[int]]:
         """Which rows, branch after branch, have which prompt."""
@@ -275,28 +327,50 @@ class Harmon(Model):
     def start(
         self, conditions: Conditions, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> PromptMemory:
-        given = [self._prompts(condition, len(conditions[0])) for condition in conditions]
-        distinct = {ids: index for index, ids in enumerate(dict.fromkeys(ids for branch in given for ids in branch))}
+        given = [self._prompts(condition, conditions[0]) for condition in conditions]
+        edits = [condition for condition in conditions if isinstance(condition, EditCondition)]
+        pictures = {key: picture for edit in edits for key, picture in distinct_pictures(edit).items()}
+        seen = {key: self.see(picture, device, dtype) for key, picture in pictures.items()}
+        distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(p for branch in given for p in branch))}
         return PromptMemory(
-            tuple(self.remember(ids, device, dtype) for ids in distinct),
-            tuple(tuple(distinct[ids] for ids in branch) for branch in given),
+            tuple(self.remember(ids, seen.get(picture), device, dtype) for ids, picture in distinct),
+            tuple(tuple(distinct[prompt] for prompt in branch) for branch in given),
+            torch.stack([seen[picture].canvas for _, picture in given[0]]) if edits else None,
         )
 
     def embed(self, conditions: Conditions, device: torch.device | str, dtype: torch.dtype) -> tuple[PromptMemory, ...]:
         """As the original code, which keeps the prompts' keys and values too."""
         return self.start(conditions, device, dtype).each()
 
-    def remember(self, ids: Iterable[int], device: torch.device | str, dtype: torch.dtype) -> Prefix:
-        """What the language model's rows see of a prompt."""
+    def see(self, picture: Tensor, device: torch.device | str, dtype: torch.dtype) -> Picture:
+        """A picture to be changed (h, w, C), as the encoder sees it with nothing masked."""
+        grid = tuple(picture.shape[:2])
+        tokens = picture.flatten(0, 1)[None].to(device, dtype)
+        everywhere = torch.arange(tokens.shape[1], device=device)[None]
+        encoded = self.mar.encode(tokens, everywhere, grid)
+        return Picture(self.to_llm(encoded)[0], self.mar.decoder_embed(encoded)[0, self.spec.buffer :])
+
+    def remember(
+        self, ids: Sequence[int], picture: Picture | None, device: torch.device | str, dtype: torch.dtype
+    ) -> Prefix:
+        """What the language model's rows see of a prompt, with a picture's rows where its PICTURE stands."""
         qwen = self.llm["model"]
-        return qwen.remember(qwen.embed_tokens(torch.tensor(list(ids)).to(device)).to(dtype))
+        if picture is None:
+            return qwen.remember(qwen.embed_tokens(torch.tensor(ids).to(device)).to(dtype))
+        place = ids.index(PICTURE)
+        before, after = (qwen.embed_tokens(torch.tensor(part).to(device)) for part in (ids[:place], ids[place + 1 :]))
+        return qwen.remember(torch.cat([before.to(dtype), picture.rows, after.to(dtype)]))
+
+    def to_llm(self, encoded: Tensor) -> Tensor:
+        """[buffer, known] (B, buffer + K, D) -> [known, buffer] (B, K + buffer, h): the language model sees the buffer
+        last."""
+        rows = self.proj_in(encoded)
+        return torch.cat([rows[:, self.spec.buffer :], rows[:, : self.spec.buffer]], dim=1)
 
     def read(self, encoded: Tensor, memory: PromptMemory) -> Tensor:
         """encoded [buffer, known] (B, buffer + K, D) -> the same rows, as read behind each image's prompt, one branch
-        after another: (branches * B, buffer + K, D). The language model sees the buffer last."""
-        buffer, images = self.spec.buffer, len(encoded)
-        rows = self.proj_in(encoded)
-        rows = torch.cat([rows[:, buffer:], rows[:, :buffer]], dim=1)
+        after another: (branches * B, buffer + K, D)."""
+        buffer, images, rows = self.spec.buffer, len(encoded), self.to_llm(encoded)
         groups = memory.groups()
         order = [row for members in groups.values() for row in members]
         behind = [(len(members), memory.prompts[prompt]) for prompt, members in groups.items()]
@@ -309,11 +383,13 @@ class Harmon(Model):
     def forward(
         self, tokens: Tensor, positions: Positions, memory: PromptMemory, grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
+        check_canvas(memory.canvas, grid)
         encoded = self.read(self.mar.encode(tokens, positions.known, grid), memory)
         positions = positions.repeat(memory.branches)
         start = self.spec.buffer + positions.known.shape[1]
         rows = slice(start, start + positions.targets.shape[1])
-        decoded = self.mar.decode(encoded, positions.known, positions.masked, grid, rows)
+        canvas = memory.canvases()
+        decoded = self.mar.decode(encoded, positions.known, positions.masked, grid, canvas=canvas, rows=rows)
         return self.mar.finish(decoded, positions.targets, grid).chunk(memory.branches)
 
     def first_step(
@@ -327,7 +403,7 @@ class Harmon(Model):
     ) -> tuple[Tensor, ...] | None:
         """Every distinct prompt once, at all masked positions."""
         prompts = tuple(memory.groups())
-        if len(prompts) == memory.branches * len(places):
+        if memory.canvas is not None or len(prompts) == memory.branches * len(places):
             return None
         alone = PromptMemory(memory.prompts, (prompts,))
         nothing = masked[:, :0].expand(len(prompts), -1)
@@ -351,15 +427,45 @@ class Harmon(Model):
 
         def branch(memory: PromptMemory) -> Tensor:
             encoded = self.read(self.mar.encode(tokens, positions.known, grid), memory)
-            decoded = self.mar.decode(encoded, positions.known, positions.masked, grid)
+            decoded = self.mar.decode(encoded, positions.known, positions.masked, grid, canvas=memory.canvas)
             masked = decoded[:, buffer + positions.known.shape[1] :]
             return self.mar.finish(masked, positions.masked, grid)[:, :targets]
 
         return tuple(map(branch, embedded))
 
-    def _prompts(self, condition: Tensor | None, images: int) -> list[tuple[int, ...]]:
-        """The ids of every image's prompt."""
-        return [self.spec.empty_prompt] * images if condition is None else ids_of(condition)
+    def _prompts(self, condition: Condition, first: Condition) -> list[tuple[tuple[int, ...], bytes]]:
+        """Every image's prompt: its ids, and which picture it reads (empty: none). None is the unconditional one, with
+        the ``first`` condition's pictures. Raises GtRError where only one of the two has pictures."""
+        edited = isinstance(first, EditCondition)
+        if condition is not None and isinstance(condition, EditCondition) != edited:
+            raise GtRError(
+                "one of the condition and the negative changes a picture, the other does not: make both the same way, "
+                "or leave out the negative"
+            )
+        if edited:
+            ids = [self.spec.empty_edit] * len(first) if condition is None else ids_of(condition.prompts)
+            return list(zip(ids, map(picture_key, (condition or first).pictures), strict=True))
+        ids = [self.spec.empty_prompt] * len(first) if condition is None else ids_of(condition)
+        return [(prompt, b"") for prompt in ids]
+
+
+def picture_key(picture: Tensor) -> bytes:
+    """Equal for equal pictures."""
+    return picture.float().cpu().contiguous().numpy().tobytes()
+
+
+def distinct_pictures(condition: EditCondition) -> dict[bytes, Tensor]:
+    """The pictures of a condition, equal ones once."""
+    return {picture_key(picture): picture for picture in condition.pictures}
+
+
+def check_canvas(canvas: Tensor | None, grid: tuple[int, int]) -> None:
+    """Raises GtRError where pictures of another size are to be changed."""
+    if canvas is not None and canvas.shape[1] != grid[0] * grid[1]:
+        raise GtRError(
+            f"the picture to change has {canvas.shape[1]} tokens, the latent {grid[0]} x {grid[1]}: make them the same "
+            "size"
+        )
 
 
 def infer_harmon_spec(shapes: Shapes, *, heads: int | None = None, **stored) -> HarmonSpec:
@@ -394,11 +500,12 @@ def infer_harmon_spec(shapes: Shapes, *, heads: int | None = None, **stored) -> 
         latent=latent,
         diffusion=usual.diffusion,
         buffer=buffer,
+        edits=usual.edits,
     )
     named = next((known.name for known in PUBLISHED.values() if replace(known, name=spec.name) == spec), None)
     check_depths(spec, stated=stored.pop("depths", None), symmetric=True)
     spec = replace(spec, **{"name": named or spec.name, **stored})
-    if max(spec.empty_prompt) >= llm.vocabulary:
+    if max(*spec.empty_prompt, *(spec.empty_edit if spec.edits else ())) >= llm.vocabulary:
         raise GtRError(
             f"a vocabulary of {llm.vocabulary} tokens lacks those of the unconditional prompt: expected Qwen2.5's "
             f"{QwenSpec.vocabulary}; the file is of another model"
@@ -425,7 +532,7 @@ def infer_qwen_spec(shapes: Shapes) -> QwenSpec:
 def _parse_ids(values: Iterable) -> tuple[int, ...]:
     """A prompt's ids in a file's metadata."""
     ids = tuple(values)
-    if not 1 <= len(ids) <= LONGEST_PROMPT or not all(type(token) is int and token >= 0 for token in ids):
+    if not 1 <= len(ids) <= LONGEST_PROMPT or not all(type(token) is int and token >= PICTURE for token in ids):
         raise ValueError(f"a prompt is not 1 to {LONGEST_PROMPT} ids")
     return ids
 
@@ -439,5 +546,5 @@ HARMON_FAMILY = Family(
     weights="model",
     parts=("mar.",),
     unused=UNUSED,
-    parsers={"empty_prompt": _parse_ids},
+    parsers={"empty_prompt": _parse_ids, "empty_edit": _parse_ids},
 )

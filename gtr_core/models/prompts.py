@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,27 @@ from ..errors import GtRError
 from .spec import ModelSpec
 
 PAD = -1
+PICTURE = -2
+"""Stands in a prompt where a picture is read."""
+
+
+@dataclass(frozen=True, eq=False)
+class EditCondition:
+    """The condition of pictures to be changed: ``prompts`` (B, n) int64 with a PICTURE in each, and the ``pictures``
+    (B, h, w, C), tokens in model scale."""
+
+    prompts: Tensor
+    pictures: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.prompts.shape
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, images: slice | list[int]) -> EditCondition:
+        return EditCondition(self.prompts[images], self.pictures[images])
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -24,8 +46,9 @@ def ids_of(condition: Tensor) -> list[tuple[int, ...]]:
     return [tuple(token for token in row if token != PAD) for row in condition.tolist()]
 
 
-def check_ids(condition: Tensor, vocabulary: int, name: str) -> None:
-    """Raises GtRError for what is no condition of prompts; meta tensors of the right shape pass."""
+def check_ids(condition: Tensor, vocabulary: int, name: str, lowest: int = 0) -> None:
+    """Raises GtRError for what is no condition of prompts; meta tensors of the right shape pass. ``lowest`` is PICTURE
+    where a picture may stand."""
     if condition.is_floating_point() or condition.ndim != 2 or not condition.shape[1]:
         raise GtRError(
             f"{name} is conditioned on the token ids of prompts (images, ids), found {condition.dtype} of shape "
@@ -33,7 +56,7 @@ def check_ids(condition: Tensor, vocabulary: int, name: str) -> None:
         )
     if condition.is_meta:
         return
-    if ((condition < PAD) | (condition >= vocabulary)).any():
+    if (((condition < lowest) & (condition != PAD)) | (condition >= vocabulary)).any():
         raise GtRError(f"a token id is out of range: {name} has ids 0 to {vocabulary - 1}")
     given = condition != PAD
     if not given[:, 0].all() or (given[:, 1:] & ~given[:, :-1]).any():

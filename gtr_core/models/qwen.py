@@ -87,10 +87,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q (B, heads, T, d) over k and v (B, kv_heads, P + T, d) -> (B, heads, T, d): row i sees P + i + 1 of them.
 
     Torch's causal kernels, which skip what is not seen, pair the first query with the first key: P queries whose
-    results nobody wants stand before the others.
+    results nobody wants stand before the others, or a mask is cheaper where there would be more of them.
     """
-    before, shared = k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
+    rows, before, shared = q.shape[2], k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+    if before > rows:
+        seen = torch.ones(rows, before + rows, dtype=torch.bool, device=q.device).tril(before)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     return F.scaled_dot_product_attention(F.pad(q, (0, 0, before, 0)), k, v, is_causal=True)[:, :, before:]
 
 

@@ -103,6 +103,10 @@ class ModelSpec:
         """
         raise NotImplementedError
 
+    def encode_edits(self, instructions: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
+        """The same of instructions to change a picture, for an ``EditCondition``."""
+        raise NotImplementedError
+
     def transformer_flops(self, known: int, masked: int) -> Flops:
         """FLOPs of one evaluation for one image and one guidance branch, ``masked`` counting targets and context."""
         raise NotImplementedError

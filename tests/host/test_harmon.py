@@ -137,6 +137,34 @@ def test_outpainting_is_one_plan(host_pack: Any, model: Any) -> None:
     assert out.shape == (1, 16, 10, 9) and torch.equal(out[:, :, :8, 1:], small)
 
 
+def test_a_picture_is_changed_as_the_instruction_says(host_pack: Any, models: dict[str, Any]) -> None:
+    unipic, picture = models["unipic"], torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
+
+    def edit(samples: Any, text: str) -> Any:
+        return run(host_pack, "GtR_EncodeEdit", model=unipic, picture={"samples": samples}, text=text)[0]
+
+    green = edit(picture, " make the sky green ")
+    first = draw(host_pack, unipic, green)
+    assert torch.equal(first, draw(host_pack, unipic, green))
+    assert not torch.equal(first, draw(host_pack, unipic, edit(picture, "make the sky red")))
+    assert not torch.equal(first, draw(host_pack, unipic, edit(picture + 1, " make the sky green ")))
+    repeat = edit(picture, "Repeat this image.")
+    assert torch.equal(draw(host_pack, unipic, green, negative=repeat), first)
+    cases = (
+        (lambda: draw(host_pack, unipic, green, width=192), "the picture to change has 64 tokens, the latent 8 x 12"),
+        (lambda: draw(host_pack, models["harmon"], green), "not trained to change pictures: load UniPic"),
+        (lambda: draw(host_pack, unipic, green, negative=encode(host_pack, unipic, "blurry")), "the other does not"),
+        (
+            lambda: run(host_pack, "GtR_EncodeEdit", model=models["harmon"], picture={"samples": picture}, text="x"),
+            "not trained to change pictures: load UniPic",
+        ),
+        (lambda: edit(torch.zeros_like(picture), "x"), "the latent is empty"),
+    )
+    for action, words in cases:
+        with pytest.raises(ValueError, match=words):
+            action()
+
+
 def test_16_bit_weights_stay_near(host_pack: Any, model: Any) -> None:
     half = run(host_pack, "GtR_LoadHarmon", model_name="unipic_1.5b.bin", weight_dtype="bf16")[0]
     full = run(host_pack, "GtR_LoadHarmon", model_name="unipic_1.5b.bin", weight_dtype="fp32")[0]

@@ -25,6 +25,7 @@ CONTRACT = {
     "GtR_LoadMARVAE": (["vae_name"], ["VAE"]),
     "GtR_EncodeText": (["clip", "text", "one_per_line"], ["CONDITIONING"]),
     "GtR_EncodePrompt": (["model", "text", "one_per_line"], ["CONDITIONING"]),
+    "GtR_EncodeEdit": (["model", "picture", "text"], ["CONDITIONING"]),
     "GtR_ClassCondition": (["model", "class_name", "class_list"], ["CONDITIONING"]),
     "GtR_EmptyLatent": (["model", "width", "height", "batch_size"], ["LATENT"]),
     "GtR_Scheduler": (

@@ -11,6 +11,7 @@ from gtr_pack.gtr_core.diffusion.chain import DiffusionSpec
 from gtr_pack.gtr_core.diffusion.head import HeadSpec
 from gtr_pack.gtr_core.models.harmon import UNCONDITIONAL, Harmon, HarmonSpec
 from gtr_pack.gtr_core.models.model import Positions
+from gtr_pack.gtr_core.models.prompts import PICTURE, EditCondition
 from gtr_pack.gtr_core.models.qwen import QwenSpec
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
@@ -34,7 +35,9 @@ SMALL_HARMON = HarmonSpec(
     buffer=6,
     empty_prompt=(30, 31, 32),
 )
-SMALL_UNIPIC = replace(SMALL_HARMON, name="unipic", diffusion=DiffusionSpec(beta_cap=0.2))
+SMALL_UNIPIC = replace(
+    SMALL_HARMON, name="unipic", diffusion=DiffusionSpec(beta_cap=0.2), edits=True, empty_edit=(33, PICTURE, 34)
+)
 # As small, with the tables of the published ones and a vocabulary for the real tokenizer.
 HOST_HARMON = replace(
     SMALL_HARMON,
@@ -44,7 +47,9 @@ HOST_HARMON = replace(
     grid=(32, 32),
     empty_prompt=UNCONDITIONAL,
 )
-HOST_UNIPIC = replace(HOST_HARMON, name="small-unipic", table=32, grid=(64, 64), diffusion=DiffusionSpec(beta_cap=0.2))
+HOST_UNIPIC = replace(
+    HOST_HARMON, name="small-unipic", table=32, grid=(64, 64), diffusion=DiffusionSpec(beta_cap=0.2), edits=True
+)
 PROMPTS = torch.tensor([[3, 14, 15, 9, 2, 6, 5], [35, 8, 9, 7, -1, -1, -1]])
 
 
@@ -120,9 +125,30 @@ def loop(model: Harmon, name: str) -> dict[str, Tensor]:
     return {f"{name}_tokens": run(changed, method, PROMPTS if method.guidance.enabled else PROMPTS.flip(0))}
 
 
+def edit_condition() -> EditCondition:
+    """Two pictures of 8 x 8 tokens and what to do with them."""
+    pictures = torch.randn(2, 8, 8, 16, generator=torch.Generator().manual_seed(9))
+    return EditCondition(torch.tensor([[3, 1, PICTURE, 4, 1, 5], [9, PICTURE, 2, 6, -1, -1]]), pictures)
+
+
+def edit(model: Harmon) -> dict[str, Tensor]:
+    """What the last layer sees of the prompts with their pictures, and the tokens of a whole run."""
+    changed = Harmon(SMALL_UNIPIC).requires_grad_(False)
+    changed.load_state_dict(model.state_dict())
+    prompts = changed.start((edit_condition(), None)).prompts
+    found = {f"edit{index}_k": prompt.layers[-1][0] for index, prompt in enumerate(prompts)}
+    return found | {"edit_tokens": run(changed, LOOPS["gtr"][1], edit_condition())}
+
+
 def record(model: Harmon) -> dict[str, Tensor]:
     """All of it."""
-    parts = [prefixes(model), tables(model), *(step(model, case) for case in STEPS), *(loop(model, n) for n in LOOPS)]
+    parts = [
+        prefixes(model),
+        tables(model),
+        edit(model),
+        *(step(model, case) for case in STEPS),
+        *(loop(model, n) for n in LOOPS),
+    ]
     return {name: tensor for part in parts for name, tensor in part.items()}
 
 
@@ -145,5 +171,6 @@ SPOKEN = replace(
     SMALL_UNIPIC,
     name="spoken",
     llm=replace(SMALL_UNIPIC.llm, vocabulary=256 + 2 + len(SPECIAL)),
+    table=32,
     empty_prompt=(3, 4, 5),
 )

@@ -65,6 +65,18 @@ def test_generate_continues_a_given_image(run, settings, tmp_path):
     assert len(run("generate", *FAST, *settings, *given, "-o", tmp_path / "out.png")["files"]) == 1
 
 
+def test_generate_changes_a_picture(run, refused, settings, tmp_path):
+    picture, given = tmp_path / "picture.png", []
+    for colour in (20, 200):
+        Image.fromarray(np.full((64, 96, 3), colour, np.uint8)).save(picture)
+        edit = ["generate", *FAST, *settings, "--prompt", "a cat", "--edit", picture, "-o", tmp_path / "out.png"]
+        given += pictures(run(*edit, "--size", "96x64"))
+    assert given[0].shape == (64, 96, 3) and (given[0] != given[1]).any()
+    assert "the picture is 96 x 64 pixels: give --size 96x64, or scale it to 128 x 128" in refused(*edit)
+    line = refused("generate", *FAST, "--model", DEMO_MAR, "--vae", DEMO_VAE, "--edit", picture)
+    assert "does not change pictures as a prompt says" in line
+
+
 def test_generate_many_takes_prompts_in_turn(run, settings, files, tmp_path):
     many = ["--prompts", files["list"], "--images", 3, "--manifest", "jsonl", "-o", tmp_path / "many"]
     facts = run("generate-many", *FAST, *settings, *many)
@@ -80,7 +92,7 @@ def test_info_bench_and_flops_know_it(run, files):
     facts = run("info", files["model"])
     assert (facts["family"], facts["variant"], facts["image"]) == ("Harmon", "spoken", [128, 128])
     facts = run("bench", "--model", files["model"], "--presets", "reference,step-8", "--rounds", 1)
-    assert [row["ar_steps"] for row in facts["rows"]] == [64, 8]
+    assert [row["ar_steps"] for row in facts["rows"]] == [32, 8]
     facts = run("flops", "--model", "harmon-1.5b", "--preset", "gtr-harmon")
     assert set(facts["tflops"]) == {"encoder", "llm", "decoder", "head", "total"} and facts["speedup"] > 5
 

@@ -18,7 +18,7 @@ from gtr_pack.gtr_core.device import Runtime
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models import build, infer_spec
 from gtr_pack.gtr_core.models.harmon import BEFORE, HARMON_05B, HARMON_15B, LONGEST_PROMPT, PUBLISHED, UNIPIC, Harmon
-from gtr_pack.gtr_core.models.prompts import length_note
+from gtr_pack.gtr_core.models.prompts import EditCondition, length_note
 from gtr_pack.gtr_core.models.qwen import QwenSpec
 from gtr_pack.gtr_core.noise import image_seeds
 from gtr_pack.gtr_core.plans.fts import FTS
@@ -36,6 +36,8 @@ from gtr_tests.harmon import (
     SMALL_HARMON,
     SMALL_UNIPIC,
     STEPS,
+    edit,
+    edit_condition,
     loop,
     prefixes,
     step,
@@ -88,6 +90,55 @@ def test_a_step_is_as_recorded_and_as_the_plain_way_computes_it(case, model, gol
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_run_is_as_recorded(name, model, golden):
     assert_recorded(loop(model, name), golden("harmon_small"), 1e-3)
+
+
+def test_an_edit_is_as_recorded_and_as_the_plain_way_computes_it(model, golden):
+    found = edit(model)
+    assert_recorded(found, golden("harmon_small"), 1e-3)
+    plain = run(model, replace(METHOD, cache=Reference()), edit_condition())
+    assert error(found["edit_tokens"], plain) < 1e-3
+
+
+def test_an_edit_depends_on_its_picture_and_its_instruction(model):
+    both = edit_condition()
+    drawn = run(model, METHOD, both)
+    for k, seed in enumerate(image_seeds(3, 2)):
+        assert error(run(model, METHOD, both[k : k + 1], (seed,)), drawn[k : k + 1]) < 1e-3
+    for other in (
+        EditCondition(both.prompts, both.pictures + 1),
+        EditCondition(both.prompts.where(both.prompts != 4, 7), both.pictures),
+    ):
+        assert error(run(model, METHOD, other)[0], drawn[0]) > 1e-3
+    same = EditCondition(both.prompts[:1].expand(3, -1), both.pictures[:1].expand(3, -1, -1, -1))
+    assert len(model.start((same, None)).prompts) == 2
+    stated = EditCondition(torch.tensor([SMALL_UNIPIC.empty_edit] * 2), both.pictures)
+    assert torch.equal(run(model, METHOD, both, negative=stated), drawn)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda e: EditCondition(e.prompts[:, :1], e.pictures), "one picture in every prompt"),
+        (lambda e: EditCondition(e.prompts, e.pictures[..., :3]), r"tokens \(images, rows, columns, 16\)"),
+        (
+            lambda e: EditCondition(e.prompts, e.pictures[:, :4]),
+            "the picture to change has 32 tokens, the latent 8 x 8",
+        ),
+        (lambda e: EditCondition(e.prompts - 1, e.pictures), "out of range"),
+    ],
+)
+def test_edits_that_cannot_be_are_refused(change, words, model):
+    with pytest.raises(GtRError, match=words):
+        run(model, METHOD, change(edit_condition()))
+
+
+def test_an_edit_is_not_mixed_with_a_prompt_nor_given_to_harmon(model):
+    with pytest.raises(GtRError, match="the other does not"):
+        run(model, METHOD, edit_condition(), negative=PROMPTS)
+    with pytest.raises(GtRError, match="the other does not"):
+        run(model, METHOD, PROMPTS, negative=edit_condition())
+    with pytest.raises(GtRError, match="harmon was not trained to change pictures: load UniPic"):
+        run(Harmon(SMALL_HARMON), METHOD, edit_condition())
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -201,6 +252,9 @@ def test_prompts_go_into_the_chat_template():
     found = SMALL_HARMON.encode_prompts(["a {cat}", "b"], lambda text: texts.append(text) or [1] * (3 + len(texts)))
     assert texts[0] == "<|im_start|>user\nGenerate an image: a {cat}<|im_end|>\n<|im_start|>assistant\n"
     assert found.tolist() == [[1, 1, 1, 1, -1], [1, 1, 1, 1, 1]] and texts[1].startswith(BEFORE)
+    found = SMALL_HARMON.encode_edits([" go {now} \n"], lambda text: texts.append(text) or [7, 8])
+    assert texts[-2:] == ["<|im_start|>user\n", "\ngo {now}<|im_end|>\n<|im_start|>assistant\n"]
+    assert found.tolist() == [[7, 8, -2, 7, 8]]
     with pytest.raises(GtRError, match="has 1025 tokens.*at most 1024.*shorten it"):
         SMALL_HARMON.encode_prompts(["x"], lambda text: [1] * (LONGEST_PROMPT + 1))
     assert length_note(torch.ones(1, 128), SMALL_HARMON) is None
@@ -309,7 +363,8 @@ def test_a_converted_file_is_the_model(published, weights, tmp_path, capsys):
     save_file({k: v.clone() for k, v in published.items()}, source, spec_metadata(SMALL_UNIPIC, "model"))
     assert main(["convert", str(source), str(target), "--dtype", "bfloat16"]) == 0
     spec, tensors = checked_model(read_checkpoint(target))
-    assert spec == SMALL_UNIPIC and tensors.keys() == weights.keys()
+    # A real file's tables tell that UniPic changes pictures.
+    assert replace(spec, edits=True) == SMALL_UNIPIC and tensors.keys() == weights.keys()
     heads = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32}
     assert heads == {name for name in weights if name.startswith("mar.diffloss.")}
     capsys.readouterr()
