@@ -191,6 +191,8 @@ def read_image(path: str, mode: str) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 return np.array(ImageOps.exif_transpose(image).convert(mode))
+    except FileNotFoundError as error:
+        raise GtRError(f"no file at {path}: check the name") from error
     except UNREADABLE as error:
         raise GtRError(f"{path} is not a readable image ({type(error).__name__}): give a PNG or JPEG file") from error
 

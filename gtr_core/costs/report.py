@@ -83,5 +83,5 @@ def _against_origin(plan: Plan, spec: ModelSpec, evaluations: int, flops: int, u
     return (
         f"total {evaluations} head evaluations, {flops / 1e12:.3g} TFLOPs per image; the origin needs "
         f"{sum(count_evaluations(origin, step, spec) for step in origin.steps)} and {cost / 1e12:.3g} "
-        f"({cost / flops:.2f} x)"
+        f"({cost / flops:.2f}×)"
     )
