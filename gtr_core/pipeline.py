@@ -38,9 +38,10 @@ def generate(
 ) -> np.ndarray:
     """Images (n, height, width, 3) uint8, one per label or text; image k has the seed ``seed + k``.
 
-    ``labels`` are class indices (MAR), ``texts`` states of the text encoder (n, text_length, caption_dim) (LightGen);
-    give the one that the model takes. ``size`` is (height, width) in pixels, by default the model's own. The run
-    computes on the model's device, in its dtype, with what pays there. Raises GtRError when the inputs do not fit.
+    ``labels`` are class indices (MAR), ``texts`` states of the text encoder (n, text_length, caption_dim) (LightGen),
+    ids of prompts (n, ids), see ``ModelSpec.encode_prompts`` (Harmon), or an ``EditCondition`` (UniPic); give the one
+    that the model takes. ``size`` is (height, width) in pixels, by default the model's own. The run computes on the
+    model's device, in its dtype, with what pays there. Raises GtRError when the inputs do not fit.
 
     >>> model, vae = load_model(DEMO_MAR), load_vae(DEMO_VAE)
     >>> generate(model, vae, labels=[0], method=Method(preset("gtr-extreme"))).shape
@@ -72,7 +73,9 @@ def generate_latents(
     plan = make_plan(method, grid or spec.grid, seeds)
     check_run(plan, spec, runtime)
     noise = SeededNoise(seeds, spec.head.channels)
-    tokens = sample(model, plan, torch.as_tensor(condition), noise, runtime=runtime, callback=callback)
+    if isinstance(condition, Sequence):
+        condition = torch.as_tensor(condition)
+    tokens = sample(model, plan, condition, noise, runtime=runtime, callback=callback)
     check_tokens(tokens)
     return tokens_to_latent(tokens, plan.grid, spec.latent)
 

@@ -32,7 +32,7 @@ DEMO = "demo (built-in)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREFERRED = [torch.bfloat16, torch.float16, torch.float32]
 # The loader node of every family.
-LOADERS = {"MAR": "Load MAR Model", "LightGen": "Load LightGen Model"}
+LOADERS = {"MAR": "Load MAR Model", "LightGen": "Load LightGen Model", "Harmon": "Load Harmon / UniPic Model"}
 
 
 @dataclass(frozen=True, eq=False)
