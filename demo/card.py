@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,12 @@ from gtr_core.plans.presets import preset
 
 from . import data, figures, runs
 from .judge import JudgePlan
-from .models import VAE_SPEC
+from .models import POSTERIOR, VAE_SPEC
 from .train_mar import MARPlan
 from .train_vae import VAEPlan, posterior_width, psnr
 
 GRID_SEED = 7
-SHOWN = ("origin", "gtr-full")
+SHOWN, ROWS = ("origin", "gtr-full"), 4
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ def loss_curve(folder: Path, target: Path) -> None:
 
 
 def sample_grid(model: MAR, vae: KLVAE, target: Path) -> None:
-    """One column per class; two rows by ``origin``, two by ``gtr-full``."""
-    labels = torch.arange(20) % len(data.CLASS_NAMES)
+    """One column per class; four rows by ``origin``, four by ``gtr-full``, of the same seeds."""
+    labels = torch.arange(ROWS * len(data.CLASS_NAMES)) % len(data.CLASS_NAMES)
     images = torch.cat([draw_samples(model, vae, name, labels, GRID_SEED) for name in SHOWN])
-    sheet = figures.grid(images, len(data.CLASS_NAMES)).quantize(256)
+    sheet = figures.grid(images, len(data.CLASS_NAMES))
     runs.replace_file(target, lambda part: sheet.save(part, "PNG", optimize=True))
 
 
@@ -77,6 +78,10 @@ def write_card(docs: Path, folder: Path) -> None:
 
 def card_text(model: MAR, judge: Classifier, folder: Path, figures: VAEFigures) -> str:
     plan, spec = MARPlan(), model.spec
+    calibration = json.loads((folder / "calibration.json").read_text())
+    chosen = [f"{name} ({count})" for name, count in data.FACTORS.items() if name not in ("sprite", "hue")]
+    poses = f", and so are {', '.join(chosen)}" if chosen else ""
+    mixtures = ", ".join(f"{share:.1%} from {float(low):.0%} on" for low, share in calibration["mixtures"].items())
     accuracy = ", ".join(f"{name} {share:.1%}" for name, share in judge.spec.accuracy.items())
     return f"""# The demo model
 
@@ -84,20 +89,19 @@ A class-conditional MAR with its VAE, small enough for a repository and trained 
 node and command can be tried offline, the tests run it, and decoding methods are compared on it as far as such a model
 allows ([docs/quality.md](../docs/quality.md)).
 
-![Samples of all classes, two rows by the original schedule and two by gtr-full](samples.png)
+![Samples of all classes, four rows by the original schedule and four by gtr-full](samples.png)
 
 The classes are {", ".join(data.CLASS_NAMES)}.
 
 ## Data
-The images are synthetic, {data.SIZE} × {data.SIZE} pixels, drawn by `demo/data.py` and not taken from anybody's work.
-Each class is an arrangement of objects with a texture. For each image these factors are drawn once for all its objects,
-{", ".join(f"{name} ({count})" for name, count in data.FACTORS.items())}, and
-in layouts of two colours a second hue (2).
-Tokens far apart are right only if they agree on these factors. They allow fewer than 8,000 arrangements, a world that a
-small model can learn and not a stand-in for photographs. The background is woven, and every row and column of tokens
-has a thread or none. The threads make the number of steps matter. Without them the first few tokens settle the image,
-and tokens that are decoded together later could not contradict each other.
-The files and the images that they generate are under the repository's licence.
+The images have {data.SIZE} × {data.SIZE} pixels and are drawn by `demo/data.py`. Each shows one of
+{len(data.SPRITE_NAMES)} sprites of Microsoft's Fluent Emoji in their 3D style (MIT licence,
+[sprites/LICENSE](sprites/LICENSE)) with a soft shadow, before a gradient of random hue. A class has {data.PER_CLASS}
+sprites, and nothing tells the model which one to draw. Brightness and the colours of the background are random as
+well{poses}.
+So few sprites are learned by heart. This is a world that a small model can learn and not a stand-in for photographs.
+It shares one failure with them. Tokens that are decoded together before enough is known may belong to two images, and
+the result is half a fox and half a panda. *Coherence* measures that.
 
 ## Model
 {files_table(model)}
@@ -108,35 +112,32 @@ The MAR has {spec.grid[0]} × {spec.grid[1]} tokens of {spec.head.channels} valu
 {spec.head.depth}. Its noise process is MAR's with betas capped at {spec.diffusion.beta_cap} instead of 0.999, because
 MAR's first reverse step multiplies the head's error by more than 300, which a head of this size cannot afford.
 The VAE has {VAE_SPEC.groups} norm groups, and the node that loads it gives ComfyUI the same function with the 32 groups
-that it knows. The classifier's accuracy on {JudgePlan().held_out} held-out images is {accuracy}. By `seams` it
-recognises images of which some tokens (up to {JudgePlan().torn:.0%}) have threads of their own, which it learned by
-marking the borders where threads break off.
+that it knows. The classifier's accuracy on {JudgePlan().held_out} held-out images is {accuracy}.
+
+Coherence is the share of images that show one sprite. The classifier's sprite head was trained on mixtures of two
+sprites with the shares of the visible area as targets, and an image counts as one sprite when the head gives a sprite
+a probability of {calibration["least"]} or more. Of new images {calibration["real"]:.1%} pass, of those that the VAE has
+decoded {calibration["decoded"]:.1%}, and of mixtures of two sprites of a class (mixed as latents, decoded) by the smaller
+sprite's share of the area {mixtures}.
 
 ## Training
 {training_table(folder)}
 
-Training ran in fp32 on one or two CPU cores beside other work. It differs from MAR's to suit a small model and little
-time.
-- {plan.low_masks:.0%} of the mask ratios are uniform in [0, 0.7] instead of MAR's truncated normal, and
+Training ran on one CPU core with bf16 units, in bf16 in the VAE, the transformer and the blocks of the head and in
+fp32 elsewhere. It differs from MAR's to suit a small model and little time.
+- {plan.low_masks:.0%} of the mask ratios are uniform in [{plan.least:g}, 0.7] instead of MAR's truncated normal, and
   {plan.all_masked:.0%} of them are 1.
 - {plan.high_noise:.0%} of the timesteps are drawn from the last tenth alone.
 - Known tokens get noise of a standard deviation of 0 to {plan.known_noise:g}, because a sampler's known tokens have
   errors.
 - In half of the VAE's images up to {VAEPlan().mixed:.0%} of the tokens come from another image, as latents and as
   pixels. Otherwise its decoder smooths neighbours that contradict each other and hides a sampler's faults.
+- Tokens have {POSTERIOR:g} of the posterior's deviation instead of all of it. The VAE's decoder spends its last
+  {VAEPlan().settle} steps on latents with small errors (a deviation of up to {VAEPlan().errors:g} of a channel's),
+  with the encoder frozen. Both leave smooth backgrounds less mottled.
 - Muon replaces AdamW for the matrices of the blocks and for the VAE's hidden convolutions.
 
 As in MAR's training, the decoder sees every masked position. The stage scope of GtR was never trained.
-
-The model did not learn one thing. In *four tiles* each tile has one of two hues, and the model mixes both in every tile
-with any schedule. The metrics hardly show it, but the samples do.
-
-The shipped weights come from a run whose data and plan changed on the way, each time after a decay of the rate. The
-textures' phase changed at step 3000. Soft clouds on the backgrounds and noise on known tokens came at step 4200.
-Patches of light and dark replaced the clouds at step 7400, and low mask ratios became more frequent at 7750 (30% to
-{plan.low_masks:.0%}). Threads replaced the patches at step 9250. The VAE followed with clouds (its step 1950), patches
-(2400), mixed tokens (3250) and threads (4250). Steps 1200 to 1500 and 9900 to 10700 had a falling rate, as at the end
-of a shorter run. A new run has one plan and one kind of images.
 
 ![Training loss over the number of images, eps error and variational term](loss.png)
 
@@ -145,7 +146,8 @@ deviation.
 
 ## Train it yourself
 `python -m demo.train all` from the repository's root trains and exports everything. It resumes where it was stopped,
-with the same numbers. `--device cuda` runs the same steps with bf16 in the transformer (untested).
+with the same numbers. `--from-export` starts from the shipped weights, and `--device cuda` runs the same steps
+(untested).
 """
 
 

@@ -11,23 +11,26 @@ from gtr_core.models.latents import LatentSpec
 from gtr_core.models.mar import MAR, MARSpec
 from gtr_core.models.vae import KLVAE, VAESpec
 
-from .data import CLASS_NAMES
+from .sprites import CLASS_NAMES
 
 # 8 groups of 4 channels: with one channel a group (32 groups, as LDM has) the norms erase absolute colour.
 VAE_SPEC = VAESpec(channels=32, multipliers=(1, 1, 1), blocks=1, latent_channels=4, embed_channels=4, groups=8)
 INITIAL_LOGVAR = -6.0
+# The MAR's tokens have this share of the posterior's deviation: the decoder forgives the rest, which is then left for
+# the MAR's own errors. With all of it, smooth backgrounds are mottled.
+POSTERIOR = 0.3
 
 
 def demo_mar_spec(latent: LatentSpec) -> MARSpec:
     """16 x 16 tokens; ``beta_cap`` 0.2 keeps the first reverse step from multiplying a small head's error by 300."""
-    head = HeadSpec(channels=latent.token_dim, condition_dim=128, width=192, depth=3)
+    head = HeadSpec(channels=latent.token_dim, condition_dim=192, width=256, depth=3)
     return MARSpec(
         name="demo",
         grid=(16, 16),
-        dim=128,
-        heads=4,
-        encoder_depth=3,
-        decoder_depth=3,
+        dim=192,
+        heads=3,
+        encoder_depth=4,
+        decoder_depth=4,
         classes=len(CLASS_NAMES),
         buffer=8,
         head=head,
@@ -53,9 +56,9 @@ def new_vae(generator: torch.Generator) -> KLVAE:
     return vae
 
 
-def new_mar(spec: MARSpec, generator: torch.Generator) -> MAR:
+def new_mar(spec: MARSpec, generator: torch.Generator, **options) -> MAR:
     """MAR's own initialisation: xavier for Linear, std 0.02 for tables, zeros where the head starts as identity."""
-    model = MAR(spec)
+    model = MAR(spec, **options)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -79,7 +82,7 @@ def new_mar(spec: MARSpec, generator: torch.Generator) -> MAR:
     return model
 
 
-def sample_posterior(mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
-    """A latent drawn from N(mean, exp(logvar)); the generator lives on the CPU whatever the device."""
+def sample_posterior(mean: Tensor, logvar: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
+    """A latent drawn from the posterior with ``share`` of its deviation; the generator lives on the CPU."""
     noise = torch.randn(mean.shape, generator=generator).to(mean)
-    return mean + torch.exp(0.5 * logvar.to(mean)) * noise
+    return mean + share * torch.exp(0.5 * logvar.to(mean)) * noise

@@ -1,9 +1,11 @@
-"""Muon in float32: momentum whose matrices are orthogonalised (torch's own works in bfloat16, slow on most CPUs)."""
+"""Muon: momentum whose matrices are orthogonalised, in bfloat16 where that is fast (torch's own always does)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from . import runs
 
 # Quintic Newton-Schulz iteration: five rounds bring all singular values near 1.
 COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5
@@ -13,10 +15,12 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """(k, m, n) with m <= n -> the nearest half-orthogonal matrices, approximately."""
     a, b, c = COEFFICIENTS
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if runs.has_half_precision(matrices.device):
+        x = x.bfloat16()
     for _ in range(ROUNDS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+    return x.to(matrices)
 
 
 class Muon(torch.optim.Optimizer):

@@ -12,6 +12,7 @@ from gtr_core.models.latents import LatentSpec
 from gtr_core.models.vae import KLVAE
 
 from . import data, runs
+from .models import POSTERIOR
 
 CHUNK, PATCH = 4, 2  # small enough for the caches of a CPU
 
@@ -36,7 +37,8 @@ def make_pool(vae: KLVAE, size: int, device: torch.device, seed: int = 3) -> Poo
     vae, rows = vae.to(memory_format=torch.channels_last), []
     for start in range(0, size, CHUNK):
         images, labels = data.batch(min(CHUNK, size - start), runs.step_generator(seed, start))
-        mean, logvar = vae.moments(images.to(device, memory_format=torch.channels_last))
+        with runs.half_precision(device):
+            mean, logvar = vae.moments(images.to(device, memory_format=torch.channels_last))
         rows.append((mean.cpu().half(), logvar.cpu().half(), labels))
     return Pool(*(torch.cat(column) for column in zip(*rows)))
 
@@ -54,11 +56,11 @@ def load_pool(path: Path, vae: KLVAE, size: int, device: torch.device) -> Pool:
 def measure_latent(pool: Pool, images: Tensor, mean: Tensor, stride: int) -> LatentSpec:
     """Scale, shift and preview colours; the colours are fitted to ``images`` (n, 3, H, W) and their ``mean`` latents.
 
-    Tokens are posterior samples, so the variance of the posterior is part of the unit variance.
+    Tokens are samples, so a part of the posterior's variance is in the unit variance.
     """
     latents, logvar = pool.mean.float(), pool.logvar.float()
     shift = float(latents.mean())
-    scale = float((latents.var() + logvar.exp().mean()).rsqrt())
+    scale = float((latents.var() + POSTERIOR**2 * logvar.exp().mean()).rsqrt())
     tokens = ((mean - shift) * scale).permute(0, 2, 3, 1).flatten(0, 2)
     colours = torch.nn.functional.avg_pool2d(images, stride).permute(0, 2, 3, 1).flatten(0, 2)
     inputs = torch.cat([tokens, torch.ones(len(tokens), 1)], dim=1)

@@ -72,3 +72,13 @@ class Means:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The randomness of one training step: a run that is stopped and resumed sees the same numbers."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def has_half_precision(device: torch.device) -> bool:
+    """Does the device multiply faster in bfloat16?"""
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+
+
+def half_precision(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """Bfloat16 where it is wanted and fast."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and has_half_precision(device))

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gtr_core.diffusion.chain import Chain, chain
+from gtr_core.diffusion.head import DiffusionHead
 from gtr_core.models.latents import latent_to_tokens
 from gtr_core.models.mar import MAR, MARSpec
 from gtr_core.models.model import Positions
 
 from . import runs
-from .models import new_mar, sample_posterior
+from .models import POSTERIOR, new_mar, sample_posterior
 from .muon import Muon
 from .pool import Pool
+
+BASE_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,12 @@ class MARPlan:
     steps: int = 13400
     decay: int = 800
     warm_up: int = 100
-    batch: int = 24
+    batch: int = 16  # many small steps: the model learns by heart
     targets: int = 128  # masked positions that get a loss, per image
     draws: int = 2  # noisy versions of each of them
-    low_masks: float = 0.65  # share of steps with a mask ratio below 0.7
+    low_masks: float = 0.65  # share of steps with a mask ratio between ``least`` and 0.7
+    least: float = 0.25  # few targets teach little
+    central: float = 0.5  # how much rather targets lie in the middle of the image, where it is difficult
     all_masked: float = 0.05
     high_noise: float = 0.1  # share of draws in the last tenth of the timesteps
     label_drop: float = 0.1
@@ -42,18 +48,18 @@ class MARPlan:
     clip: float = 1.0
     seed: int = 2
     log_every: int = 50
-    save_every: int = 250
+    save_every: int = 100
 
 
 def mask_ratio(plan: MARPlan, generator: torch.Generator) -> float:
-    """MAR's truncated normal (mean 1, std 0.25, in [0.7, 1]); sometimes uniform in [0, 0.7], sometimes 1.
+    """MAR's truncated normal (mean 1, std 0.25, in [0.7, 1]); sometimes uniform in [least, 0.7], sometimes 1.
 
     The exceptions are ours: a small model extrapolates neither to the empty image of the first step nor to the
     almost finished ones of the last. In sampling, tokens are drawn at ratios spread evenly over [0, 1].
     """
     choice, uniform = torch.rand(2, generator=generator).tolist()
     if choice < plan.low_masks:
-        return 0.7 * uniform
+        return plan.least + (0.7 - plan.least) * uniform
     if choice > 1 - plan.all_masked:
         return 1.0
     return 1 - 0.25 * math.sqrt(2) * float(torch.erfinv(torch.tensor(uniform * math.erf(1.2 / math.sqrt(2)))))
@@ -66,8 +72,18 @@ def split_positions(n: int, tokens: int, plan: MARPlan, generator: torch.Generat
     """
     order = torch.rand(n, tokens, generator=generator).argsort(dim=1)
     masked = max(1, math.ceil(tokens * mask_ratio(plan, generator)))
-    targets = min(plan.targets, masked)
-    return order.split([tokens - masked, targets, masked - targets], dim=1)
+    known, hidden = order.split([tokens - masked, masked], dim=1)
+    urgency = plan.central * central(tokens)[hidden] + torch.rand(n, masked, generator=generator)
+    hidden = hidden.gather(1, urgency.argsort(dim=1, descending=True))
+    return known, hidden[:, : plan.targets], hidden[:, plan.targets :]
+
+
+def central(tokens: int) -> Tensor:
+    """(tokens,) float: 1 for positions at least an eighth of a square grid's side from its border, else 0."""
+    side = math.isqrt(tokens)
+    inner = torch.zeros(side, side)
+    inner[side // 8 : side - side // 8, side // 8 : side - side // 8] = 1
+    return inner.flatten()
 
 
 def draw_timesteps(n: int, base_steps: int, high_noise: float, generator: torch.Generator) -> Tensor:
@@ -116,6 +132,26 @@ def disturbed(tokens: Tensor, plan: MARPlan, generator: torch.Generator) -> Tens
     return tokens + (strength * torch.randn(tokens.shape, generator=generator)).to(tokens.device)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of two batched products: on a processor faster than torch's own, forward and backward."""
+    if q.device.type == "cuda":
+        return F.scaled_dot_product_attention(q, k, v)
+    rows = [x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v)]
+    return torch.bmm(torch.bmm(rows[0], rows[1].mT).softmax(-1), rows[2]).view(*q.shape[:-1], v.shape[-1])
+
+
+def head_output(head: DiffusionHead, x: Tensor, t: Tensor, z: Tensor, draws: int) -> Tensor:
+    """The head with float32 ends and blocks in bfloat16: x and t of ``draws`` times as many rows as z."""
+    times = head.time_embed(torch.arange(BASE_STEPS, device=x.device), x.dtype)  # fewer than there are rows
+    y = F.silu(times[t] + head.cond_embed(z).repeat(draws, 1))
+    h = head.input_proj(x)
+    with runs.half_precision(x.device):
+        for block in head.res_blocks:
+            h = block.modulated(h, block.adaLN_modulation[1](y))
+        modulation = head.final_layer.adaLN_modulation[1](y)
+    return head.final_layer.modulated(h.float(), modulation.float())
+
+
 def mar_loss(
     model: MAR, process: Process, tokens: Tensor, labels: Tensor, plan: MARPlan, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -124,15 +160,16 @@ def mar_loss(
     positions = Positions(*(p.to(device) for p in split_positions(n, tokens.shape[1], plan, generator)))
     dropped = torch.rand(n, generator=generator) < plan.label_drop
     labels = torch.where(dropped.to(device), -1, labels)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with runs.half_precision(device):
         memory = model.start([labels], device)
         (z,) = model(disturbed(tokens, plan, generator), positions, memory, model.spec.grid)
     x0 = tokens.gather(1, positions.targets[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)
-    x0, z = x0.repeat(plan.draws, 1), z.float().flatten(0, 1).repeat(plan.draws, 1)
+    x0 = x0.repeat(plan.draws, 1)
     t = draw_timesteps(len(x0), process.steps, plan.high_noise, generator).to(device)
     eps = torch.randn(x0.shape, generator=generator).to(device)
     x = process.diffuse(x0, t, eps)
-    error, bits = process.losses(model.head(x, t, z), x0, x, t, eps)
+    out = head_output(model.head, x, t, z.float().flatten(0, 1), plan.draws)
+    error, bits = process.losses(out, x0, x, t, eps)
     return error.mean(), bits.mean()
 
 
@@ -172,14 +209,14 @@ def average(ema: dict[str, Tensor], model: nn.Module, step: int, plan: MARPlan) 
 def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, plan: MARPlan = MARPlan()) -> None:
     """Train (or go on training) the MAR; checkpoint and log live in ``folder``."""
     path, log = folder / "mar.pt", folder / "mar.jsonl"
-    model = new_mar(spec, runs.step_generator(plan.seed, -1)).to(device).train()
+    model = new_mar(spec, runs.step_generator(plan.seed, -1), attention=attend).to(device).train()
     process = Process(chain(spec.diffusion.base_steps, spec.diffusion), device)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    first, seconds = 0, 0.0
+    first, seen, seconds = 0, 0, 0.0
     if state := runs.load(path):
         model.load_state_dict(state["model"])
         ema = {name: value.to(device) for name, value in state["ema"].items()}
-        first, seconds = state["step"], state["seconds"]
+        first, seen, seconds = state["step"], state["images"], state["seconds"]
     runs.trim_log(log, first)
     optimizers = optimizers_for(model, plan)
     for optimizer, saved in zip(optimizers, state["optimizers"] if state else ()):
@@ -189,7 +226,7 @@ def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, pla
         set_rates(optimizers, step, plan)
         generator = runs.step_generator(plan.seed, step)
         mean, logvar, labels = (x.to(device) for x in pool.take(plan.batch, generator))
-        tokens = latent_to_tokens(sample_posterior(mean.float(), logvar.float(), generator), spec.latent)
+        tokens = latent_to_tokens(sample_posterior(mean.float(), logvar.float(), generator, POSTERIOR), spec.latent)
         error, bits = mar_loss(model, process, tokens, labels, plan, generator)
         model.zero_grad(set_to_none=True)
         (error + bits).backward()
@@ -197,10 +234,11 @@ def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, pla
         for optimizer in optimizers:
             optimizer.step()
         average(ema, model, step, plan)
+        seen += plan.batch
         means.add(eps=error.item(), vb=bits.item(), norm=norm.item())
         seconds = time.monotonic() - started
         if (step + 1) % plan.log_every == 0:
-            runs.append_log(log, step=step + 1, images=(step + 1) * plan.batch, seconds=seconds, **means.take())
+            runs.append_log(log, step=step + 1, images=seen, seconds=seconds, **means.take())
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             runs.save(
                 path,
@@ -208,6 +246,7 @@ def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, pla
                     "model": model.state_dict(),
                     "ema": ema,
                     "step": step + 1,
+                    "images": seen,
                     "seconds": seconds,
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 },

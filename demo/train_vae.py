@@ -22,24 +22,34 @@ from .muon import Muon
 class VAEPlan:
     """Small crops first (textures are local: more, cheaper steps), then larger ones and whole images.
 
-    After ``warm_up`` steps the KL weight is steered so that the posterior width becomes ``sigma``.
+    After ``warm_up`` steps the KL weight is steered so that the posterior width becomes ``sigma``. At last the encoder
+    rests and the decoder gets errors instead of the posterior's noise.
     """
 
     # Steps, pixels, batch.
-    phases: tuple[tuple[int, int, int], ...] = ((1500, 32, 8), (300, 64, 8), (150, 128, 4), (2550, 64, 8))
+    phases: tuple[tuple[int, int, int], ...] = ((1000, 32, 8), (3500, 64, 8), (900, 128, 3))
+    settle: int = 700  # steps of the decoder alone, at last, which learns to forgive a sampler's small errors
+    errors: float = 0.15  # their largest deviation, in units of each channel's own
+    tilt: float = 10.0  # degrees: more than the MAR has to learn
     rate: float = 1.5e-3
     muon_rate: float = 3e-3
     warm_up: int = 600
     mixed: float = 0.5  # largest share of tokens that come from another image, in half of the images
     kl: float = 1e-4
+    most_kl: float = 0.1
     sigma: float = 0.2
     seed: int = 1
     log_every: int = 50
     save_every: int = 250
 
     @property
-    def steps(self) -> int:
+    def joint(self) -> int:
+        """Steps of encoder and decoder together."""
         return sum(steps for steps, _, _ in self.phases)
+
+    @property
+    def steps(self) -> int:
+        return self.joint + self.settle
 
 
 def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +82,9 @@ def training_images(step: int, plan: VAEPlan, generator: torch.Generator) -> Ten
         if step < steps:
             break
         step -= steps
-    images = data.batch(count, generator)[0]
+    else:
+        side, count = 64, 8
+    images = data.batch(count, generator, plan.tilt)[0]
     top, left = (data.TOKEN * torch.randint((data.SIZE - side) // data.TOKEN + 1, (2,), generator=generator)).tolist()
     return images[..., top : top + side, left : left + side].contiguous()
 
@@ -101,8 +113,17 @@ def optimizers_for(vae: KLVAE, plan: VAEPlan) -> list[torch.optim.Optimizer]:
 
 
 def rate_factor(step: int, plan: VAEPlan) -> float:
-    """50 steps of warm-up, then a cosine down to 2 %."""
-    return min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
+    """50 steps of warm-up, then a cosine down to 2 %; a quarter for the decoder alone, down to nothing."""
+    if step >= plan.joint:
+        return 0.25 * (1 - (step - plan.joint) / plan.settle)
+    return min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.joint)))
+
+
+def with_errors(latents: Tensor, plan: VAEPlan, generator: torch.Generator) -> Tensor:
+    """Latents with noise, of a strength of its own for each image."""
+    strength = plan.errors * torch.rand(len(latents), 1, 1, 1, generator=generator)
+    noise = strength * torch.randn(latents.shape, generator=generator)
+    return latents + noise.to(latents) * latents.std((0, 2, 3), keepdim=True)
 
 
 def train_vae(folder: Path, device: torch.device, plan: VAEPlan = VAEPlan()) -> KLVAE:
@@ -124,22 +145,26 @@ def train_vae(folder: Path, device: torch.device, plan: VAEPlan = VAEPlan()) -> 
         for optimizer, rate in zip(optimizers, (plan.rate, plan.muon_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_factor(step, plan)
-        mean, logvar = vae.moments(image)
+        settling = step >= plan.joint
+        with runs.half_precision(device), torch.set_grad_enabled(not settling):
+            mean, logvar = (moment.float() for moment in vae.moments(image))
         side = image.shape[-1] // data.TOKEN
         mixed = mixed_tokens(len(image), (side, side), plan.mixed, generator).to(device)
-        out = vae.decode(spliced(sample_posterior(mean, logvar, generator), mixed))
+        latents = with_errors(mean, plan, generator) if settling else sample_posterior(mean, logvar, generator)
+        with runs.half_precision(device):
+            out = vae.decode(spliced(latents, mixed)).float()
         image = spliced(image, mixed)
         loss = reconstruction_loss(out, image)
         vae.zero_grad(set_to_none=True)
-        (loss + kl * kl_loss(mean, logvar)).backward()
+        (loss if settling else loss + kl * kl_loss(mean, logvar)).backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         with torch.no_grad():
             width = posterior_width(mean, logvar)
             means.add(loss=float(loss), kl=float(kl_loss(mean, logvar)), width=width, psnr=psnr(out, image))
-        if step >= plan.warm_up:
-            kl = min(1e-2, kl * (1.01 if width < plan.sigma else 0.99))
+        if step >= plan.warm_up and not settling:
+            kl = min(plan.most_kl, kl * (1.01 if width < plan.sigma else 0.99))
         seconds = time.monotonic() - started
         if (step + 1) % plan.log_every == 0:
             runs.append_log(log, step=step + 1, seconds=seconds, kl_weight=kl, **means.take())

@@ -10,14 +10,16 @@ DEMO_VAE = MODELS / "demo_vae.safetensors"
 DEMO_JUDGE = MODELS / "demo_judge.safetensors"
 DEMO_REFERENCE = MODELS / "demo_reference.safetensors"
 CLASS_NAMES = (
-    "striped disk",
-    "checked ring",
-    "dotted square",
-    "ribbed twins",
-    "woven cross",
-    "framed dot",
-    "four tiles",
-    "banded diamond",
-    "sun and sea",
-    "striped gate",
+    "animal face",
+    "bird",
+    "sea animal",
+    "insect",
+    "fruit",
+    "meal",
+    "dessert",
+    "vehicle",
+    "space",
+    "ball",
+    "plant",
+    "character",
 )

@@ -28,7 +28,8 @@ class ClassifierSpec:
     ``widths`` are the channels of its convolutions, each of stride 2. ``factors`` are (name, count) of what else it
     tells apart: hue, background and so on. ``accuracy`` is the share of held-out images that it gets right, by head.
     With a ``contrast`` above 0 it also sees ``tanh(contrast * (pixel - mean of its 3 x 3 pixels))``: faint detail,
-    which strong objects would drown.
+    which strong objects would drown. ``whole`` is a factor and the least probability of its likeliest value with which
+    an image counts as one object and not as a mixture of two.
     """
 
     size: int
@@ -38,6 +39,7 @@ class ClassifierSpec:
     feature_dim: int = 64
     contrast: float = 0.0
     accuracy: Mapping[str, float] = field(default_factory=dict, hash=False)
+    whole: tuple[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.widths or any(width < GROUPS or width % GROUPS for width in self.widths):
@@ -51,6 +53,8 @@ class ClassifierSpec:
                 f"extractor heads {CLASS}, {', '.join(name for name, _ in self.factors)}: expected "
                 "different names, each with 2 choices or more"
             )
+        if self.whole and (self.whole[0] not in dict(self.factors) or not 0 < self.whole[1] < 1):
+            raise GtRError(f"extractor coherence {self.whole}: expected a factor and a probability")
         if not set(self.accuracy) <= set(self.heads) or not all(0 <= share <= 1 for share in self.accuracy.values()):
             raise GtRError(f"extractor accuracy {dict(self.accuracy)}: expected shares of {', '.join(self.heads)}")
 
@@ -146,6 +150,13 @@ def _factors(rows: Iterable) -> tuple[tuple[str, int], ...]:
     return tuple((parse_name(name), parse_count(count)) for name, count in rows)
 
 
+def _whole(found: Iterable | None) -> tuple[str, float] | None:
+    if found is None:
+        return None
+    name, least = found
+    return parse_name(name), parse_finite(least)
+
+
 def _accuracy(shares: Mapping) -> dict[str, float]:
     return {parse_name(name): parse_finite(share) for name, share in shares.items()}
 
@@ -158,4 +169,5 @@ _PARSERS = {
     "feature_dim": parse_count,
     "contrast": parse_finite,
     "accuracy": _accuracy,
+    "whole": _whole,
 }

@@ -25,12 +25,14 @@ class ImageFeatures:
     """One row per image, on the CPU: features (n, F), class scores (n, classes), log spectra (n, K), labels (n,).
 
     ``confidence`` (n, factors) is the probability of the factor value found most likely: a blurred or contradictory
-    object has a low one. Widths may be 0 where an extractor does not measure something.
+    object has a low one. ``coherent`` (n, 1) is 1 where the image is one object and not a mixture of two. Widths may be
+    0 where an extractor does not measure something.
     """
 
     features: Tensor
     scores: Tensor
     confidence: Tensor
+    coherent: Tensor
     spectra: Tensor
     labels: Tensor
 
@@ -65,9 +67,9 @@ class ClassifierFeatures:
 
     @property
     def identity(self) -> str:
-        """Changes with the classifier's weights, not with its recorded accuracy."""
+        """Changes with the classifier's weights and settings, not with its recorded accuracy."""
         spec = self.classifier.spec
-        return digest(self.classifier.state_dict(), (spec.size, spec.widths, spec.heads))
+        return digest(self.classifier.state_dict(), (spec.size, spec.widths, spec.heads, spec.contrast, spec.whole))
 
     @property
     def classes(self) -> int:
@@ -90,8 +92,17 @@ class ClassifierFeatures:
         scores = self.classifier.heads(features)
         factors = [scores[name].softmax(1).amax(1) for name, _ in self.classifier.spec.factors]
         confidence = torch.stack(factors, 1) if factors else features[:, :0]
-        measured = (features, scores[CLASS], confidence, radial_spectrum(images).float())
+        spectra = radial_spectrum(images).float()
+        measured = (features, scores[CLASS], confidence, self._coherent(scores), spectra)
         return ImageFeatures(*(tensor.cpu() for tensor in measured), labels.cpu().long())
+
+    def _coherent(self, scores: dict[str, Tensor]) -> Tensor:
+        """(n, 1), or (n, 0) of a classifier that does not recognise mixtures."""
+        whole = self.classifier.spec.whole
+        if whole is None:
+            return scores[CLASS][:, :0]
+        factor, least = whole
+        return (scores[factor].softmax(1).amax(1, keepdim=True) >= least).float()
 
 
 def quantized(images: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class InceptionFeatures:
         pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
         features, logits = (part.float().cpu() for part in self.network(pixels))
         none = features[:, :0]
-        return ImageFeatures(features, logits, none, none, labels.cpu().long())
+        return ImageFeatures(features, logits, none, none, none, labels.cpu().long())
 
 
 def inception_features(weights: str | os.PathLike | None = None, *, device: str = "cpu") -> InceptionFeatures:

@@ -23,6 +23,7 @@ FIGURES = {
     "recall": ("recall", False),
     "spectrum": ("spectrum distance", True),
     "confidence": ("factor confidence", False),
+    "coherence": ("coherence", False),
     "fid": ("FID", True),
     "is": ("IS", False),
 }
@@ -46,7 +47,8 @@ def figures(made: ImageFeatures, real: ImageFeatures, seed: int = 0) -> Figures:
         "recall": recall,
         "spectrum": metrics.spectrum_distance(made.spectra, made.labels, real.spectra, real.labels),
     }
-    return values | ({"confidence": float(made.confidence.double().mean())} if made.confidence.shape[1] else {})
+    shares = {"confidence": made.confidence, "coherence": made.coherent}
+    return values | {name: float(share.double().mean()) for name, share in shares.items() if share.shape[1]}
 
 
 def floor_sets(real: ImageFeatures, count: int, seeds: Sequence[int]) -> Iterator[tuple[ImageFeatures, ImageFeatures]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
+    "demo.data",
+    "demo.judge",
     "demo.models",
     "demo.observations",
     "demo.pool",
     "demo.quality_page",
     "demo.runs",
     "demo.train_mar",
+    "demo.train_vae",
     "gtr_core.models.latents",
 )
 
@@ -76,3 +80,75 @@ def test_the_gate_is_five_times_the_floor(demo, origin, passed):
 def test_half_known_halves_are_halves(demo):
     for shape in ("checkerboard", "upper half"):
         assert demo.observations.half_known((16, 16), shape).sum() == 128
+
+
+def test_token_sets_are_minorities(demo):
+    """Scattered, torn and patchy: never clearly more than half of the tokens, and of all sizes."""
+    for kind in (demo.judge.scattered, demo.judge.torn, demo.judge.patchy):
+        shares = kind(300, torch.Generator().manual_seed(0)).float().mean((1, 2))
+        assert shares.max() < 0.65 and shares.min() < 0.15 and 0.15 < shares.mean() < 0.4
+
+
+def test_patches_have_the_share_that_was_drawn(demo):
+    found = demo.judge.patchy(200, torch.Generator().manual_seed(1)).float().mean((1, 2))
+    generator = torch.Generator().manual_seed(1)
+    torch.randn(200, 1, 5, 5, generator=generator)
+    assert (found - 0.5 * torch.rand(200, 1, generator=generator).flatten()).abs().max() < 0.01
+
+
+def test_confidence_is_the_largest_probability_of_the_sprite_head(demo):
+    """An extractor that says what an image is made of: three quarters of one sprite, one of another."""
+    scores = torch.full((2, 48), -1e9)
+    scores[0, 5], scores[0, 7], scores[1, 9] = math.log(0.75), math.log(0.25), 3.0
+    found = demo.judge.sprite_confidence(lambda images: {"sprite": scores}, torch.zeros(2, 3, 128, 128))
+    assert torch.allclose(found, torch.tensor([0.75, 1.0]))
+
+
+def test_calibration_lets_real_images_pass(demo, monkeypatch):
+    """The threshold is the lowest percent of what real images get: of any images with such a confidence, 99 % pass."""
+
+    class Stub:  # a VAE whose latents are pixels
+        def moments(self, images):
+            return images[:, :, ::4, ::4], None
+
+        def decode(self, latents):
+            return latents
+
+    shades = torch.Generator().manual_seed(2)
+    monkeypatch.setattr(
+        demo.judge, "sprite_confidence", lambda extractor, images: 0.9 + 0.1 * torch.rand(len(images), generator=shades)
+    )
+    found = demo.judge.calibrate(None, Stub(), count=400)
+    assert 0.9 <= found.least < 0.91 and found.decoded >= 0.99 and found.real > 0.95
+    assert list(found.mixtures) == [0.05, 0.1, 0.2, 0.3] and min(found.mixtures.values()) > 0.9
+
+
+def test_attention_of_two_products(demo):
+    q, k, v = torch.randn(3, 2, 3, 7, 16, generator=torch.Generator().manual_seed(0))
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(demo.train_mar.attend(q, k, v), exact, atol=1e-5)
+
+
+def test_the_heads_training_twin(demo):
+    """The head in training gives what the head of the library gives, to bfloat16's precision."""
+    generator = torch.Generator().manual_seed(0)
+    spec = demo.models.demo_mar_spec(demo.spec.LatentSpec(channels=4, stride=4, patch=2, scale=1.0))
+    head = demo.models.new_mar(spec, generator).head
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.08, generator=generator)
+    z, x = torch.randn(5, spec.dim, generator=generator), torch.randn(10, 16, generator=generator)
+    t = torch.randint(1000, (10,), generator=generator)
+    exact, found = head(x, t, z.repeat(2, 1)), demo.train_mar.head_output(head, x, t, z, 2)
+    assert (exact - found).square().mean().sqrt() < 0.02 * exact.std()
+
+
+def test_a_decoder_settles_without_its_encoder(demo, tmp_path):
+    """The last steps leave the encoder as it was, and the decoder gets errors of the size that was asked for."""
+    plan = demo.train_vae.VAEPlan(phases=((2, 32, 4),), settle=2, log_every=1, save_every=2, warm_up=0)
+    early = demo.train_vae.train_vae(tmp_path / "early", torch.device("cpu"), replace(plan, settle=0))
+    late = demo.train_vae.train_vae(tmp_path / "late", torch.device("cpu"), plan)
+    same = {name: torch.equal(value, early.state_dict()[name]) for name, value in late.state_dict().items()}
+    assert all(equal == name.startswith(("encoder", "quant")) for name, equal in same.items())
+    latents = torch.randn(400, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = demo.train_vae.with_errors(latents, plan, torch.Generator().manual_seed(1)) - latents
+    assert noise.std((1, 2, 3)).max() < 1.2 * plan.errors and abs(noise.std() / plan.errors - 3**-0.5) < 0.05
