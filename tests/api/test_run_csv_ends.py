@@ -115,7 +115,7 @@ def test_bad_rows_among_thirty(begin, server, tmp_path):
     lines = [f"n{number},0,{number},gtr-paper" for number in range(1, 31)]
     lines[4] = "n5,0,five,gtr-paper"
     lines[14] = "n15,0,15,warp"
-    lines[19] = "n20,striped disk, red,20,gtr-full"
+    lines[19] = "n20,animal face, red,20,gtr-full"
     lines[24] = "refused,0,25,gtr-paper"
     said = finish(begin("name,class,seed,preset\n" + "\n".join(lines)), 1)
     listed = said.split("failed: 4\n")[1]

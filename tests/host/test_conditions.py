@@ -50,7 +50,7 @@ class Wires:
         return getattr(found(), found.FUNCTION)(**inputs)[0]
 
     def label(self, classes: str) -> Any:
-        return self.own("GtR_ClassCondition", model=self.model, class_name="demo 0: striped disk", class_list=classes)
+        return self.own("GtR_ClassCondition", model=self.model, class_name="demo 0: animal face", class_list=classes)
 
     def draw(self, positive: Any, model: Any = None, batch: int = 1, size: int = 0, **inputs: Any) -> torch.Tensor:
         model = model or self.model

@@ -42,7 +42,7 @@ class Editing:
             diffusion_reconstruction=3,
         )[0]
         self.positive = self.run(
-            "GtR_ClassCondition", model=self.model, class_name="demo 0: striped disk", class_list="0, 1"
+            "GtR_ClassCondition", model=self.model, class_name="demo 0: animal face", class_list="0, 1"
         )[0]
         spec = self.model.spec
         self.grid, self.token = spec.grid, spec.latent.stride * spec.latent.patch

@@ -191,7 +191,7 @@ def test_stock_empty_sd3_latents_fit(host_pack: Any, clip: Any, model: Any) -> N
 
 def test_mistakes_are_explained(host_pack: Any, clip: Any, model: Any, t5: Any) -> None:
     demo = run(host_pack, "GtR_LoadMAR", model_name="demo (built-in)")[0]
-    label = run(host_pack, "GtR_ClassCondition", model=demo, class_name="demo 0: striped disk")[0]
+    label = run(host_pack, "GtR_ClassCondition", model=demo, class_name="demo 0: animal face")[0]
     fox = encode(host_pack, clip, "a fox")
     cases = (
         (lambda: draw(host_pack, model, label), "positive is not a text.*cannot use class labels"),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 DEMO = "demo (built-in)"
-LIST = "striped disk, checked ring"
+LIST = "animal face, bird"
 
 
 class Graph:
@@ -31,7 +31,7 @@ class Graph:
 
     def condition(self, classes: str = LIST, model: Any = None) -> Any:
         return self.one(
-            "GtR_ClassCondition", model=model or self.model, class_name="demo 0: striped disk", class_list=classes
+            "GtR_ClassCondition", model=model or self.model, class_name="demo 0: animal face", class_list=classes
         )
 
     def schedule(self, **settings: Any) -> Any:
@@ -428,9 +428,9 @@ def load_vae(graph: Graph, path: Any) -> Any:
 
 def test_images_of_a_batch_are_those_of_their_seeds(graph: Graph) -> None:
     whole, _ = graph.sample()
-    alone, _ = graph.sample(latent_image=graph.latent(1), seed=6, positive=graph.condition("checked ring"))
+    alone, _ = graph.sample(latent_image=graph.latent(1), seed=6, positive=graph.condition("bird"))
     picked, _ = graph.sample(
-        latent_image=graph.latent(1) | {"batch_index": [1]}, positive=graph.condition("checked ring")
+        latent_image=graph.latent(1) | {"batch_index": [1]}, positive=graph.condition("bird")
     )
     assert torch.equal(alone["samples"], picked["samples"])
     torch.testing.assert_close(alone["samples"][0], whole["samples"][1], rtol=5e-3, atol=5e-3)
@@ -627,7 +627,7 @@ def test_what_does_not_fit_is_refused(graph: Graph, case: str) -> None:
 def test_wrong_settings_of_single_nodes(graph: Graph) -> None:
     with pytest.raises(ValueError, match="class 10 is out of range"):
         graph.condition("10")
-    with pytest.raises(ValueError, match="not one of demo's 10 classes"):
+    with pytest.raises(ValueError, match="not one of demo's 12 classes"):
         graph.one("GtR_ClassCondition", model=graph.model, class_name="207: golden retriever")
     with pytest.raises(ValueError, match=r"demo draws (\d+) x \1 pixels only, found 256 x \1"):
         graph.one("GtR_EmptyLatent", model=graph.model, width=256, height=0, batch_size=1)
@@ -662,5 +662,5 @@ def test_lazymar_runs_and_says_what_it_saved(graph: Graph) -> None:
 
 def test_class_options(graph: Graph) -> None:
     options = graph.pack.module("nodes.conditioning").CLASS_OPTIONS
-    assert len(options) == 1010 and options[207] == "207: golden retriever" and options[1001] == "demo 1: checked ring"
+    assert len(options) == 1012 and options[207] == "207: golden retriever" and options[1001] == "demo 1: bird"
     assert len(set(options)) == len(options)

@@ -105,7 +105,7 @@ def changed_tokens(latents: torch.Tensor, given: torch.Tensor) -> np.ndarray:
 
 
 def test_one_image_per_class_whatever_the_batch(run, tmp_path):
-    facts = run("generate", *FAST, "--class", "striped disk, 3", "--seed", 5, "-o", tmp_path / "a.png")
+    facts = run("generate", *FAST, "--class", "animal face, 3", "--seed", 5, "-o", tmp_path / "a.png")
     assert facts["report"].startswith("custom on demo: 2 images, 6 AR steps") and "the origin needs" in facts["report"]
     assert facts["classes"] == [0, 3] and [Path(f).name for f in facts["files"]] == ["a_000.png", "a_001.png"]
     images = [pixels(f) for f in facts["files"]]
