@@ -1,8 +1,8 @@
-"""Randomness: CPU generators per image, so that an image depends on its own seed alone.
+"""Randomness: generators per image on the CPU, so that an image depends on its own seed alone.
 
-A stream is identified by (image seed, purpose, index); no generator outlives the draw that it serves. Image seeds have
-64 bits. torch's CPU generator takes 32 bits of what is derived from them, so two streams of a large job may be equal:
-of 10,000 images with 32 steps each about 11 pairs of (image, step).
+A stream is identified by (image seed, purpose, index); no generator outlives the draw that it serves. Streams are
+numpy's SFC64 with 192 bits of state from a SeedSequence over the whole identity: torch's CPU generator keeps 32 bits of
+a seed, and jobs of thousands of images would then draw the same noise twice.
 """
 
 from __future__ import annotations
@@ -29,13 +29,17 @@ def window_seeds(seeds: Sequence[int], window: int) -> tuple[int, ...]:
     return tuple(seeds) if window == 0 else tuple(_state(seed, WINDOW, window) for seed in seeds)
 
 
-def generator(seed: int, purpose: int, index: int = 0) -> torch.Generator:
-    """A CPU generator for one stream of one image."""
-    return torch.Generator("cpu").manual_seed(_state(seed, purpose, index))
+def generator(seed: int, purpose: int, index: int = 0) -> np.random.Generator:
+    """One stream of one image."""
+    return np.random.Generator(np.random.SFC64(_identity(seed, purpose, index)))
+
+
+def _identity(seed: int, purpose: int, index: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(seed, spawn_key=(purpose, index))
 
 
 def _state(seed: int, purpose: int, index: int) -> int:
-    return int(np.random.SeedSequence(seed, spawn_key=(purpose, index)).generate_state(1, np.uint64)[0])
+    return int(_identity(seed, purpose, index).generate_state(1, np.uint64)[0])
 
 
 class NoiseSource(Protocol):
@@ -57,8 +61,12 @@ class SeededNoise:
 
     def draw(self, step: int, tokens: int, diffusion_steps: int) -> tuple[Tensor, Tensor]:
         shape = (1 + diffusion_steps, tokens, self.channels)
-        noise = torch.stack([torch.randn(shape, generator=generator(seed, DIFFUSION, step)) for seed in self.seeds], 1)
+        noise = torch.empty(shape[0], len(self.seeds), *shape[1:])
+        for index, seed in enumerate(self.seeds):
+            drawn = generator(seed, DIFFUSION, step).standard_normal(shape, dtype=np.float32)
+            noise[:, index] = torch.from_numpy(drawn)
         return noise[0], noise[1:]
 
     def shuffled(self, step: int, tokens: int) -> Tensor:
-        return torch.stack([torch.randperm(tokens, generator=generator(seed, SELECTION, step)) for seed in self.seeds])
+        rows = [generator(seed, SELECTION, step).permutation(tokens) for seed in self.seeds]
+        return torch.from_numpy(np.stack(rows))
