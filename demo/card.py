@@ -116,9 +116,9 @@ that it knows. The classifier's accuracy on {JudgePlan().held_out} held-out imag
 
 Coherence is the share of images that show one sprite. The classifier's sprite head was trained on mixtures of two
 sprites with the shares of the visible area as targets, and an image counts as one sprite when the head gives a sprite
-a probability of {calibration["least"]} or more. Of new images {calibration["real"]:.1%} pass, of those that the VAE has
-decoded {calibration["decoded"]:.1%}, and of mixtures of two sprites of a class (mixed as latents, decoded) by the smaller
-sprite's share of the area {mixtures}.
+a probability of {calibration["least"]} or more. Of new images {calibration["real"]:.1%} pass, and
+{calibration["decoded"]:.1%} once the VAE has decoded them. Of mixtures of two sprites of a class (mixed as latents and
+decoded) {mixtures} pass, by the smaller sprite's share of the area.
 
 ## Training
 {training_table(folder)}

@@ -32,11 +32,13 @@ from gtr_core.models.mar import MARSpec, mar_spec
 from gtr_core.noise import image_seeds
 from gtr_core.pipeline import decode_images, generate_latents
 from gtr_core.plans.fts import FTS
-from gtr_core.plans.method import Guidance, Method
+from gtr_core.plans.method import Cache, Guidance, Method
 from gtr_core.plans.partition import PARTITIONS
 from gtr_core.plans.plan import make_plan
 from gtr_core.plans.presets import preset
 from gtr_core.plans.schedule import SCOPES, Schedule
+from gtr_core.sampling.lazymar import LazyMAR
+from gtr_core.sampling.recap import ReCAP
 
 from . import figures, observations, runs
 
@@ -58,16 +60,16 @@ class Experiment:
     cost: MARSpec | None = None
 
 
-def method(schedule: Schedule, fts: FTS | None = None) -> Method:
+def method(schedule: Schedule, fts: FTS | None = None, cache: Cache | None = None) -> Method:
     """Without guidance."""
-    return Method(schedule, fts=fts)
+    return Method(schedule, fts=fts, cache=cache)
 
 
-def grouped(families: dict[str, list[Schedule]], cost: MARSpec | None = None) -> Experiment:
+def grouped(families: dict[str, list[Method]], cost: MARSpec | None = None) -> Experiment:
     """One line of the plot per family."""
     return Experiment(
-        tuple(method(s) for family in families.values() for s in family),
-        tuple((name, tuple(s.name for s in family)) for name, family in families.items()),
+        tuple(chosen for family in families.values() for chosen in family),
+        tuple((name, tuple(chosen.name for chosen in family)) for name, family in families.items()),
         cost,
     )
 
@@ -84,10 +86,26 @@ def gate() -> Experiment:
 def orders() -> Experiment:
     """18 AR steps of 50 diffusion steps each, and nothing but the order different."""
     even = {"diffusion": (50, 50, 50)}
-    single = [Schedule(order, order, (18,), **even) for order in ("random", "raster", "subsample", "halton")]
+    single = [Schedule(order, order, (18,), **even) for order in ("random", "raster", "subsample", "halton", "spread")]
+    diagonal = [
+        Schedule(f"gtr diagonal, {len(steps)} stages", "gtr", steps, **even)
+        for steps in ((15, 3), (10, 6, 2), (10, 4, 2, 2), (8, 3, 3, 2, 2))
+    ]
+    quincunx = [
+        Schedule(f"gtr quincunx, {len(steps)} stages", "gtr", steps, partition="quincunx", **even)
+        for steps in ((10, 6, 2), (8, 3, 3, 2, 2))
+    ]
+    inside = [Schedule("gtr diagonal, 3 stages, spread", "gtr-spread", (10, 6, 2), **even)]
+    return Experiment(tuple(map(method, single + diagonal + quincunx + inside)))
+
+
+def longer_orders() -> Experiment:
+    """The same with 32 AR steps."""
+    even = {"diffusion": (50, 50, 50)}
+    single = [Schedule(order, order, (32,), **even) for order in ("random", "halton", "spread")]
     staged = [
         Schedule(f"gtr {partition}, {len(steps)} stages", "gtr", steps, partition=partition, **even)
-        for steps in ((10, 6, 2), (8, 3, 3, 2, 2))
+        for steps in ((24, 6, 2), (16, 8, 4, 2, 2))
         for partition in PARTITIONS
     ]
     return Experiment(tuple(map(method, single + staged)))
@@ -95,25 +113,33 @@ def orders() -> Experiment:
 
 def budgets() -> Experiment:
     """Quality against FLOPs: one line per family of methods."""
-    families = {
-        "fewer AR steps": [preset("origin"), *(steps_of_origin(count) for count in (32, 16, 8))],
-        "Halton": [preset("halton-16"), preset("halton-8")],
-        "DiSA": [preset("disa-24"), preset("disa-16")],
-    }
-    default, short = (50, 20, 20), (25, 15, 10)
-    staged = [*((steps, default) for steps in ((24, 6, 2), (10, 6, 2), (8, 3, 2), (5, 2, 1))), ((5, 2, 1), short)]
-    for scope in SCOPES:
-        families[f"GtR, {scope} scope"] = [
-            Schedule(
-                f"gtr {','.join(map(str, steps))}{' short chains' if chains == short else ''} {scope}",
-                "gtr",
-                steps,
-                decoder_scope=scope,
-                diffusion=chains,
-            )
-            for steps, chains in staged
+    short = Schedule("gtr 5,2,1 short chains stage", "gtr", (5, 2, 1), decoder_scope="stage", diffusion=(25, 15, 10))
+    staged = {
+        scope: [
+            method(Schedule(f"gtr {','.join(map(str, steps))} {scope}", "gtr", steps, decoder_scope=scope))
+            for steps in ((24, 6, 2), (10, 6, 2), (8, 3, 2), (5, 2, 1))
         ]
-    return grouped(families)
+        for scope in SCOPES
+    }
+    one, two = (ReCAP(start_step=4, local_steps=local) for local in (1, 2))
+    local = [
+        method(Schedule("gtr 30,18,6 full ReCAP 2", "gtr", (30, 18, 6)), cache=two),
+        method(Schedule("gtr 20,12,4 full ReCAP 1", "gtr", (20, 12, 4)), cache=one),
+        method(Schedule("gtr 24,6,2 stage ReCAP 1", "gtr", (24, 6, 2), decoder_scope="stage"), cache=one),
+        method(Schedule("gtr 12,3,1 full ReCAP 1", "gtr", (12, 3, 1)), cache=one),
+    ]
+    return grouped(
+        {
+            "fewer AR steps": list(map(method, (preset("origin"), *map(steps_of_origin, (32, 16, 8))))),
+            "Halton": [method(preset(name)) for name in ("halton-16", "halton-8")],
+            "DiSA": [method(preset(name)) for name in ("disa-24", "disa-16")],
+            "LazyMAR": [method(replace(preset("origin"), name="lazymar"), cache=LazyMAR())],
+            "GtR, full scope": staged["full"],
+            "GtR, stage scope": [*staged["stage"], method(short)],
+            "GtR with ReCAP": local,
+            "GtR, five stages": [method(preset(name)) for name in ("gtr-best-4x", "gtr-best-6x")],
+        }
+    )
 
 
 def defaults() -> Experiment:
@@ -149,7 +175,8 @@ def best() -> Experiment:
         "after the paper": ("gtr-paper", "gtr-full", "gtr-extreme"),
         "found by the search": ("gtr-best-4x", "gtr-best-6x"),
     }
-    return grouped({family: list(map(preset, names)) for family, names in families.items()}, mar_spec("mar-h"))
+    chosen = {family: [method(preset(name)) for name in names] for family, names in families.items()}
+    return grouped(chosen, mar_spec("mar-h"))
 
 
 def _guided_name(chosen: Guidance) -> str:
@@ -160,6 +187,7 @@ def _guided_name(chosen: Guidance) -> str:
 EXPERIMENTS = {
     "gate": gate,
     "orders": orders,
+    "orders-32": longer_orders,
     "budgets": budgets,
     "defaults": defaults,
     "fts": fts,

@@ -88,7 +88,7 @@ class Scheduler(io.ComfyNode):
                 io.Combo.Input(
                     "partition",
                     options=list(PARTITIONS),
-                    default="quincunx",
+                    default="diagonal",
                     optional=True,
                     advanced=True,
                     tooltip=custom + "How the checkerboard is divided into stages.",
@@ -140,7 +140,7 @@ class Scheduler(io.ComfyNode):
         order: str = "gtr",
         steps: str = "24, 6, 2",
         rates: str = "",
-        partition: str = "quincunx",
+        partition: str = "diagonal",
         decoder_scope: str = "stage",
         diffusion_start: int = 50,
         diffusion_end: int = 20,

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import GtRError
 
-PARTITIONS = ("quincunx", "diagonal")
+PARTITIONS = ("diagonal", "quincunx")
 LONGEST_SIDE = 256
 
 

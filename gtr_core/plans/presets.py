@@ -41,7 +41,6 @@ PRESETS: dict[str, Schedule] = {
             "gtr",
             (12, 1, 1, 2, 2),
             diffusion=(25, 15, 25),
-            partition="diagonal",
             note="found by a search at 4 x on the demo model",
         ),
         Schedule(
@@ -49,7 +48,6 @@ PRESETS: dict[str, Schedule] = {
             "gtr",
             (8, 2, 2, 3, 2),
             diffusion=(75, 15, 15),
-            partition="diagonal",
             decoder_scope="stage",
             note="found by a search at 6 x on the demo model",
         ),

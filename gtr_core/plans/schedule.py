@@ -38,7 +38,7 @@ class Schedule:
     steps: tuple[int, ...] = ()
     rates: tuple[float, ...] = ()
     diffusion: tuple[int, int, int] = (50, 20, 20)
-    partition: str = "quincunx"
+    partition: str = "diagonal"
     decoder_scope: str = "full"
     profile: str = "linear"
     max_timestep: int | None = None

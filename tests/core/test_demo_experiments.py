@@ -27,7 +27,11 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def tiny(experiments: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of an experiment of two cheap methods."""
     schedules = [experiments.Schedule(f"random-{n}", "random", (n,), diffusion=(4, 4, 4)) for n in (2, 1)]
-    monkeypatch.setitem(experiments.EXPERIMENTS, "gate", lambda: experiments.grouped({"random": schedules}))
+    monkeypatch.setitem(
+        experiments.EXPERIMENTS,
+        "gate",
+        lambda: experiments.grouped({"random": list(map(experiments.method, schedules))}),
+    )
     return "gate"
 
 

@@ -94,7 +94,7 @@ def graph_of(kind: Kind, number: int) -> Graph:
             order=kind.order,
             steps=kind.steps,
             rates="",
-            partition="quincunx",
+            partition="diagonal",
             decoder_scope="full" if kind.lazy else "stage",
             diffusion_start=3,
             diffusion_end=2,

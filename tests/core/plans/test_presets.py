@@ -42,10 +42,7 @@ def test_presets_never_change_meaning():
         "gtr-unipic": ("gtr", (12, 6, 4, 3, 2), (50, 20, 20), "stage"),
         "gtr-unipic-fast": ("gtr", (8, 4, 3, 2, 1), (50, 20, 20), "stage"),
     }
-    assert {name: s.partition for name, s in PRESETS.items() if s.partition != "quincunx"} == {
-        "gtr-best-4x": "diagonal",
-        "gtr-best-6x": "diagonal",
-    }
+    assert {s.partition for s in PRESETS.values()} == {"diagonal"}
     assert {name: s.max_timestep for name, s in PRESETS.items() if s.max_timestep is not None} == {
         "disa-24": 950,
         "disa-16": 950,
