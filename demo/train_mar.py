@@ -29,16 +29,16 @@ BASE_STEPS = 1000
 class MARPlan:
     """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late."""
 
-    steps: int = 13400
-    decay: int = 800
+    steps: int = 10300
+    decay: int = 1500
     warm_up: int = 100
     batch: int = 16  # many small steps: the model learns by heart
     targets: int = 128  # masked positions that get a loss, per image
     draws: int = 2  # noisy versions of each of them
-    low_masks: float = 0.65  # share of steps with a mask ratio between ``least`` and 0.7
-    least: float = 0.25  # few targets teach little
-    central: float = 0.5  # how much rather targets lie in the middle of the image, where it is difficult
-    all_masked: float = 0.05
+    low_masks: float = 0.45  # share of steps with a mask ratio between ``least`` and 0.7
+    least: float = 0.0
+    central: float = 0.1  # how much rather targets lie in the middle of the image, where it is difficult
+    all_masked: float = 0.1
     high_noise: float = 0.1  # share of draws in the last tenth of the timesteps
     label_drop: float = 0.1
     known_noise: float = 0.1  # largest standard deviation of the noise on known tokens
