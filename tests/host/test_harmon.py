@@ -185,7 +185,7 @@ def test_long_prompts_are_told_and_then_refused(host_pack: Any, model: Any, capl
 def test_mistakes_are_explained(host_pack: Any, model: Any) -> None:
     demo = run(host_pack, "GtR_LoadMAR", model_name="demo (built-in)")[0]
     light = run(host_pack, "GtR_LoadLightGen", model_name="lightgen-512.safetensors")[0]
-    label = run(host_pack, "GtR_ClassCondition", model=demo, class_name="demo 0: striped disk")[0]
+    label = run(host_pack, "GtR_ClassCondition", model=demo, class_name="demo 0: animal face")[0]
     fox, owl = encode(host_pack, model, "a fox"), encode(host_pack, model, "a snowy owl")
     stock = host_pack.host.NODE_CLASS_MAPPINGS
     joined = stock["ConditioningConcat"]().concat(fox, owl)[0]

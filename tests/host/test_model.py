@@ -429,9 +429,7 @@ def load_vae(graph: Graph, path: Any) -> Any:
 def test_images_of_a_batch_are_those_of_their_seeds(graph: Graph) -> None:
     whole, _ = graph.sample()
     alone, _ = graph.sample(latent_image=graph.latent(1), seed=6, positive=graph.condition("bird"))
-    picked, _ = graph.sample(
-        latent_image=graph.latent(1) | {"batch_index": [1]}, positive=graph.condition("bird")
-    )
+    picked, _ = graph.sample(latent_image=graph.latent(1) | {"batch_index": [1]}, positive=graph.condition("bird"))
     assert torch.equal(alone["samples"], picked["samples"])
     torch.testing.assert_close(alone["samples"][0], whole["samples"][1], rtol=5e-3, atol=5e-3)
 
