@@ -132,7 +132,7 @@ def test_attention_of_two_products(demo):
 def test_the_heads_training_twin(demo):
     """The head in training gives what the head of the library gives, to bfloat16's precision."""
     generator = torch.Generator().manual_seed(0)
-    spec = demo.models.demo_mar_spec(demo.spec.LatentSpec(channels=4, stride=4, patch=2, scale=1.0))
+    spec = demo.models.demo_mar_spec(demo.latents.LatentSpec(channels=4, stride=4, patch=2, scale=1.0))
     head = demo.models.new_mar(spec, generator).head
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.08, generator=generator)

@@ -13,7 +13,7 @@ def test_rows_have_intervals_and_paired_differences(complete, real):
     found, _ = complete
     rows = tables.rows(found, (0, 1), AgainstReal(real, 12), {"gtr": {"speedup": 2.0}})
     first, second = rows
-    assert set(first["figures"]) == set(tables.FIGURES) - {"fid", "is"} and "difference" not in first
+    assert set(first["figures"]) == set(tables.FIGURES) - {"fid", "is", "coherence"} and "difference" not in first
     for key, series in second["values"].items():
         differences = [a - b for a, b in zip(series, first["values"][key])]
         assert second["difference"][key]["mean"] == pytest.approx(sum(differences) / 2)

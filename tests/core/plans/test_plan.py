@@ -36,7 +36,7 @@ def test_a_mask_keeps_the_rates():
 
 def test_the_stage_scope_hides_later_stages():
     plan = make_plan(Method(preset("gtr-paper")), (16, 16), (0,))
-    stage = stage_of_tokens((16, 16), 3, "quincunx").ravel()
+    stage = stage_of_tokens((16, 16), 3, "diagonal").ravel()
     for step in plan.steps:
         assert stage[step.context].max(initial=0) <= step.stage
         assert step.known.shape[1] + step.tokens + step.context.shape[1] == (stage <= step.stage).sum()
