@@ -14,7 +14,8 @@ from . import runs
 INTRODUCTION = """No published weights were at hand, so these experiments compare decoding methods on the demo model of
 this repository ([model card](../demo/MODEL_CARD.md)), a small MAR that knows 48 sprites. The metric is the Fréchet
 distance of the features of a classifier trained on the same world, and lower is better. *Coherence* is the share of
-images that show one sprite and not a mixture of two, and higher is better. Guidance is off unless stated.
+images that show one sprite and not a mixture of two, and higher is better. Guidance is off unless
+stated, and the models run in bf16.
 
 Each ± is the half width of Student's 95 % interval over seeds, and n is seeds × images. Differences are paired over the
 same seeds, labels and noise. A difference whose interval contains 0 is *within the noise*. The JSON file of an
