@@ -3,6 +3,7 @@ every AR step (docs/upstream.md 9)."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -327,6 +328,13 @@ class Harmon(Model):
     @property
     def head(self) -> DiffusionHead:
         return self.mar.diffloss["net"]
+
+    def with_head(self, head: DiffusionHead) -> Harmon:
+        """The head is MAR's."""
+        twin, mar = copy.copy(self), copy.copy(self.mar)
+        mar._modules = self.mar._modules | {"diffloss": nn.ModuleDict({"net": head})}
+        twin._modules = self._modules | {"mar": mar}
+        return twin
 
     def start(
         self, conditions: Conditions, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
