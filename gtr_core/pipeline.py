@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from .device import Preparations, Runtime
 from .errors import GtRError
+from .models.autoencoder import Autoencoder
 from .models.latents import tokens_to_latent
 from .models.model import Model
 from .models.spec import ModelSpec
-from .models.vae import KLVAE
 from .noise import SeededNoise, image_seeds
 from .plans.method import Method
 from .plans.plan import Plan, make_plan
@@ -27,7 +27,7 @@ from .sampling.sampler import Callback, Progress, sample
 
 def generate(
     model: Model,
-    vae: KLVAE,
+    vae: Autoencoder,
     *,
     labels: Sequence[int] | None = None,
     texts: Tensor | None = None,
@@ -38,9 +38,10 @@ def generate(
 ) -> np.ndarray:
     """Images (n, height, width, 3) uint8, one per label or text; image k has the seed ``seed + k``.
 
-    ``labels`` are class indices (MAR), ``texts`` states of the text encoder (n, text_length, caption_dim) (LightGen);
-    give the one that the model takes. ``size`` is (height, width) in pixels, by default the model's own. The run
-    computes on the model's device, in its dtype, with what pays there. Raises GtRError when the inputs do not fit.
+    ``labels`` are class indices (MAR), ``texts`` states of the text encoder (n, text_length, caption_dim) (LightGen),
+    ids of prompts (n, ids), see ``ModelSpec.encode_prompts`` (Harmon), or an ``EditCondition`` (UniPic); give the one
+    that the model takes. ``size`` is (height, width) in pixels, by default the model's own. The run computes on the
+    model's device, in its dtype, with what pays there. Raises GtRError when the inputs do not fit.
 
     >>> model, vae = load_model(DEMO_MAR), load_vae(DEMO_VAE)
     >>> generate(model, vae, labels=[0], method=Method(preset("gtr-extreme"))).shape
@@ -72,7 +73,9 @@ def generate_latents(
     plan = make_plan(method, grid or spec.grid, seeds)
     check_run(plan, spec, runtime)
     noise = SeededNoise(seeds, spec.head.channels)
-    tokens = sample(model, plan, torch.as_tensor(condition), noise, runtime=runtime, callback=callback)
+    if isinstance(condition, Sequence):
+        condition = torch.as_tensor(condition)
+    tokens = sample(model, plan, condition, noise, runtime=runtime, callback=callback)
     check_tokens(tokens)
     return tokens_to_latent(tokens, plan.grid, spec.latent)
 
@@ -86,7 +89,7 @@ def check_tokens(tokens: Tensor) -> None:
         )
 
 
-def check_pair(model: Model, vae: KLVAE) -> None:
+def check_pair(model: Model, vae: Autoencoder) -> None:
     """Raises GtRError when the VAE's latents are not what the model generates."""
     latent, spec = model.spec.latent, vae.spec
     if (latent.channels, latent.stride) != (spec.embed_channels, spec.stride):
@@ -94,21 +97,26 @@ def check_pair(model: Model, vae: KLVAE) -> None:
             f"{model.spec.name} makes latents of {latent.channels} channels at 1/{latent.stride} size, the VAE "
             f"decodes {spec.embed_channels} channels at 1/{spec.stride}: use the model's own VAE"
         )
+    if latent.kind != spec.latents:
+        raise GtRError(
+            f"{model.spec.name} draws latents of the kind '{latent.kind}', the VAE decodes '{spec.latents}': use the "
+            "model's own VAE"
+        )
 
 
 @torch.no_grad()
-def decode_images(vae: KLVAE, latents: Tensor) -> np.ndarray:
+def decode_images(vae: Autoencoder, latents: Tensor) -> np.ndarray:
     """VAE-scale latents (B, C, H, W) -> images (B, H, W, 3) uint8, one at a time to bound memory."""
     images = torch.cat([vae.decode(latent[None]).clamp(-1, 1) for latent in latents])
     return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 @torch.no_grad()
-def encode_images(vae: KLVAE, images: np.ndarray) -> Tensor:
+def encode_images(vae: Autoencoder, images: np.ndarray) -> Tensor:
     """Images (B, H, W, 3) uint8 -> VAE-scale latents (B, C, H / stride, W / stride), the posterior's mean."""
     device = next(vae.parameters()).device
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return torch.cat([vae.moments(image[None].to(device))[0] for image in pixels])
+    return torch.cat([vae.encode(image[None].to(device)) for image in pixels])
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +147,12 @@ class Canvas:
     def extended(self, spec: ModelSpec, room: tuple[int, int, int, int], overlap: int = 0) -> Canvas:
         """With unknown tokens around it: ``room`` tokens left, right, top and bottom. What was given stays given.
 
-        Raises GtRError for a side that windows cannot cover."""
+        Raises GtRError for a side that windows cannot cover, and for latents that can be decoded in one size only."""
+        if spec.latent.one_size:
+            raise GtRError(
+                f"{spec.name} draws latents of {spec.latent.kind}, which are decoded at "
+                f"{spec.latent.pixels(spec.grid)} pixels only: they cannot be extended; use a model on KL-16"
+            )
         left, right, top, bottom = room
         height, width = self.grid[0] + top + bottom, self.grid[1] + left + right
         if max(height, width) > LARGEST_SIDE:

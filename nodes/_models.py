@@ -19,12 +19,12 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
-from ..gtr_core.checkpoints.checkpoint import Checkpoint, check_fit, checked_model, checked_vae, read_checkpoint
+from ..gtr_core.checkpoints.checkpoint import Checkpoint, check_fit, checked_model, read_checkpoint, usable_vae
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
 from ..gtr_core.device import Machine, Preparations
 from ..gtr_core.errors import GtRError
-from ..gtr_core.models import Model, ModelSpec, build
-from ..gtr_core.models.vae import VAESpec, regroup
+from ..gtr_core.models import AUTOENCODERS, Autoencoder, Model, ModelSpec, build, build_autoencoder
+from ..gtr_core.models.vae import VAE_FAMILY, VAESpec, regroup
 
 logger = logging.getLogger("gtr_mar")
 
@@ -32,7 +32,7 @@ DEMO = "demo (built-in)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREFERRED = [torch.bfloat16, torch.float16, torch.float32]
 # The loader node of every family.
-LOADERS = {"MAR": "Load MAR Model", "LightGen": "Load LightGen Model"}
+LOADERS = {"MAR": "Load MAR Model", "LightGen": "Load LightGen Model", "Harmon": "Load Harmon / UniPic Model"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ def build_patcher(
     operations = comfy.ops.pick_operations(dtype, cast, load_device=load)
     model = build(spec, operations=operations, attention=attention, device=offload, dtype=dtype)
     host = HostModel(model.eval().requires_grad_(False), dtype, cast)
-    host.source, host.warning = source_of(checkpoint), checkpoint.warning
+    host.source, host.warning = source_of(checkpoint), checkpoint.warning(spec)
     check_fit(checkpoint, model.state_dict())
     mm.archive_model_dtypes(host)
     # Looked up at call time: the host rebinds CoreModelPatcher at start-up.
@@ -162,8 +162,9 @@ def load_handle(
     if spec.family != family:
         raise GtRError(f"{name} is a {spec.name} checkpoint: use '{LOADERS[spec.family]}' for it")
     source, warning = patcher.model.source, patcher.model.warning
-    if source:
-        logger.info("%s", source)
+    for note in (source, *spec.assumptions):
+        if note:
+            logger.info("%s", note)
     if warning:
         logger.warning("%s", warning)
     return ModelHandle(patcher, spec, name, tuple(f"note: {note}" for note in (source, warning) if note))
@@ -176,9 +177,43 @@ def source_of(checkpoint: Checkpoint) -> str | None:
     return entry if checkpoint.entry else None
 
 
+class TokenizerVAE(comfy.sd.VAE):
+    """An autoencoder that the host does not know, as its VAE object: stock nodes decode and encode with it.
+
+    It is float32 and lies on its device as a whole: its layers are none of the host's.
+    """
+
+    def __init__(self, model: Autoencoder):
+        # The stock stand-in for a VAE without layers brings all attributes that a host of this version looks for.
+        super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+        spec = model.spec
+        self.first_stage_model = model
+        self.latent_channels, self.downscale_ratio, self.upscale_ratio = spec.embed_channels, spec.stride, spec.stride
+        self.crop_input = False  # an image of another size is refused, not cropped
+        self.disable_offload = True
+        itemsize = mm.dtype_size(self.vae_dtype)
+        self.memory_used_encode = lambda shape, dtype: spec.activation_values * itemsize
+        self.memory_used_decode = self.memory_used_encode
+        mm.archive_model_dtypes(model)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            model, load_device=self.device, offload_device=mm.vae_offload_device()
+        )
+        self.size = None
+        self.model_size()
+
+
 def load_mar_vae(name: str) -> comfy.sd.VAE:
-    """A KL VAE in LDM layout as the host's own VAE object, with the sizes that the host would guess wrong."""
-    spec, tensors = regroup(*checked_vae(read_checkpoint(model_path("vae", name), kind="vae")))
+    """A KL VAE or an l-DeTok tokenizer as the host's VAE object."""
+    spec, tensors = usable_vae(read_checkpoint(model_path("vae", name), kind="vae"))
+    if AUTOENCODERS[spec.family] is VAE_FAMILY:
+        return host_kl_vae(*regroup(spec, tensors))
+    model = build_autoencoder(spec)
+    model.load_state_dict(tensors)
+    return TokenizerVAE(model.eval().requires_grad_(False))
+
+
+def host_kl_vae(spec: VAESpec, tensors: dict[str, Tensor]) -> comfy.sd.VAE:
+    """A KL VAE in LDM layout by the host's own layers, with the sizes that the host would guess wrong."""
     vae = comfy.sd.VAE(sd=tensors, config={"params": vae_config(spec)})
     vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = spec.embed_channels, spec.stride, spec.stride
     pixels = spec.stride**2

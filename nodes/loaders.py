@@ -116,8 +116,42 @@ class LoadLightGen(io.ComfyNode):
         )
 
 
+class LoadHarmon(io.ComfyNode):
+    """Harmon or UniPic checkpoint -> MAR_MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_LoadHarmon",
+            display_name="Load Harmon / UniPic Model",
+            category="GtR/loaders",
+            description="Loads a Harmon, RecA or UniPic model (text to image, 512 or 1024 px); its language model is "
+            "in the same file. Files go to models/diffusion_models. Use it with the KL-16 VAE. The published weights "
+            "are for non-commercial use.",
+            search_aliases=["harmon", "reca", "unipic", "skywork", "text to image", "t2i", "checkpoint", "gtr"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=files.file_names("diffusion_models"),
+                    tooltip="A .safetensors, .pth or .bin file in models/diffusion_models, or any part of a file in "
+                    "parts.",
+                ),
+                weight_dtype_input(),
+            ],
+            outputs=[MarModel.Output(display_name="model", tooltip=MODEL_OUTPUT)],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, int]:
+        return files.file_fingerprint("diffusion_models", model_name)
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
+        return io.NodeOutput(files.load_handle("Harmon", model_name, weight_dtype))
+
+
 class LoadMARVAE(io.ComfyNode):
-    """KL-16 file -> VAE."""
+    """KL-16 file or l-DeTok tokenizer -> VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -125,16 +159,17 @@ class LoadMARVAE(io.ComfyNode):
             node_id="GtR_LoadMARVAE",
             display_name="Load MAR VAE",
             category="GtR/loaders",
-            description="Loads the KL-16 VAE of the MAR models, which the stock VAE loader does not recognise. Works "
-            "with VAE Decode, VAE Decode (Tiled) and VAE Encode. Files go to models/vae.",
-            search_aliases=["kl16", "kl-16", "mar vae", "autoencoder", "gtr"],
+            description="Loads the VAE of the MAR models, KL-16 or the l-DeTok tokenizer, which the stock VAE loader "
+            "does not recognise. Works with VAE Decode, VAE Decode (Tiled) and VAE Encode. Files go to models/vae.",
+            search_aliases=["kl16", "kl-16", "mar vae", "autoencoder", "l-detok", "detok", "tokenizer", "gtr"],
             inputs=[
                 io.Combo.Input(
                     "vae_name",
                     options=files.model_names("vae"),
                     default=files.DEMO,
-                    tooltip="kl16.safetensors or kl16.ckpt in models/vae, or the demo model's. Use the VAE of the "
-                    "model that draws: another VAE with as many channels decodes garbage without an error.",
+                    tooltip="In models/vae: kl16.safetensors, kl16.ckpt, or an l-DeTok tokenizer with its stats.pkl "
+                    "beside it; or the demo model's. Use the VAE of the model that draws: another VAE with as many "
+                    "channels decodes garbage without an error.",
                 )
             ],
             outputs=[io.Vae.Output(display_name="VAE", tooltip="For VAE Decode and VAE Encode, also tiled.")],

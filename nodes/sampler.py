@@ -38,9 +38,11 @@ class Sampler(io.ComfyNode):
             "image of seed + k, whatever the batch size. A latent with a noise mask keeps its other tokens.",
             search_aliases=["gtr", "mar sampler", "ksampler", "k-sampler", "generate", "t2i", "inpaint"],
             inputs=[
-                MarModel.Input("model", tooltip="The model that draws: from Load MAR Model or Load LightGen Model."),
+                MarModel.Input("model", tooltip="The model that draws, from one of the loaders of this pack."),
                 io.Conditioning.Input(
-                    "positive", tooltip="What to draw: Class Label for MAR, LightGen Text Encode for LightGen."
+                    "positive",
+                    tooltip="What to draw: Class Label for MAR, LightGen Text Encode for LightGen, Harmon Text Encode "
+                    "for Harmon and UniPic.",
                 ),
                 GtrSchedule.Input(
                     "schedule",

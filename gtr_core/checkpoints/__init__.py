@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..device import dtype_named
 from ..errors import GtRError
-from ..models import Model, build
+from ..models import Autoencoder, Model, build, build_autoencoder
 from ..models.spec import ModelSpec
-from ..models.vae import KLVAE
-from .checkpoint import check_fit, checked_model, checked_vae, read_checkpoint
+from .checkpoint import check_fit, checked_model, read_checkpoint, usable_vae
 
 
 def load_model(
@@ -38,10 +37,13 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def load_vae(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> KLVAE:
-    """A KL VAE in evaluation mode, float32. Raises GtRError for a file that is missing, damaged or not a VAE."""
-    spec, tensors = checked_vae(read_checkpoint(path, kind="vae"))
-    vae = KLVAE(spec)
+def load_vae(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> Autoencoder:
+    """A KL VAE or an l-DeTok tokenizer in evaluation mode, float32.
+
+    Raises GtRError for a file that is missing, damaged, not one of these, or a tokenizer without its statistics.
+    """
+    spec, tensors = usable_vae(read_checkpoint(path, kind="vae"))
+    vae = build_autoencoder(spec)
     vae.load_state_dict(tensors)
     return vae.to(device).eval().requires_grad_(False)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GtRError, first_line
-from .pickles import LONGEST_PICKLE, Refused, interpret
-from .stored import MappedFile, Storage
+from .pickles import LONGEST_PICKLE, Refused, TypedStorage, interpret
+from .stored import FileInMemory, MappedFile, Storage
 
 LONGEST_DIRECTORY = 32 << 20  # bytes; a file of 100,000 tensors has less than 10 MiB
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -189,11 +189,23 @@ class _Seekable:
 # Before torch 1.6
 
 
-def _legacy(file: MappedFile) -> Any:
+def legacy_storage(data: Any) -> TypedStorage:
+    """The storage that is alone in bytes of this format, as plain pickles hold the numbers of a tensor.
+
+    Raises ValueError, or what a broken pickle raises."""
+    content = _legacy(FileInMemory(data)) if isinstance(data, bytes) else None
+    if not isinstance(content, TypedStorage):
+        raise ValueError("bytes that are not a tensor's")
+    return content
+
+
+def _legacy(file: MappedFile | FileInMemory) -> Any:
     """Four pickles (magic number, version, machine, content), the keys of the storages, and their bytes."""
     data = file.data
     storages: dict[str, Storage] = {}
     magic, position = interpret(data, 0, len(data), {})
+    if isinstance(magic, dict) and any(isinstance(entry, dict) and "channel" in entry for entry in magic.values()):
+        raise Refused("holds latent statistics, not weights (give it to convert with --stats),")
     if type(magic) is not int or magic != MAGIC:
         raise Refused("is a plain pickle, not a file of torch.save (save it again with torch.save),")
     version, position = interpret(data, position, len(data), {})

@@ -18,18 +18,20 @@ from torch import Tensor
 
 from ..device import DTYPES, check_budget
 from ..errors import GtRError
-from ..models import ModelSpec, build, recognise
-from ..models.vae import KLVAE, VAESpec
+from ..models import FAMILIES, ModelSpec, build, build_autoencoder
+from ..models.autoencoder import AutoencoderSpec
+from ..models.spec import Traces
 from .archives import read_pickled
 from .formats import Format, format_of
 from .metadata import WEIGHTS_KEY, read_spec, read_vae_spec
 from .safetensors_files import joined, parts_of, parts_of_index, read_safetensors, readable
+from .statistics import PUBLISHED, fold_statistics
 from .vae_layouts import to_ldm
-from .wrappers import VAE, choose
+from .wrappers import VAE, choose, traces_of
 
 # Sizes in bytes of published files known to hold the raw, not the averaged weights (docs/upstream.md 1.12).
 KNOWN_NOT_EMA = {831_736_456: "mar-base.safetensors"}
-Spec = TypeVar("Spec", ModelSpec, VAESpec)
+Spec = TypeVar("Spec", ModelSpec, AutoencoderSpec)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Checkpoint:
     """A state dict with what is known about it.
 
     ``weights`` is ``ema``, ``model`` or ``unknown``; ``entry`` is where in the file it stood, empty where the file is
-    nothing else; ``others`` tells what stands under a name that should be a tensor's. A sharded file has ``parts``.
+    nothing else; ``others`` tells what stands under a name that should be a tensor's, ``traces`` what else the file
+    tells. A sharded file has ``parts``.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Checkpoint:
     entry: str = ""
     others: Mapping[str, str] = field(default_factory=dict, repr=False)
     parts: int = 1
+    traces: Traces = Traces()
 
     @property
     def title(self) -> str:
@@ -62,16 +66,14 @@ class Checkpoint:
         """Bytes of all tensors, were each stored in full."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
-    @property
-    def warning(self) -> str | None:
-        """One line when the file holds, or may hold, weights that are not the EMA."""
-        family = recognise(self.shapes)
-        if self.weights == "ema" or family is None or family.weights != "ema":
+    def warning(self, spec: ModelSpec) -> str | None:
+        """One line when the file of a model holds, or may hold, raw weights where the averaged ones are the usual."""
+        if self.weights == "ema" or FAMILIES[spec.family].weights != "ema" or spec.raw_weights is None:
             return None
         certainty = "holds" if self.weights == "model" else "may hold"
         return (
-            f"{self.title} {certainty} non-EMA weights, which give worse images (FID 5.6 instead of 2.3 for "
-            "MAR-B): convert the original checkpoint-last.pth, which has both"
+            f"{self.title} {certainty} non-EMA weights, which give {spec.raw_weights}: convert the original training "
+            "checkpoint, which has both"
         )
 
 
@@ -94,7 +96,9 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None, kind
         tensors = {name: tensor.load() for name, tensor in state.tensors.items()}
     if state.kind == VAE:
         tensors = to_ldm(tensors)
-    checkpoint = Checkpoint(path, tensors, metadata, state.weights, state.entry, state.others, len(parts))
+    checkpoint = Checkpoint(
+        path, tensors, metadata, state.weights, state.entry, state.others, len(parts), traces_of(content)
+    )
     if checkpoint.nbytes > size:
         raise GtRError(
             f"{checkpoint.title}: its tensors need {checkpoint.nbytes} bytes, the file has {size}: it is damaged or "
@@ -106,18 +110,29 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None, kind
 def checked_model(checkpoint: Checkpoint, **told: Any) -> tuple[ModelSpec, dict[str, Tensor]]:
     """The spec and the checked tensors of a model checkpoint. What its file does not tell is ``told``: see
     ``metadata.read_spec``. Raises GtRError."""
-    spec = _in_file(checkpoint, lambda: read_spec(checkpoint.shapes, checkpoint.metadata, **told))
+    spec = _in_file(checkpoint, lambda: read_spec(checkpoint.shapes, checkpoint.metadata, checkpoint.traces, **told))
     check_tensors(checkpoint, build(spec, device="meta").state_dict(), spec.name)
     return spec, checkpoint.tensors
 
 
-def checked_vae(checkpoint: Checkpoint) -> tuple[VAESpec, dict[str, Tensor]]:
-    """The spec and the checked tensors of a KL VAE checkpoint. Raises GtRError."""
-    spec = _in_file(checkpoint, lambda: read_vae_spec(checkpoint.shapes, checkpoint.metadata))
-    with torch.device("meta"):
-        expected = KLVAE(spec).state_dict()
-    check_tensors(checkpoint, expected, f"KL VAE (f{spec.stride})")
+def checked_vae(checkpoint: Checkpoint, heads: int | None = None) -> tuple[AutoencoderSpec, dict[str, Tensor]]:
+    """The spec and the checked tensors of a VAE's or tokenizer's checkpoint. Raises GtRError."""
+    spec = _in_file(checkpoint, lambda: read_vae_spec(checkpoint.shapes, checkpoint.metadata, heads))
+    expected = build_autoencoder(spec, device="meta").state_dict()
+    check_tensors(checkpoint, expected, f"{spec.family} ({spec.variant})")
     return spec, checkpoint.tensors
+
+
+def usable_vae(checkpoint: Checkpoint) -> tuple[AutoencoderSpec, dict[str, Tensor]]:
+    """:func:`checked_vae` of a file that decodes what models draw, if need be with the published statistics that lie
+    beside it. Raises GtRError."""
+    spec, tensors = checked_vae(checkpoint)
+    beside = checkpoint.path.with_name(PUBLISHED)
+    if spec.unusable is not None and beside.is_file():
+        return fold_statistics(spec, tensors, beside, checkpoint.path.stem)
+    if spec.unusable is not None:
+        raise GtRError(f"{checkpoint.title}: {spec.unusable}")
+    return spec, tensors
 
 
 def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor], name: str) -> None:

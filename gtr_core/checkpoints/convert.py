@@ -13,11 +13,12 @@ from torch import Tensor
 from ..device import dtype_named
 from ..errors import GtRError
 from ..files import check_writable, remove_abandoned, write_tensors
-from ..models.vae import is_vae
+from ..models import recognise_autoencoder
 from .checkpoint import Checkpoint, check_cast, check_tensors, checked_model, checked_vae, read_checkpoint
 from .metadata import spec_metadata, vae_metadata
+from .statistics import fold_statistics
 
-HEAD_PREFIX = "diffloss."
+HEAD = "diffloss"  # in the names of the diffusion head's weights
 
 
 def convert(
@@ -31,8 +32,9 @@ def convert(
 ) -> Checkpoint:
     """Write a checked model or VAE checkpoint as safetensors with metadata; the diffusion head stays float32.
 
-    What the source does not tell is ``told`` and stored: ``heads``, ``grid`` (rows, columns), ``patch``,
-    ``vae_stride`` and ``class_names``.
+    What the source does not tell is ``told`` and stored: ``heads``, and of a model ``grid`` (rows, columns), ``patch``,
+    ``vae_stride``, ``class_names`` and ``latent`` (a name, SCALE or SCALE,SHIFT). Of a VAE or tokenizer ``stats`` is
+    the file of its latents' mean and deviation per channel, which are folded in, and ``stats_key`` their name there.
     Equal sources and settings make equal files. Nothing is written unless all of it is good: the place is checked
     before anything is read, and the file is made beside it and renamed. The result is the source as it was read, with
     the tensors that were written. Raises GtRError.
@@ -40,20 +42,47 @@ def convert(
     source, target = Path(source), Path(target)
     _check_target(source, target, overwrite)
     checkpoint = read_checkpoint(source, weights=weights)
-    if is_vae(checkpoint.tensors):
-        strange = next((name for name, value in told.items() if value is not None), None)
-        if strange is not None:
-            raise GtRError(f"{source.name} is a VAE, which has no {strange.replace('_', ' ')}: leave the option out")
-        metadata = vae_metadata(checked_vae(checkpoint)[0])
+    given = {name: value for name, value in told.items() if value is not None}
+    if recognise_autoencoder(checkpoint.tensors) is not None:
+        checkpoint, metadata, exact = _vae(checkpoint, given)
     else:
-        metadata = spec_metadata(checked_model(checkpoint, **told)[0], checkpoint.weights)
+        strange = next((name for name in ("stats", "stats_key") if name in given), None)
+        if strange is not None:
+            raise GtRError(
+                f"{source.name} is a model, and statistics belong into its VAE or tokenizer: leave "
+                f"--{strange.replace('_', '-')} out, and say with --latent what the model draws"
+            )
+        metadata, exact = spec_metadata(checked_model(checkpoint, **given)[0], checkpoint.weights), ()
     wanted = None if dtype is None else dtype_named(dtype)
-    tensors = {name: _cast(checkpoint, name, wanted) for name in checkpoint.tensors}
+    tensors = {
+        name: tensor if name in exact else _cast(checkpoint, name, wanted)
+        for name, tensor in checkpoint.tensors.items()
+    }
     check_tensors(replace(checkpoint, tensors=tensors), checkpoint.tensors, "the conversion")
     remove_abandoned(target)
     write_tensors(target, tensors, metadata, mode_of=source)
     written = read_checkpoint(target)
     return replace(written, entry=checkpoint.entry)
+
+
+def _vae(checkpoint: Checkpoint, told: dict[str, Any]) -> tuple[Checkpoint, dict[str, str], tuple[str, ...]]:
+    """A VAE or tokenizer with what is told of it, its metadata, and the tensors that stay in their dtype."""
+    family = recognise_autoencoder(checkpoint.tensors)
+    allowed = {"stats", "stats_key", *family.spec.stored}
+    strange = next((name for name in told if name not in allowed), None)
+    if strange is not None:
+        raise GtRError(
+            f"{checkpoint.path.name} is a VAE, which has no {strange.replace('_', ' ')}: leave the option out"
+        )
+    spec, tensors = checked_vae(checkpoint, told.get("heads"))
+    if "stats" not in told:
+        if "stats_key" in told:
+            raise GtRError("--stats-key names statistics of a file: give the file with --stats")
+        return checkpoint, vae_metadata(spec), ()
+    if spec.normalised:
+        raise GtRError(f"{checkpoint.path.name} holds statistics already: leave --stats out")
+    spec, tensors = fold_statistics(spec, tensors, told["stats"], checkpoint.path.stem, told.get("stats_key"))
+    return replace(checkpoint, tensors=tensors), vae_metadata(spec), family.folded
 
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> None:
@@ -73,7 +102,7 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
 
 
 def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype | None) -> Tensor:
-    dtype = torch.float32 if name.startswith(HEAD_PREFIX) else dtype
+    dtype = torch.float32 if HEAD in name.split(".") else dtype
     if dtype is None:
         return checkpoint.tensors[name]
     check_cast(checkpoint, name, dtype)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..diffusion.chain import DiffusionSpec
 from ..errors import GtRError
-from ..models import ModelSpec, infer_spec, recognise
-from ..models.latents import LatentSpec
-from ..models.shapes import Shapes, shape_of
-from ..models.vae import VAESpec, infer_vae_spec, is_vae
+from ..models import ModelSpec, infer_spec, recognise, recognise_autoencoder
+from ..models.autoencoder import AutoencoderSpec
+from ..models.latents import DETOK, KL, KL_NORMALISED, NAMED, LatentSpec, latent_named
+from ..models.shapes import Shapes, describe_names, shape_of
+from ..models.spec import Traces
 
 SPEC_KEY = "gtr.spec"
 WEIGHTS_KEY = "gtr.weights"
 LARGEST, LARGEST_PATCH, LONGEST_TEXT, LONGEST_GRID = 2**24, 64, 65_536, 256
+LONGEST_REMARK = 500
+KINDS = (KL, KL_NORMALISED, DETOK)
 REMEDY = "convert the original file again"
 
 
@@ -31,34 +34,47 @@ def spec_metadata(spec: ModelSpec, weights: str) -> dict[str, str]:
     return {"format": "pt", WEIGHTS_KEY: weights, SPEC_KEY: json.dumps(stored)}
 
 
+@dataclass(frozen=True)
+class Told:
+    """What somebody says of a model that its file does not tell: attention ``heads``, ``grid`` (rows, columns),
+    ``patch``, ``vae_stride``, ``class_names``, and ``latent``: a name or SCALE or SCALE,SHIFT."""
+
+    heads: int | None = None
+    grid: tuple[int, int] | None = None
+    patch: int | None = None
+    vae_stride: int | None = None
+    class_names: Sequence[str] | None = None
+    latent: str | None = None
+
+
 def read_spec(
-    shapes: Shapes,
-    metadata: Mapping[str, str] | None = None,
-    *,
-    heads: int | None = None,
-    grid: tuple[int, int] | None = None,
-    patch: int | None = None,
-    vae_stride: int | None = None,
-    class_names: Sequence[str] | None = None,
+    shapes: Shapes, metadata: Mapping[str, str] | None = None, traces: Traces = Traces(), **told: Any
 ) -> ModelSpec:
-    """The spec of a model's state dict: inferred from shapes, completed by metadata and by what is given.
+    """The spec of a model's state dict: inferred from shapes, completed by metadata, by other ``traces`` in the file
+    and by what is ``told`` (the fields of :class:`Told`).
 
     Raises GtRError when the metadata is not what :func:`spec_metadata` writes, or something does not fit the shapes.
     """
-    family = recognise(shapes)
+    said, family = Told(**told), recognise(shapes)
     stored = {} if family is None else _stored(metadata, _PARSERS | dict(family.parsers))
     if family is not None:
         given = {
-            "grid": ("--grid", grid and _checked(_grid, grid, "--grid")),
-            "class_names": ("--class-names", class_names and _checked(parse_names, class_names, "--class-names")),
+            "grid": ("--grid", said.grid and _checked(_grid, said.grid, "--grid")),
+            "class_names": (
+                "--class-names",
+                said.class_names and _checked(parse_names, said.class_names, "--class-names"),
+            ),
         }
-        if patch is not None or vae_stride is not None:
-            stored["latent"] = _latent_of(shapes, stored.get("latent") or family.spec.latent, patch, vae_stride)
         stored |= {field: value for field, (_, value) in given.items() if value}
+        if (said.latent, said.patch, said.vae_stride) != (None, None, None):
+            usual = family.spec.latent if family.latent_of is None else None
+            stored["latent"] = _told_latent(shapes, said, stored.get("latent") or usual, traces)
+        elif "latent" not in stored and family.latent_of is not None:
+            stored["latent"] = family.latent_of(shapes, traces)
         strange = next((option for f, (option, value) in given.items() if value and f not in family.spec.stored), None)
         if strange is not None:
             raise GtRError(f"{family.name} models have nothing that {strange} sets: leave it out")
-    return infer_spec(shapes, stored, heads=heads)
+    return infer_spec(shapes, stored, heads=said.heads)
 
 
 def _checked(parse: Callable, value: Any, option: str) -> Any:
@@ -68,9 +84,23 @@ def _checked(parse: Callable, value: Any, option: str) -> Any:
         raise GtRError(f"{option}: {error}") from error
 
 
-def _latent_of(shapes: Shapes, latent: LatentSpec, patch: int | None, stride: int | None) -> LatentSpec:
-    """The latent whose patches make the head's tokens."""
-    patch, stride = latent.patch if patch is None else patch, latent.stride if stride is None else stride
+def _told_latent(shapes: Shapes, said: Told, stored: LatentSpec | None, traces: Traces) -> LatentSpec:
+    """The latent whose patches make the head's tokens; patch and stride may lie among the training's arguments."""
+    latent = None if stored is None or stored.assumed else stored
+    if said.latent is not None:
+        try:
+            latent = latent_named(said.latent)
+        except ValueError as error:
+            names = ", ".join(NAMED)
+            raise GtRError(f"--latent '{said.latent}': expected {names}, SCALE or SCALE,SHIFT") from error
+    if latent is None:
+        raise GtRError(
+            "--patch and --vae-stride say that the latents are not KL-16's: say what they are with --latent normalised "
+            "(a VAE converted with --stats), or --latent SCALE or SCALE,SHIFT"
+        )
+    known = traces.arguments
+    patch = known.get("patch_size", latent.patch) if said.patch is None else said.patch
+    stride = known.get("vae_stride", latent.stride) if said.vae_stride is None else said.vae_stride
     for option, value in (("--patch", patch), ("--vae-stride", stride)):
         _checked(lambda given: parse_count(given, LARGEST_PATCH), value, option)
     values = shape_of(shapes, "diffloss.net.input_proj.weight", 2)[1]
@@ -79,21 +109,43 @@ def _latent_of(shapes: Shapes, latent: LatentSpec, patch: int | None, stride: in
             f"tokens have {values} values, which patches of {patch} x {patch} do not divide: correct --patch"
         )
     changed = replace(latent, patch=patch, stride=stride, channels=values // patch**2)
+    fixed = said.latent in ("kl-16", "detok")
+    if fixed and changed != latent:
+        raise GtRError(
+            f"--latent {said.latent}: such tokens have {latent.channels} values, one latent cell of {latent.stride} "
+            f"pixels; these have {values}, {patch} x {patch} cells of {stride} pixels: correct --latent"
+        )
     return replace(changed, rgb=latent.rgb if changed.channels == latent.channels else None)
 
 
-def vae_metadata(spec: VAESpec) -> dict[str, str]:
-    """Metadata of a VAE file: the number of norm groups, which shapes do not give."""
-    return {"format": "pt", SPEC_KEY: json.dumps({"groups": spec.groups})}
+def vae_metadata(spec: AutoencoderSpec) -> dict[str, str]:
+    """Metadata of a VAE's or tokenizer's file: what shapes do not give."""
+    return {"format": "pt", SPEC_KEY: json.dumps({name: getattr(spec, name) for name in spec.stored})}
 
 
-def read_vae_spec(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> VAESpec:
-    """The spec of a KL VAE state dict: inferred from shapes, with the groups of its metadata. Raises GtRError."""
-    stored = _stored(metadata, _PARSERS | {"groups": parse_count}) if is_vae(shapes) else {}
-    surplus = set(stored) - {"groups"}
+def read_vae_spec(
+    shapes: Shapes, metadata: Mapping[str, str] | None = None, heads: int | None = None
+) -> AutoencoderSpec:
+    """The spec of a VAE's or tokenizer's state dict: inferred from shapes, completed by its metadata and by attention
+    ``heads``. Raises GtRError."""
+    family = recognise_autoencoder(shapes)
+    if family is None:
+        other = recognise(shapes)
+        found = describe_names(shapes) if other is None else f"a {other.name} model"
+        raise GtRError(
+            f"not a KL VAE in LDM layout nor an l-DeTok tokenizer: found {found}; choose the model's VAE file"
+        )
+    parsers = _PARSERS | {"groups": parse_count, "normalised": _flag}
+    stored = _stored(metadata, parsers | ({"heads": _pair} if "heads" in family.spec.stored else {}))
+    surplus = set(stored) - set(family.spec.stored)
     if surplus:
-        raise GtRError(f"metadata '{SPEC_KEY}' does not fit a VAE (it has {', '.join(sorted(surplus))}): {REMEDY}")
-    return infer_vae_spec(shapes, **stored)
+        raise GtRError(
+            f"metadata '{SPEC_KEY}' does not fit a VAE of the kind {family.spec.family} (it has "
+            f"{', '.join(sorted(surplus))}): {REMEDY}"
+        )
+    if heads is not None and "heads" in family.spec.stored:
+        stored["heads"] = (heads, heads)
+    return family.infer(shapes, **stored)
 
 
 def _stored(metadata: Mapping[str, str] | None, parsers: Mapping[str, Callable]) -> dict:
@@ -124,7 +176,11 @@ def _latent(fields: Mapping) -> LatentSpec:
         scale=parse_finite(fields["scale"]),
         shift=parse_finite(fields["shift"]),
         rgb=None if rgb is None else tuple(tuple(parse_finite(x) for x in row) for row in rgb),
+        kind=fields.get("kind", KL),
+        assumed=parse_name(fields.get("assumed", ""), LONGEST_REMARK),
     )
+    if latent.kind not in KINDS:
+        raise ValueError(f"latents of an unknown kind, {latent.kind!r}")
     if latent.scale == 0:
         raise ValueError("latent scale is 0")
     if latent.rgb is not None and ({len(row) for row in latent.rgb} != {3} or len(latent.rgb) != latent.channels + 1):
@@ -166,14 +222,25 @@ def _positive(value) -> float:
     return number
 
 
-def parse_name(value) -> str:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > 100:
+def parse_name(value, longest: int = 100) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > longest:
         raise ValueError("a name is not one printable line")
     return value
 
 
 def parse_names(values: Iterable) -> tuple[str, ...]:
     return tuple(map(parse_name, values))
+
+
+def _pair(value) -> tuple[int, int]:
+    first, second = value
+    return parse_count(first), parse_count(second)
+
+
+def _flag(value) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _grid(value) -> tuple[int, int]:

@@ -7,7 +7,7 @@ which is a name and what was stored with it. What a pickle may take is bounded b
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,12 +113,22 @@ DTYPES = (
 ).split()
 
 
-def interpret(data, start: int, end: int, storages: dict[str, Storage]) -> tuple[Any, int]:
+def interpret(
+    data,
+    start: int,
+    end: int,
+    storages: dict[str, Storage],
+    *,
+    calls: Mapping[tuple[str, str], Callable[..., Any]] | None = None,
+    longest_bytes: int = 0,
+) -> tuple[Any, int]:
     """The value of the pickle in ``data[start:end]``, and where it ends; its storages are added to ``storages``.
 
-    ``data`` is bytes or a mapped file. Raises Refused, or ValueError, IndexError or struct.error for a broken pickle.
+    ``data`` is bytes or a mapped file. ``calls`` are functions of ours that stand for names of modules; byte strings
+    of up to ``longest_bytes`` are kept. Raises Refused, or ValueError, IndexError or struct.error for a broken pickle.
     """
     reader = _Interpreter(data, start, min(end, start + LONGEST_PICKLE), storages)
+    reader.calls, reader.longest_bytes = calls or {}, longest_bytes
     return reader.run(), reader.position
 
 
@@ -126,6 +136,8 @@ class _Interpreter:
     def __init__(self, data, start: int, end: int, storages: dict[str, Storage]) -> None:
         self.data, self.position, self.end = data, start, end
         self.storages = storages
+        self.calls: Mapping[tuple[str, str], Callable[..., Any]] = {}
+        self.longest_bytes = 0
         self.steps = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -273,6 +285,8 @@ class _Interpreter:
         key = function.module, function.name
         if key in DICTIONARIES:
             return self.dictionary(*values[:1])
+        if key in self.calls:
+            return self.calls[key](*values[:MOST_ARGUMENTS])
         if key in MAKERS:
             return MAKERS[key](*values[:MOST_ARGUMENTS])
         if function.name == "_reconstructor" and values and isinstance(values[0], Name):
@@ -371,6 +385,8 @@ def _integer(reader: _Interpreter, count: int) -> Any:
 
 
 def _bytes(reader: _Interpreter, count: int) -> Any:
+    if count <= reader.longest_bytes:
+        return reader.take(count)
     reader.skip(count)
     return BYTES
 

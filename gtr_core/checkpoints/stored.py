@@ -44,6 +44,16 @@ class MappedFile:
         return np.frombuffer(part, np.uint8)[before:]
 
 
+class FileInMemory:
+    """The same of bytes that were read already."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def part(self, start: int, end: int) -> np.ndarray:
+        return np.array(bytearray(self.data[start:end]), np.uint8)
+
+
 @dataclass(eq=False)
 class Storage:
     """``count`` numbers of a file under a key; ``file`` and ``start`` are set when their place is known."""
@@ -51,7 +61,7 @@ class Storage:
     key: str
     count: int
     nbytes: int
-    file: MappedFile | None = None
+    file: MappedFile | FileInMemory | None = None
     start: int = 0
 
 

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 # What the training of a VAE leaves beside it: losses, a discriminator, counters.
-BESIDE = ("loss.", "losses.", "discriminator.", "disc.", "perceptual", "lpips.", "logvar", "global_step", "model_ema.")
+BESIDE = (
+    *("loss.", "losses.", "discriminator.", "disc.", "perceptual", "lpips.", "logvar", "global_step", "model_ema."),
+    *("foundation_model.", "linear_proj."),  # VA-VAE aligns its latents with a vision model
+)
 # diffusers' names of a block, part by part; {up} counts from the other end.
 BLOCKS = (
     (re.compile(r"^encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\."), "encoder.down.{0}.block.{1}."),

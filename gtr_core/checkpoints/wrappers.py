@@ -15,8 +15,10 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import GtRError
-from ..models import FAMILIES
-from ..models.vae import ANCHORS as VAE_ANCHORS
+from ..models import AUTOENCODERS, FAMILIES
+from ..models.mar import DETOK_SAVER
+from ..models.spec import Traces
+from ..models.strangers import stranger_of
 from .pickles import Name, Opaque, Skipped
 from .stored import Stored
 
@@ -28,6 +30,8 @@ LONGEST_NAMES, LONGEST_ENTRY = 32 << 20, 200  # characters of all names together
 AVERAGED = frozenset({"ema", "emas", "averaged", "average", "avg", "swa", "polyak", "shadow"})
 RAW = frozenset({"online", "raw", "current", "collected", "student", "live", "nonema"})
 NEGATED = frozenset({"non", "no", "without"})
+# Entries that only one training code leaves beside the weights.
+SAVERS = {"loss_scaler": DETOK_SAVER, "last_elapsed_time": DETOK_SAVER}
 USUAL = frozenset({"model", "net", "network", "generator", "module", "transformer", "denoiser"})
 # What optimizers keep is averaged too, but it is not weights.
 OPTIMIZERS = re.compile(r"(^|_)(opt|optim|optimizers?)(_|$)|optimizer|^exp_")
@@ -131,6 +135,9 @@ def choose(content: Any, kind: str | None = None, wanted: str | None = None, sta
     """
     names = Names()
     names.walk(content, "", "")
+    stranger = stranger_of(names.tensors)
+    if stranger is not None:
+        raise GtRError(f"it is {stranger.what}: {stranger.remedy}")
     found = _state_dicts(names)
     for looked_for in (kind,) if kind else (MODEL, VAE):
         sets = [state for state in found if state.kind == looked_for]
@@ -141,22 +148,44 @@ def choose(content: Any, kind: str | None = None, wanted: str | None = None, sta
     return _plain(content, names, stated)
 
 
+def traces_of(content: Any) -> Traces:
+    """What the outermost table tells beside the tensors."""
+    if not isinstance(content, dict):
+        return Traces()
+    saver = next((saver for entry, saver in SAVERS.items() if entry in content), "")
+    arguments = content.get("args")
+    stated = arguments.state if isinstance(arguments, Opaque) else arguments
+    numbers = {key: value for key, value in stated.items() if type(value) is int} if isinstance(stated, dict) else {}
+    return Traces(saver, numbers)
+
+
 # Finding state dicts
 
 
 def _state_dicts(names: Names) -> list[StateDict]:
     """Every set of weights of a known architecture, each once."""
-    known = [(MODEL, family.weights, family.anchors) for family in FAMILIES.values()] + [(VAE, "ema", VAE_ANCHORS)]
+    known = [(MODEL, family.weights, family.anchors) for family in FAMILIES.values()]
+    known += [(VAE, "ema", family.anchors) for family in AUTOENCODERS.values()]
     places = [(prefix, *each) for each in known for prefix in _prefixes(names, each[-1])]
+    parts = {
+        prefix + part
+        for family in FAMILIES.values()
+        for part in family.parts
+        for prefix in _prefixes(names, family.anchors)
+    }
+    places = [place for place in places if place[0] not in parts]
     bare = {prefix for *_, anchors in known for prefix in _prefixes(names, tuple(map(_bare, anchors)))}
     if len(places) + len(bare) > MOST_SETS or len(names.lists) > MOST_LISTS:
         raise GtRError(f"it holds more than {MOST_SETS} models: choose the checkpoint of one")
     # What belongs to a state dict inside another one, or to a copy without dots, is not the outer one's.
     taken = {prefix for prefix, *_ in places} | {before[: before.rfind(".") + 1] for before in bare} - {""}
+    unused = {family.anchors: re.compile(family.unused) for family in FAMILIES.values() if family.unused}
     found = []
     for prefix, kind, usual, anchors in places:
         weights, certain = _label(names, prefix)
         tensors = _behind(names, prefix, anchors, tuple(other for other in taken if other != prefix))
+        if anchors in unused:
+            tensors = {name: tensor for name, tensor in tensors.items() if not unused[anchors].match(name)}
         others = {
             name[len(prefix) :]: what
             for name, what in names.others.items()

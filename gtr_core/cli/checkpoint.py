@@ -10,7 +10,7 @@ from ..checkpoints.checkpoint import Checkpoint, checked_model, checked_vae, rea
 from ..checkpoints.convert import convert
 from ..device import DTYPES
 from ..errors import GtRError, first_line
-from ..models.vae import is_vae
+from ..models import recognise_autoencoder
 from .options import Options, Parser, Verb, print_report
 
 LONGEST_NAMES = 4 << 20  # bytes of a file of class names
@@ -33,15 +33,19 @@ def info(options: Options) -> None:
 
 def describe(checkpoint: Checkpoint) -> dict:
     """Family, variant, sizes, dtypes and weights of a checkpoint. Raises GtRError when it is not usable."""
-    if is_vae(checkpoint.tensors):
+    warnings = []
+    if recognise_autoencoder(checkpoint.tensors) is not None:
         spec, tensors = checked_vae(checkpoint)
-        identity, rest = {"family": "KL VAE", "variant": f"f{spec.stride}"}, {}
+        identity, rest = {"family": spec.family, "variant": spec.variant, "latents": spec.latents}, {}
+        warnings += [spec.unusable]
     else:
         spec, tensors = checked_model(checkpoint)
+        warnings += [checkpoint.warning(spec), *spec.assumptions]
         identity = {"family": spec.family, "variant": spec.name}
         rest = {
             "image": list(spec.latent.size(spec.grid)),
             "grid": list(spec.grid),
+            "latents": spec.latent.kind,
             "weights": checkpoint.weights,
             **({"classes": spec.classes} if spec.condition == "label" else {}),
         }
@@ -55,8 +59,9 @@ def describe(checkpoint: Checkpoint) -> dict:
     }
     if checkpoint.entry:
         facts["entry"] = checkpoint.entry
-    if checkpoint.warning:
-        facts["warning"] = checkpoint.warning
+    found = [warning for warning in warnings if warning]
+    if found:
+        facts["warning"] = "; ".join(found)
     return facts | {"spec": asdict(spec)}
 
 
@@ -71,6 +76,18 @@ def add_convert_options(sub: Parser) -> None:
     sub.add_argument(
         "--vae-stride", type=int, help="pixels along one side of a latent cell, where they are not 16 (MAR)"
     )
+    sub.add_argument(
+        "--latent",
+        metavar="WHICH",
+        help="the latents that a MAR draws, where the file does not say: kl-16, detok (l-DeTok), normalised (a VAE "
+        "converted with --stats), or SCALE or SCALE,SHIFT: token = (latent - SHIFT) * SCALE",
+    )
+    sub.add_argument(
+        "--stats",
+        metavar="FILE",
+        help="mean and deviation per latent channel, such as l-DeTok's stats.pkl: folded into the VAE or tokenizer",
+    )
+    sub.add_argument("--stats-key", metavar="NAME", help="whose statistics, where the file holds several")
     sub.add_argument("--class-names", metavar="FILE", help="a text file, UTF-8, with one name per class and line")
     sub.add_argument("--overwrite", action="store_true")
 
@@ -86,6 +103,9 @@ def convert_file(options: Options) -> None:
         grid=options.grid and rows_and_columns(options.grid),
         patch=options.patch,
         vae_stride=options.vae_stride,
+        latent=options.latent,
+        stats=options.stats,
+        stats_key=options.stats_key,
         class_names=options.class_names and read_class_names(Path(options.class_names)),
         overwrite=options.overwrite,
     )

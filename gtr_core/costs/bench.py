@@ -153,8 +153,8 @@ def markdown(result: dict) -> str:
         low, high = row["seconds_range"]
         lines.append(
             f"| {row['preset']} | {row['dtype']} | {row['ar_steps']} | {row['head_evaluations']} | "
-            f"{row['tflops']:.2f} | {row['seconds']:.3f} ({low:.3f} to {high:.3f}) | {row['ratio']:.2f} x | "
-            f"{row['processor_seconds']:.2f} | {row['processor_ratio']:.2f} x | "
+            f"{row['tflops']:.2f} | {row['seconds']:.3f} ({low:.3f} to {high:.3f}) | {row['ratio']:.2f}× | "
+            f"{row['processor_seconds']:.2f} | {row['processor_ratio']:.2f}× | "
             f"{row['peak_bytes'] / 2**20:.0f}{'' if row['peak_measured'] else ' (estimate)'} |"
         )
     return "\n".join(lines)

@@ -54,7 +54,7 @@ def markdown(table: dict) -> str:
     ]
     for name in ("origin", *SPEEDS):
         cells = [
-            f"{row['tflops']:.2f}, {row['speedup']:.2f} x ({row['printed']:.2f}{' T' if name == 'origin' else ' x'}, "
+            f"{row['tflops']:.2f}, {row['speedup']:.2f}× ({row['printed']:.2f}{' T' if name == 'origin' else '×'}, "
             f"{row['deviation']:+.1%})"
             for model in MODELS
             for row in table["rows"]

@@ -61,6 +61,7 @@ def decoding_report(decoding: Decoding, decoded: Decoded, spec: ModelSpec, peak_
         if len(section.parts) > 1:
             most = section.parts[0].batch
             lines.append(f"the batch ran in {len(section.parts)} parts of at most {most} images to fit memory")
+    lines += [f"note: {assumption}" for assumption in spec.assumptions]
     return "\n".join(lines)
 
 
@@ -83,5 +84,5 @@ def _against_origin(plan: Plan, spec: ModelSpec, evaluations: int, flops: int, u
     return (
         f"total {evaluations} head evaluations, {flops / 1e12:.3g} TFLOPs per image; the origin needs "
         f"{sum(count_evaluations(origin, step, spec) for step in origin.steps)} and {cost / 1e12:.3g} "
-        f"({cost / flops:.2f} x)"
+        f"({cost / flops:.2f}×)"
     )

@@ -139,19 +139,13 @@ def guided(head: Head, x: Tensor, t: Tensor, z: Tensor, z_uncond: Tensor | None,
 
 
 def denoise(
-    evaluate: Evaluate,
-    table: Chain,
-    init: Tensor,
-    noise: Tensor,
-    *,
-    temperature: float = 1.0,
-    on_step: Callable[[int], None] | None = None,
+    evaluate: Evaluate, table: Chain, init: Tensor, noise: Tensor, *, on_step: Callable[[int], None] | None = None
 ) -> Tensor:
     """Run the reverse chain: init (n, C) and noise (S, n, C) float32 -> tokens (n, C) float32.
 
     ``evaluate(i, x, t)`` gives eps and v (n, C) at chain index i, t (n,) being its base timestep. ``noise[j]`` belongs
-    to the j-th executed step (largest t first); the last one is not used. ``temperature`` scales the step noise, not
-    ``init``. ``on_step(j)`` is called when j steps are done.
+    to the j-th executed step (largest t first); the last one is not used, and
+    whoever wants a temperature scales them. ``on_step(j)`` is called when j steps are done.
     """
     x = init.float()
     # The head takes one timestep per row; a table on the device needs one upload and no synchronisation per step.
@@ -163,7 +157,7 @@ def denoise(
         if i:
             f = (v + 1) / 2
             log_variance = f * table.log_betas[i] + (1 - f) * table.log_posterior_variance[i]
-            x = x + torch.exp(0.5 * log_variance) * noise[j] * temperature
+            x = x + torch.exp(0.5 * log_variance) * noise[j]
         if on_step is not None:
             on_step(j + 1)
     return x

@@ -23,8 +23,8 @@ from ..files import digest, make_folder
 from ..jobs.resume import CHUNK, MOST_IMAGES, key_of, resume
 from ..jobs.workers import MakeWorker, Worker, WorkerPool
 from ..models import Model
+from ..models.autoencoder import Autoencoder
 from ..models.spec import ModelSpec
-from ..models.vae import KLVAE
 from ..pipeline import check_pair, decode_images, generate_latents
 from ..plans.method import Method
 from .features import ImageFeatures, joined, load_features, save_features
@@ -79,7 +79,7 @@ class Evaluation:
     """What makes and measures images: one per process. ``runtime`` is the model's."""
 
     model: Model
-    vae: KLVAE
+    vae: Autoencoder
     extractor: FeatureExtractor
     runtime: Runtime = Runtime()
 

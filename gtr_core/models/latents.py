@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
@@ -11,13 +12,17 @@ from torch import Tensor
 
 from ..errors import GtRError
 
+# Kinds of latents. Two of the same shape are not the same: a VAE decodes its own kind only.
+KL, KL_NORMALISED, DETOK = "KL VAE", "KL VAE, normalised", "l-DeTok"
+
 
 @dataclass(frozen=True)
 class LatentSpec:
     """How tokens relate to the VAE's latent: ``token = (latent - shift) * scale``, ``patch`` x ``patch`` cells each.
 
-    ``stride`` is pixels per latent cell. ``rgb`` holds, if known, one (r, g, b) row per channel and a last row of
-    biases: a linear map from the scaled latent to colours in [-1, 1], good enough for a preview.
+    ``stride`` is pixels per latent cell, ``kind`` what makes and decodes the latents. ``assumed`` says why they are
+    believed to be these where the file does not say so. ``rgb`` holds, if known, one (r, g, b) row per channel and a
+    last row of biases: a linear map from the scaled latent to colours in [-1, 1], good enough for a preview.
     """
 
     channels: int = 16
@@ -26,6 +31,13 @@ class LatentSpec:
     scale: float = 0.2325
     shift: float = 0.0
     rgb: tuple[tuple[float, float, float], ...] | None = None
+    kind: str = KL
+    assumed: str = field(default="", compare=False)
+
+    @property
+    def one_size(self) -> bool:
+        """Whether only images of the model's own size can be decoded."""
+        return self.kind == DETOK
 
     @property
     def token_dim(self) -> int:
@@ -46,6 +58,27 @@ class LatentSpec:
         """The size of a token grid for messages, width first."""
         height, width = self.size(grid)
         return f"{width} x {height}"
+
+
+# Names of latents for people.
+NAMED = {
+    "kl-16": LatentSpec(),
+    "detok": LatentSpec(scale=1.0, kind=DETOK),
+    "normalised": LatentSpec(scale=1.0, kind=KL_NORMALISED),
+}
+
+
+def latent_named(text: str) -> LatentSpec:
+    """The latents of a name, or of a KL VAE by SCALE or SCALE,SHIFT, where channels and patch are still to be said.
+
+    Raises ValueError.
+    """
+    if text in NAMED:
+        return NAMED[text]
+    numbers = [float(number) for number in text.split(",")]
+    if len(numbers) not in (1, 2) or not all(map(math.isfinite, numbers)) or numbers[0] == 0:
+        raise ValueError(text)
+    return LatentSpec(scale=numbers[0], shift=numbers[1] if len(numbers) == 2 else 0.0)
 
 
 def latent_to_tokens(latent: Tensor, spec: LatentSpec) -> Tensor:

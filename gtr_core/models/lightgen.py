@@ -22,7 +22,7 @@ from .latents import LatentSpec
 from .layers import Attention, Block, Mlp, block_flops, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
-from .spec import Family, Flops, ModelSpec, check_depths, check_finite
+from .spec import Family, Flops, ModelSpec, check_depths, check_finite, uneven_depths
 
 ANCHORS = ("last_embed.weight", "text_emb.text_proj.linear_1.weight")
 
@@ -66,6 +66,10 @@ class LightGenSpec(ModelSpec):
     def depths(self) -> tuple[int, ...]:
         """Numbers of blocks: encoder, decoder, head, cross-attention, aligner."""
         return *super().depths, self.cross_depth, self.aligner_depth
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        return super().assumptions + uneven_depths(self)
 
     def can_draw(self, grid: tuple[int, int]) -> bool:
         """Position tables are resized to any grid."""
@@ -467,7 +471,7 @@ def infer_lightgen_spec(shapes: Shapes, *, heads: int | None = None, **overrides
         table=table,
         **depths,
     )
-    check_depths(spec, stated=overrides.pop("depths", None), symmetric=True)
+    check_depths(spec, stated=overrides.pop("depths", None))
     return replace(spec, **overrides)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
 from ..errors import GtRError
-from .latents import LatentSpec
+from .latents import DETOK, LatentSpec
 from .layers import Attention, Block, block_flops, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
 from .shapes import (
@@ -26,11 +26,22 @@ from .shapes import (
     infer_head_spec,
     shape_of,
 )
-from .spec import Family, Flops, ModelSpec, check_depths
+from .spec import Family, Flops, ModelSpec, Traces, check_depths, uneven_depths
 
 # Width, encoder and decoder depth, head depth and width of the published sizes.
 VARIANTS = {(768, 12, 12, 6, 1024): "mar-b", (1024, 16, 16, 8, 1280): "mar-l", (1280, 20, 20, 12, 1536): "mar-h"}
 ANCHORS = ("class_emb.weight", "diffloss.net.input_proj.weight")
+# l-DeTok's training code, and the order in which it alone builds a block: both norms first.
+DETOK_SAVER, DETOK_ORDER = "DeTok", ("norm1.weight", "norm2.weight", "attn.qkv.weight", "mlp.fc1.weight")
+# Tokens and their values of a MAR on MAETok's latents.
+MAETOK = (128, 32)
+# Arguments of MAR's training code that say what its latents are, and their values for KL-16.
+LATENT_ARGUMENTS = {"vae_embed_dim": 16, "vae_stride": 16, "patch_size": 1}
+ASSUMED_KL16 = "latents assumed to be KL-16's: the file does not say, and its tokens have 16 values"
+ASSUMED_DETOK = (
+    "latents assumed to be l-DeTok's, for the file was written by its training code: decode them with the l-DeTok "
+    "tokenizer; a model trained on KL-16 with that code needs convert --latent kl-16"
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,17 @@ class MARSpec(ModelSpec):
     mlp_ratio: int = 4
     norm_eps: float = 1e-6
     class_names: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        return super().assumptions + uneven_depths(self)
+
+    @property
+    def raw_weights(self) -> str | None:
+        """l-DeTok's code evaluates whatever a file holds."""
+        if self.latent.kind == DETOK:
+            return None
+        return "worse images (FID 5.6 instead of 2.3)" if self.name == "mar-b" else super().raw_weights
 
     def can_draw(self, grid: tuple[int, int]) -> bool:
         """Positions are learned for one size."""
@@ -322,6 +344,40 @@ def is_mar(shapes: Shapes) -> bool:
     return all(anchor in shapes for anchor in ANCHORS)
 
 
+def mar_latent(shapes: Shapes, traces: Traces = Traces()) -> LatentSpec:
+    """What the latents of a file are that does not say so: shapes do not tell KL-16's from others.
+
+    Raises GtRError where they cannot be KL-16's nor l-DeTok's.
+    """
+    values = shape_of(shapes, "diffloss.net.input_proj.weight", 2)[1]
+    tokens = shape_of(shapes, "diffusion_pos_embed_learned", 3)[1]
+    if (tokens, values) == MAETOK:
+        raise GtRError(
+            f"{tokens} tokens of {values} values: a MAR on the latents of MAETok, which lie in one row and make no "
+            "grid; it is not supported, choose a MAR on KL-16 or l-DeTok"
+        )
+    ours = {f"encoder_blocks.0.{name}": name for name in DETOK_ORDER}
+    order = tuple(ours[name] for name in shapes if name in ours)
+    found = {name: traces.arguments.get(name, usual) for name, usual in LATENT_ARGUMENTS.items()}
+    if found != LATENT_ARGUMENTS:
+        channels, stride, patch = found.values()
+        raise GtRError(
+            f"trained on latents of {channels} channels at 1/{stride} size in patches of {patch} x {patch}, which are "
+            "not KL-16's: convert the file with --latent SCALE or SCALE,SHIFT, as its training scaled them (0.18215 is "
+            "usual for Stable Diffusion's VAE)"
+        )
+    if values != LatentSpec.channels:
+        raise GtRError(
+            f"tokens have {values} values, where KL-16's have {LatentSpec.channels}, and the file does not say what "
+            "they stand for: convert it with --latent normalised and its VAE with --stats FILE (mean and deviation per "
+            "channel), or with --latent SCALE"
+        )
+    if order == DETOK_ORDER or traces.saver == DETOK_SAVER:
+        return LatentSpec(scale=1.0, kind=DETOK, assumed=ASSUMED_DETOK)
+    said = all(name in traces.arguments for name in LATENT_ARGUMENTS)
+    return LatentSpec(assumed="" if said else ASSUMED_KL16)
+
+
 def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> MARSpec:
     """Read a :class:`MARSpec` off tensor names and shapes (docs/upstream.md 1.1).
 
@@ -347,7 +403,7 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
     if "grid" not in overrides and side * side != tokens:
         raise GtRError(f"{tokens} tokens are not a square grid: convert the file with --grid ROWSxCOLUMNS")
     encoder, decoder = count_blocks(shapes, "encoder_blocks"), count_blocks(shapes, "decoder_blocks")
-    latent = overrides.pop("latent", LatentSpec(channels=head.channels))
+    latent = overrides.pop("latent", None) or mar_latent(shapes)
     check_latent(latent, head)
     spec = MARSpec(
         name=VARIANTS.get((dim, encoder, decoder, head.depth, head.width), f"mar-{dim}x{encoder}+{decoder}"),
@@ -361,7 +417,7 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
         latent=latent,
         head=head,
     )
-    check_depths(spec, stated=overrides.pop("depths", None), symmetric=True)
+    check_depths(spec, stated=overrides.pop("depths", None))
     spec = replace(spec, **overrides)
     if len(spec.class_names) not in (0, classes):
         raise GtRError(
@@ -381,5 +437,6 @@ MAR_FAMILY = Family(
     model=MAR,
     anchors=ANCHORS,
     infer=infer_mar_spec,
+    latent_of=mar_latent,
     published={name: mar_spec(name) for name in VARIANTS.values()},
 )

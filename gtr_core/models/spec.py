@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -37,6 +37,14 @@ class Flops:
         return {part: count / 1e12 for part, count in (self.parts | {"total": self.total}).items()}
 
 
+@dataclass(frozen=True)
+class Traces:
+    """What a file tells beside its tensors: whose training code saved it, and numbers among its arguments."""
+
+    saver: str = ""
+    arguments: Mapping[str, int] = field(default_factory=dict)
+
+
 class ModelSpec:
     """A frozen description of a model, which answers what the rest of the library has to know about it.
 
@@ -48,7 +56,8 @@ class ModelSpec:
     origin: ClassVar[str]
     """The preset that a model's speed is compared with: what the original code does by default."""
     condition: ClassVar[str]
-    """What the model is conditioned on: 'label' (int64, -1 = none) or 'text' (states of a text encoder)."""
+    """What the model is conditioned on: 'label' (int64, -1 = none), 'text' (states of a text encoder) or 'prompt' (ids
+    of its tokens, int64, -1 = no more)."""
     supports_lazymar: ClassVar[bool] = False
     supports_recap: ClassVar[bool] = False
     stored: ClassVar[tuple[str, ...]] = ("name", "grid", "heads", "latent", "diffusion", "norm_eps")
@@ -79,6 +88,16 @@ class ModelSpec:
         """Numbers of blocks, of all kinds that a family has: encoder, decoder, head, ..."""
         return self.encoder_depth, self.decoder_depth, self.head.depth
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What was assumed because the file does not say it, for `info` and reports."""
+        return (self.latent.assumed,) if self.latent.assumed else ()
+
+    @property
+    def raw_weights(self) -> str | None:
+        """What a training checkpoint's raw weights give instead of its averaged ones; None where that is no loss."""
+        return "worse images"
+
     def can_draw(self, grid: tuple[int, int]) -> bool:
         """Whether the model decodes a grid at once."""
         raise NotImplementedError
@@ -95,6 +114,17 @@ class ModelSpec:
         """Conditions for a benchmark."""
         raise NotImplementedError
 
+    def encode_prompts(self, prompts: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
+        """The condition (prompts, ids) int64 of texts, for a model that is conditioned on prompts.
+
+        ``tokenize`` makes ids of a text. Raises GtRError for a prompt that is too long.
+        """
+        raise NotImplementedError
+
+    def encode_edits(self, instructions: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
+        """The same of instructions to change a picture, for an ``EditCondition``."""
+        raise NotImplementedError
+
     def transformer_flops(self, known: int, masked: int) -> Flops:
         """FLOPs of one evaluation for one image and one guidance branch, ``masked`` counting targets and context."""
         raise NotImplementedError
@@ -107,6 +137,10 @@ class ModelSpec:
         """Bytes that a run keeps of the condition of one image and one guidance branch."""
         return self.dim * itemsize
 
+    def reader_bytes(self, known: int, itemsize: int) -> int:
+        """Bytes of activations in layers that are no blocks of the transformer, of one image in one guidance branch."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Family:
@@ -116,6 +150,9 @@ class Family:
     whatever a training script put before its names. ``infer(shapes, heads=None, **stored)`` reads the spec off it,
     completed by what the file's metadata stores, and raises GtRError. ``published`` are specs that people name.
     ``weights`` says which of a training checkpoint's weights the original code samples with: ``ema`` or ``model``.
+    ``latent_of(shapes, traces)`` says what the latents are where the metadata does not; families whose latents are
+    always the same have none. ``parts`` are prefixes of what alone looks like another family's model, ``unused``
+    matches the names of what files hold beside the model: it is not loaded.
     """
 
     spec: type[ModelSpec]
@@ -124,6 +161,9 @@ class Family:
     infer: Callable[..., ModelSpec]
     published: Mapping[str, ModelSpec] = field(default_factory=dict)
     weights: str = "ema"
+    latent_of: Callable[[Shapes, Traces], LatentSpec] | None = None
+    parts: tuple[str, ...] = ()
+    unused: str | None = None
     parsers: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     """How metadata fields of this family alone are read; they raise ValueError."""
 
@@ -136,22 +176,26 @@ class Family:
         return all(anchor in shapes for anchor in self.anchors)
 
 
-def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None, *, symmetric: bool = False) -> None:
+def check_depths(spec: ModelSpec, stated: tuple[int, ...] | None) -> None:
     """A file that lost its last blocks still looks like a model, of fewer blocks. Raises GtRError.
 
-    Compares with the depths stored in the metadata. Without them encoder and decoder of a ``symmetric`` family must be
-    equally deep, as in all its published models.
+    Compares with the depths stored in the metadata.
     """
     if min(spec.depths) < 1 or (stated is not None and spec.depths != tuple(stated)):
         raise GtRError(
             f"{spec.depths} blocks (encoder, decoder, head, ...), expected "
             f"{tuple(stated) if stated else 'at least 1 each'}: blocks are missing; the file is incomplete"
         )
-    if symmetric and stated is None and spec.encoder_depth != spec.decoder_depth:
-        raise GtRError(
-            f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, expected as many of both: "
-            "blocks are missing; the file is incomplete"
-        )
+
+
+def uneven_depths(spec: ModelSpec) -> tuple[str, ...]:
+    """What was assumed of a file whose encoder and decoder differ in depth, which no published model's do."""
+    if spec.encoder_depth == spec.decoder_depth:
+        return ()
+    return (
+        f"{spec.encoder_depth} encoder and {spec.decoder_depth} decoder blocks, taken for a pruned model: if it is not "
+        "one, blocks are missing",
+    )
 
 
 def check_finite(condition: Tensor, what: str) -> None:

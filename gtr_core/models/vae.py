@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import GtRError
+from .autoencoder import Autoencoder, AutoencoderFamily, AutoencoderSpec
+from .latents import KL, KL_NORMALISED
 from .shapes import Shapes, count_blocks, describe_names, shape_of
 
 # Names of a VAE's state dict, in LDM's layout and in diffusers'.
@@ -18,9 +21,12 @@ ANCHORS = ("encoder.conv_in.weight", "decoder.conv_in.weight")
 
 
 @dataclass(frozen=True)
-class VAESpec:
+class VAESpec(AutoencoderSpec):
     """An LDM-layout KL autoencoder; ``*_attention`` are the levels with attention after each block;
     ``quant`` says whether there are 1 x 1 convolutions around the latent (SD3 has none)."""
+
+    family: ClassVar[str] = "KL VAE"
+    stored: ClassVar[tuple[str, ...]] = ("groups", "normalised")
 
     channels: int
     multipliers: tuple[int, ...]
@@ -32,12 +38,20 @@ class VAESpec:
     image_channels: int = 3
     quant: bool = True
     groups: int = 32
+    normalised: bool = False
     norm_eps: float = 1e-6
 
     @property
+    def variant(self) -> str:
+        return f"f{self.stride}"
+
+    @property
     def stride(self) -> int:
-        """Pixels per latent cell along one axis."""
         return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def latents(self) -> str:
+        return KL_NORMALISED if self.normalised else KL
 
 
 KL16 = VAESpec(
@@ -172,8 +186,8 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class KLVAE(nn.Module):
-    """KL autoencoder. Latents here are in the VAE's own scale; the scaling to tokens is in ``LatentSpec``."""
+class KLVAE(Autoencoder):
+    """KL autoencoder."""
 
     def __init__(self, spec: VAESpec):
         super().__init__()
@@ -184,13 +198,12 @@ class KLVAE(nn.Module):
             self.post_quant_conv = nn.Conv2d(spec.embed_channels, spec.latent_channels, 1)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) in [-1, 1] -> posterior mean and log-variance (clamped to [-30, 20])."""
+        """The posterior's; the log-variance is clamped to [-30, 20]."""
         h = self.encoder(images)
         mean, logvar = (self.quant_conv(h) if self.spec.quant else h).chunk(2, dim=1)
         return mean, torch.clamp(logvar, -30.0, 20.0)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents (B, C, h, w) -> images (B, 3, h * stride, w * stride), not clamped."""
         return self.decoder(self.post_quant_conv(latents) if self.spec.quant else latents)
 
 
@@ -220,17 +233,12 @@ def regroup(spec: VAESpec, tensors: Mapping[str, Tensor], groups: int = 32) -> t
     return wide, weights
 
 
-def is_vae(shapes: Shapes) -> bool:
-    """Whether the names belong to an LDM-layout VAE."""
-    return all(anchor in shapes for anchor in ANCHORS)
-
-
-def infer_vae_spec(shapes: Shapes, *, groups: int = VAESpec.groups) -> VAESpec:
+def infer_vae_spec(shapes: Shapes, *, groups: int = VAESpec.groups, normalised: bool = False) -> VAESpec:
     """Read a :class:`VAESpec` off tensor names and shapes (docs/upstream.md 2.1). Raises GtRError.
 
     Shapes do not show the number of norm ``groups``: LDM's is 32, other files carry theirs in the metadata.
     """
-    if not is_vae(shapes):
+    if not all(anchor in shapes for anchor in ANCHORS):
         raise GtRError(
             f"not a KL VAE in LDM layout: expected tensors such as 'decoder.conv_in.weight' and "
             f"'encoder.conv_in.weight', found {describe_names(shapes)}; choose the model's VAE file"
@@ -259,6 +267,12 @@ def infer_vae_spec(shapes: Shapes, *, groups: int = VAESpec.groups) -> VAESpec:
         image_channels=image_channels,
         quant=quant,
         groups=groups,
+        normalised=normalised,
         encoder_attention=attention["encoder.down"],
         decoder_attention=attention["decoder.up"],
     )
+
+
+VAE_FAMILY = AutoencoderFamily(
+    spec=VAESpec, model=KLVAE, anchors=ANCHORS, infer=infer_vae_spec, layers=("quant_conv", "post_quant_conv")
+)

@@ -59,7 +59,8 @@ def activation_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
         block = together * sequence * spec.dim * (BLOCK_TENSORS + 2 * spec.mlp_ratio) * itemsize
         scores = together * spec.heads * sequence**2 * itemsize
         loop = rows * step.tokens * spec.head.width * HEAD_TENSORS * 4 + modulations
-        peak = max(peak, block + scores, loop + _step_noise(plan, step, spec))
+        reader = together * spec.reader_bytes(step.known.shape[1], itemsize)
+        peak = max(peak, block + scores, reader, loop + _step_noise(plan, step, spec))
     low_precision = sum(p.numel() for p in head.parameters()) * itemsize if itemsize == 2 else 0
     graphs = graphs_bytes(spec, itemsize) if runtime.accelerate and runtime.type == "cuda" and not cached else 0
     kept = plan.method.cache.kept_bytes(plan, spec, itemsize) if cached else 0

@@ -36,8 +36,10 @@ def golden_weights():
 
 @pytest.fixture(scope="session")
 def golden_layout():
-    """Names and shapes of a published state dict, by name."""
-    layouts = json.loads((GOLDEN / "state_dict_layouts.json").read_text())
+    """Names and shapes of a published state dict, by name, in the order of its file."""
+    layouts = {}
+    for name in ("state_dict_layouts", "detok_layouts"):
+        layouts |= json.loads((GOLDEN / f"{name}.json").read_text())
     return lambda name: {key: tuple(shape) for key, shape in layouts[name].items()}
 
 

@@ -15,7 +15,7 @@ from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.plan import plan_from_sequences
 from gtr_pack.gtr_core.plans.schedule import Schedule, cosine_counts
 from gtr_pack.gtr_core.sampling.sampler import sample
-from gtr_tests.recorded import RecordedNoise, error, positions
+from gtr_tests.recorded import RecordedNoise, error, positions, recorded_plan
 
 GRID = (8, 8)
 
@@ -77,8 +77,7 @@ def test_a_chain_of_100_steps_equals_upstreams(case, scale, temperature, golden,
         lambda i, x, t: guided(tiny_mar.head, x, t, g["z"][:rows], uncond, scale),
         chain(100),
         g[f"{case}_init"],
-        g[f"{case}_steps"][:, :rows],
-        temperature=temperature,
+        g[f"{case}_steps"][:, :rows] * temperature,
     )
     assert error(out, g[f"{case}_out"][:rows]) < 5e-5
 
@@ -90,18 +89,11 @@ LOOPS = {
 }
 
 
-def recorded_plan(g, guidance: Guidance, temperature: float):
-    sequence, steps = g["orders"].numpy()[:, ::-1], len(g["cfg_iter"])
-    schedule = Schedule("recorded", "random", (steps,), diffusion=(20, 20, 20))
-    method = Method(schedule, guidance, temperature=temperature)
-    return plan_from_sequences(method, GRID, [sequence], [cosine_counts(64, steps)])
-
-
 @pytest.mark.parametrize("case", LOOPS)
 def test_a_whole_run_equals_upstreams(case, golden, tiny_mar):
     g = golden(f"mar_tiny_sample_{case}")
     labels, guidance, temperature = LOOPS[case]
-    plan = recorded_plan(g, guidance, temperature)
+    plan = recorded_plan(g, GRID, guidance, temperature)
     states = []
     out = sample(
         tiny_mar,
@@ -124,7 +116,7 @@ def test_every_step_from_the_recorded_state_equals_upstreams(case, golden, tiny_
     """Teacher-forced: tighter than the whole loop, in which errors grow."""
     g = golden(f"mar_tiny_sample_{case}")
     labels, guidance, temperature = LOOPS[case]
-    plan = recorded_plan(g, guidance, temperature)
+    plan = recorded_plan(g, GRID, guidance, temperature)
     for index, step in enumerate(plan.steps):
         one = replace(plan, steps=(step,))
         noise = RecordedNoise(g, len(labels))

@@ -54,7 +54,7 @@ class Targets:
 
         self.refusal, self.folder = GtRError, folder
         self.checkpoint, self.metadata = checkpoint, metadata
-        self.build, self.vae, self.torch = models.build, vae, torch
+        self.build, self.models, self.torch = models.build, models, torch
         self.specs = [
             mar.MARSpec(
                 name="tiny",
@@ -134,7 +134,7 @@ class Targets:
         path.write_bytes(data[1:])
         try:
             checkpoint = self.checkpoint.read_checkpoint(path)
-            if self.vae.is_vae(checkpoint.tensors):
+            if self.models.recognise_autoencoder(checkpoint.tensors):
                 self.checkpoint.checked_vae(checkpoint)
             else:
                 self.checkpoint.checked_model(checkpoint)
@@ -152,9 +152,8 @@ class Targets:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return "no state dict"
         try:
-            if self.vae.is_vae(shapes):
-                with self.torch.device("meta"):
-                    self.vae.KLVAE(self.vae.infer_vae_spec(shapes))
+            if self.models.recognise_autoencoder(shapes):
+                self.models.build_autoencoder(self.metadata.read_vae_spec(shapes, metadata), device="meta")
             else:
                 self.build(self.metadata.read_spec(shapes, metadata), device="meta")
         except self.refusal as error:

@@ -80,6 +80,17 @@ def test_nothing_is_executed(judge: Judge, tmp_path: Path, tally) -> None:
     tally("executing checkpoints", len(cases))
 
 
+def test_statistics_are_executed_no_more_than_models(judge: Judge, tmp_path: Path, tally) -> None:
+    """Their reader keeps bytes and makes tensors of them, which that of models does not."""
+    (tmp_path / "x.pkl").write_bytes((ROOT / "tests/golden/detok_fixtures/stats_torch_cuda.pkl").read_bytes())
+    assert judge.verdict(tmp_path / "x.pkl", SECONDS).kind == "read"
+    target = tmp_path / "executed"
+    cases = [*executing(target), *exhausting()]
+    assert refuse_all(judge, iter(cases), tmp_path / "x.pkl") == {}
+    assert not target.exists() and sorted(os.listdir(tmp_path)) == ["x.pkl"]
+    tally("executing statistics", len(cases))
+
+
 def test_nothing_is_exhausted(judge: Judge, tmp_path: Path, tally) -> None:
     cases = 0
     for suffix in (".pth", ".ckpt"):

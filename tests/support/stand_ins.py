@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 from pathlib import Path
 
 import torch
 from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
 from gtr_pack.gtr_core.diffusion.head import HeadSpec
+from gtr_pack.gtr_core.models.detok import DeTok, DeTokSpec, ViTSpec
 from gtr_pack.gtr_core.models.lightgen import LightGen, LightGenSpec
 from gtr_pack.gtr_core.models.mar import MAR, MARSpec
 from gtr_pack.gtr_core.models.vae import KLVAE, VAESpec
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .harmon import HOST_HARMON, HOST_UNIPIC, seeded_harmon
+
 MAR_FILE, VAE_FILE = "mar-base-ema.pth", "kl16.safetensors"
+HARMON_FILE, UNIPIC_FILE = "harmon_1.5b.pth", "unipic_1.5b.bin"
 LIGHTGEN_FILE, SD3_VAE_FILE = "lightgen-512.safetensors", "sd3.5_vae.safetensors"
+DETOK_KEY = "detok-BB-gamm3.0-m0.7"
+DETOK_MAR_FILE, DETOK_FILE = "detok-mar-base.pth", f"{DETOK_KEY}-decoder_tuned.pth"
 
 
 def write_all(models: Path) -> frozenset[str]:
@@ -30,7 +37,24 @@ def write_all(models: Path) -> frozenset[str]:
     lightgen = small_lightgen()
     save_file(lightgen.state_dict(), models / "diffusion_models" / LIGHTGEN_FILE, spec_metadata(lightgen.spec, "model"))
     save_file(sd3_decoder(), models / "vae" / SD3_VAE_FILE)
-    return frozenset((MAR_FILE, VAE_FILE, LIGHTGEN_FILE, SD3_VAE_FILE))
+    write_detok(models, ema)
+    for name, spec in ((HARMON_FILE, HOST_HARMON), (UNIPIC_FILE, HOST_UNIPIC)):
+        weights = {key: tensor.half() for key, tensor in seeded_harmon(spec).state_dict().items()}
+        save_file(weights, models / "diffusion_models" / name, spec_metadata(spec, "model"))
+    return frozenset(
+        (MAR_FILE, VAE_FILE, LIGHTGEN_FILE, SD3_VAE_FILE, DETOK_MAR_FILE, DETOK_FILE, HARMON_FILE, UNIPIC_FILE)
+    )
+
+
+def write_detok(models: Path, mar: dict[str, Tensor]) -> None:
+    """A MAR as l-DeTok's training code saves it, a tokenizer of 256 px, and the statistics of its latents beside it."""
+    torch.save({"model_ema": mar, "loss_scaler": {"scale": 65536.0}}, models / "diffusion_models" / DETOK_MAR_FILE)
+    half = ViTSpec(dim=512, depth=1, heads=8, hidden=16)
+    tokenizer = randomised(DeTok(DeTokSpec(half, half)), 6)
+    torch.save({"model_ema": tokenizer.state_dict()}, models / "vae" / DETOK_FILE)
+    channels = torch.zeros(32), torch.full((32,), 2.0)
+    content = {DETOK_KEY: {"single": (0.0, 2.0), "channel": channels}}
+    (models / "vae" / "stats.pkl").write_bytes(pickle.dumps(content, protocol=4))
 
 
 def small_mar(seed: int) -> MAR:
@@ -90,4 +114,4 @@ def _draw(parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _is_norm(name: str) -> bool:
-    return name.endswith("weight") and "norm" in name
+    return name.endswith("weight") and any(word in name for word in ("norm", "ln_pre", "ln_post"))

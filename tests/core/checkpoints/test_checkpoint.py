@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 from gtr_pack.gtr_core.checkpoints import checkpoint as module
 from gtr_pack.gtr_core.checkpoints.checkpoint import checked_model, checked_vae, read_checkpoint
+from gtr_pack.gtr_core.checkpoints.metadata import spec_metadata
 from gtr_pack.gtr_core.errors import GtRError
+from gtr_pack.gtr_core.models.latents import NAMED
+from gtr_pack.gtr_core.models.lightgen import LIGHTGEN
+from gtr_pack.gtr_core.models.mar import mar_spec
 from safetensors.torch import save_file
 
 
@@ -20,21 +25,30 @@ def test_a_safetensors_file_gives_back_what_was_saved(good, weights, spec):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_original_checkpoints_load_their_ema_weights(weights, training_checkpoint, tmp_path, legacy):
+def test_original_checkpoints_load_their_ema_weights(weights, spec, training_checkpoint, tmp_path, legacy):
     path = tmp_path / "checkpoint-last.pth"
     torch.save(training_checkpoint, path, _use_new_zipfile_serialization=not legacy)
     ema, raw = read_checkpoint(path), read_checkpoint(path, weights="model")
     assert (ema.weights, raw.weights) == ("ema", "model")
-    assert ema.warning is None and "holds non-EMA" in raw.warning
+    assert ema.warning(spec) is None and "holds non-EMA" in raw.warning(spec)
     for name, t in weights.items():
         assert torch.equal(ema.tensors[name], t) and torch.equal(raw.tensors[name], t + 1)
 
 
-def test_a_file_without_ema_says_so(weights, tmp_path):
+def test_a_file_without_ema_says_so(weights, spec, tmp_path):
     torch.save({"model": weights}, tmp_path / "m.pth")
-    assert "holds non-EMA" in read_checkpoint(tmp_path / "m.pth").warning
+    assert "holds non-EMA" in read_checkpoint(tmp_path / "m.pth").warning(spec)
     save_file(weights, tmp_path / "flat.safetensors")
-    assert "may hold non-EMA" in read_checkpoint(tmp_path / "flat.safetensors").warning
+    assert "may hold non-EMA" in read_checkpoint(tmp_path / "flat.safetensors").warning(spec)
+
+
+def test_what_raw_weights_cost_is_said_of_the_model_that_it_was_measured_on(spec, good):
+    """Published numbers are MAR-B's: no other size and no other family gets them."""
+    raw = replace(read_checkpoint(good), weights="model")
+    assert "worse images (FID 5.6 instead of 2.3): convert" in raw.warning(mar_spec("mar-b"))
+    assert "worse images: convert" in raw.warning(mar_spec("mar-l")) and "FID" not in raw.warning(spec)
+    assert raw.warning(replace(mar_spec("mar-b"), latent=NAMED["detok"])) is None
+    assert raw.warning(LIGHTGEN) is None
 
 
 def test_a_published_file_known_to_be_non_ema_is_named(weights, tmp_path, monkeypatch):
@@ -67,10 +81,6 @@ CHANGES = {
         "1 of the 100 tensors of .* are missing \\(first: 'decoder_norm.bias'",
     ),
     "missing block": (lambda t: [t.pop(k) for k in list(t) if k.startswith("encoder_blocks.0.mlp")], "4 of the 100"),
-    "last decoder block": (
-        lambda t: [t.pop(k) for k in list(t) if k.startswith("decoder_blocks.1.")],
-        "2 encoder and 1 decoder blocks",
-    ),
     "a block in between": (
         lambda t: [t.pop(k) for k in list(t) if k.startswith("encoder_blocks.0.")],
         "'encoder_blocks' has 1 blocks, but one is number 1",
@@ -102,10 +112,21 @@ def test_tensors_that_do_not_fit_are_named(case, weights, refusal, tmp_path):
     assert re.search(words, refusal(tmp_path / "m.safetensors"))
 
 
+def test_a_model_of_fewer_decoder_blocks_is_read_as_a_pruned_one(weights, spec, refusal, tmp_path):
+    """It may as well have lost them, which is said; where the metadata states more blocks, they are missing."""
+    pruned = {name: t for name, t in weights.items() if not name.startswith("decoder_blocks.1.")}
+    save_file(pruned, tmp_path / "pruned.safetensors")
+    found, _ = checked_model(read_checkpoint(tmp_path / "pruned.safetensors"), heads=4)
+    assert found.depths == (2, 1, 3) and "2 encoder and 1 decoder blocks" in found.assumptions[-1]
+    save_file(pruned, tmp_path / "cut.safetensors", metadata=spec_metadata(spec, "ema"))
+    assert "the file is incomplete" in refusal(tmp_path / "cut.safetensors")
+
+
 def test_another_architecture_is_refused(golden_weights, good, refusal, tmp_path):
     save_file(golden_weights("vae_tiny_fp16"), tmp_path / "vae.safetensors")
-    assert "not a model: expected a checkpoint of MAR or LightGen" in refusal(tmp_path / "vae.safetensors")
-    with pytest.raises(GtRError, match="not a KL VAE"):
+    assert "not a model: expected a checkpoint of MAR, LightGen or Harmon" in refusal(tmp_path / "vae.safetensors")
+    assert "found KL VAE, which goes where a VAE does" in refusal(tmp_path / "vae.safetensors")
+    with pytest.raises(GtRError, match="not a KL VAE .*found a MAR model; choose the model's VAE"):
         checked_vae(read_checkpoint(good))
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert "found 1 tensors ('a')" in refusal(tmp_path / "other.safetensors")

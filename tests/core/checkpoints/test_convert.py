@@ -47,8 +47,9 @@ def test_conversion_keeps_the_head_in_float32_and_the_source(weights, training_c
     torch.save(training_checkpoint, source)
     before = source.read_bytes()
     result = convert(source, target, dtype="bfloat16", heads=4)
-    assert result.weights == "ema" and result.warning is None
+    assert result.weights == "ema"
     spec, tensors = checked_model(read_checkpoint(target))
+    assert result.warning(spec) is None
     assert spec.heads == 4
     for name, t in tensors.items():
         head = name.startswith("diffloss.")
@@ -103,7 +104,7 @@ def odd(tmp_path) -> Path:
 
 def test_what_shapes_do_not_tell_is_told(odd, tmp_path):
     target = tmp_path / "out.safetensors"
-    convert(odd, target, heads=4, grid=(4, 8), patch=2, vae_stride=4, class_names=ODD.class_names)
+    convert(odd, target, heads=4, grid=(4, 8), patch=2, vae_stride=4, latent="0.2325", class_names=ODD.class_names)
     assert load_model(target).spec == ODD
 
 
@@ -111,7 +112,8 @@ def test_the_command_line_tells_it_too(odd, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("\ufeffant\r\n bee \n\ncat\n", encoding="utf-8")
     target = tmp_path / "out.safetensors"
-    told = ["--heads", "4", "--grid", "4x8", "--patch", "2", "--vae-stride", "4", "--class-names", str(names)]
+    told = ["--heads", "4", "--grid", "4x8", "--patch", "2", "--vae-stride", "4", "--latent", "0.2325,0"]
+    told += ["--class-names", str(names)]
     assert main(["convert", str(odd), str(target), *told, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["grid"], facts["classes"], facts["spec"]["latent"]["patch"]) == ([4, 8], 3, 2)
@@ -125,10 +127,29 @@ def test_the_command_line_tells_it_too(odd, tmp_path, capsys):
     [
         ({}, "32 tokens are not a square grid: convert the file with --grid ROWSxCOLUMNS"),
         ({"grid": (4, 7)}, "4 x 7 needs 28 positions, found 32: convert the file with the right --grid"),
-        ({"grid": (4, 8), "patch": 3}, "tokens have 16 values, which patches of 3 x 3 do not divide: correct --patch"),
-        ({"grid": (4, 8), "patch": 65}, "--patch: a number above 64"),
-        ({"grid": (4, 8), "patch": 2, "vae_stride": -8}, "--vae-stride: -8 is not a positive whole number"),
-        ({"grid": (4, 8), "patch": 0}, "--patch: 0 is not a positive whole number"),
+        (
+            {"grid": (4, 8), "latent": "0.5", "patch": 3},
+            "tokens have 16 values, which patches of 3 x 3 do not divide: correct --patch",
+        ),
+        ({"grid": (4, 8), "latent": "0.5", "patch": 65}, "--patch: a number above 64"),
+        (
+            {"grid": (4, 8), "latent": "0.5", "patch": 2, "vae_stride": -8},
+            "--vae-stride: -8 is not a positive whole number",
+        ),
+        ({"grid": (4, 8), "patch": 2}, "say that the latents are not KL-16's: say what they are with --latent"),
+        (
+            {"grid": (4, 8), "latent": "kl-16", "patch": 2},
+            "--latent kl-16: such tokens have 16 values, one latent cell",
+        ),
+        (
+            {"grid": (4, 8), "latent": "kl16"},
+            "--latent 'kl16': expected kl-16, detok, normalised, SCALE or SCALE,SHIFT",
+        ),
+        ({"grid": (4, 8), "latent": "0"}, "--latent '0': expected"),
+        ({"grid": (4, 8), "latent": "1,2,3"}, "--latent '1,2,3': expected"),
+        ({"grid": (4, 8), "latent": "nan"}, "--latent 'nan': expected"),
+        ({"grid": (4, 8), "stats": "s.pkl"}, "is a model, and statistics belong into its VAE or tokenizer"),
+        ({"grid": (4, 8), "latent": "0.5", "patch": 0}, "--patch: 0 is not a positive whole number"),
         ({"grid": (0, 8)}, "--grid: 0 is not a positive whole number"),
         ({"grid": (4, 8), "class_names": ["a"]}, "1 class names for 3 classes: convert the file with --class-names"),
         ({"grid": (4, 8), "class_names": ["a", "b", "c\nd"]}, "--class-names: a name is not one printable line"),
@@ -144,7 +165,7 @@ def test_what_a_file_says_may_be_corrected(odd, tmp_path):
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     convert(odd, first, heads=4, grid=(8, 4))
     assert load_model(first).spec.grid == (8, 4)
-    convert(first, second, grid=(4, 8), patch=2, vae_stride=4, class_names=ODD.class_names)
+    convert(first, second, grid=(4, 8), patch=2, vae_stride=4, latent="0.2325", class_names=ODD.class_names)
     assert load_model(second).spec == ODD
 
 

@@ -183,18 +183,18 @@ def assert_same(checkpoint: Checkpoint, weights: Tensors) -> None:
 
 
 @pytest.mark.parametrize("case", AVERAGED)
-def test_the_averaged_weights_are_taken_and_their_entry_is_said(case, weights, raw, tmp_path):
+def test_the_averaged_weights_are_taken_and_their_entry_is_said(case, weights, raw, spec, tmp_path):
     make, entry = AVERAGED[case]
     torch.save(make(raw, weights), tmp_path / "x.pth")
     checkpoint = read_checkpoint(tmp_path / "x.pth")
-    assert (checkpoint.weights, checkpoint.entry, checkpoint.warning) == ("ema", entry, None)
+    assert (checkpoint.weights, checkpoint.entry, checkpoint.warning(spec)) == ("ema", entry, None)
     assert_same(checkpoint, weights)
     assert_same(read_checkpoint(tmp_path / "x.pth", weights="ema"), weights)
     assert_same(read_checkpoint(tmp_path / "x.pth", weights=entry), weights)
 
 
 @pytest.mark.parametrize("case", [name for name in AVERAGED if "alone" not in name and "taken" not in name])
-def test_the_raw_weights_are_taken_on_request(case, weights, raw, tmp_path):
+def test_the_raw_weights_are_taken_on_request(case, weights, raw, spec, tmp_path):
     content = AVERAGED[case][0](raw, weights)
     torch.save(content, tmp_path / "x.pth")
     try:
@@ -202,7 +202,7 @@ def test_the_raw_weights_are_taken_on_request(case, weights, raw, tmp_path):
     except GtRError as error:
         assert "it has no model weights, only ema" in str(error)
         return
-    assert checkpoint.weights == "model" and "holds non-EMA" in checkpoint.warning
+    assert checkpoint.weights == "model" and "holds non-EMA" in checkpoint.warning(spec)
     assert_same(checkpoint, weights if case == "one set under two names" else raw)
 
 

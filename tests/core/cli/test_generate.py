@@ -283,7 +283,7 @@ def test_a_photo_is_read_upright(image, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (["--image", "nowhere.png", "--redraw", "variations"], "nowhere.png is not a readable image"),
+        (["--image", "nowhere.png", "--redraw", "variations"], "no file at nowhere.png"),
         (["--image", "text.png", "--redraw", "variations"], "text.png is not a readable image"),
         (["--image", "half.png", "--redraw", "variations"], "half.png is not a readable image"),
         (["--image", "broken.png", "--redraw", "variations"], "broken.png is not a readable image"),
@@ -296,7 +296,7 @@ def test_a_photo_is_read_upright(image, tmp_path):
         (["--mask", "mask.png"], "--mask changes a given image: give it with --image"),
         (["--redraw", "variations"], "--redraw changes a given image: give it with --image"),
         (["--outpaint", "8,0,0,0"], "--outpaint changes a given image: give it with --image"),
-        (["--image", "image.png", "--mask", "nowhere.png"], "nowhere.png is not a readable image"),
+        (["--image", "image.png", "--mask", "nowhere.png"], "no file at nowhere.png"),
         (["--image", "image.png", "--mask", "wide.png"], "the mask is 256 x 128 pixels, the image 128 x 128"),
         (["--image", "image.png", "--mask", "mask.png", "--size", "128x128"], "leave out --size"),
         (["--image", "image.png", "--redraw", "denoise", "--denoise", "1.5"], "denoise 1.5: expected 0"),

@@ -35,7 +35,7 @@ def test_a_line_per_stage_and_totals_against_the_origin():
     evaluations = [sum(count_evaluations(each, step, SPEC) for step in each.steps) for each in (plan, origin)]
     ratio = count_plan(origin, SPEC).total / count_plan(plan, SPEC).total
     assert total.startswith(f"total {evaluations[0]} head evaluations, ")
-    assert f"the origin needs {evaluations[1]} and " in total and total.endswith(f"({ratio:.2f} x)")
+    assert f"the origin needs {evaluations[1]} and " in total and total.endswith(f"({ratio:.2f}×)")
 
 
 def test_what_does_not_show_is_said():
@@ -48,7 +48,7 @@ def test_the_origin_of_a_masked_run_has_the_same_mask():
     unknown = np.zeros((16, 16), bool)
     unknown[:4] = True
     *_, total = report_of(Method(preset("origin"), Guidance(3.0)), unknown=unknown)
-    assert total.endswith("(1.00 x)")
+    assert total.endswith("(1.00×)")
 
 
 def test_a_run_without_steps_has_a_head_line_only():
