@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
@@ -20,6 +18,7 @@ from ..errors import GtRError
 from .latents import LatentSpec
 from .layers import Attention, Block, block_flops, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
+from .position_tables import bilinear_weights, resized_table
 from .prompts import PICTURE, EditCondition, check_ids, ids_of, pad_prompts
 from .qwen import Prefix, Qwen, QwenSpec
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
@@ -240,9 +239,7 @@ class MaskedTransformer(nn.Module):
         image = table[:, table.shape[1] - side**2 :]
         if tuple(grid) == (side, side):
             return image[0].to(like)
-        square = rearrange(image.to(like.device, torch.float32), "b (p q) d -> b d p q", p=side)
-        resized = F.interpolate(square, size=tuple(grid), mode="bilinear", align_corners=False)
-        return rearrange(resized, "b d p q -> (b p q) d").to(like.dtype)
+        return resized_table(image[0].to(like.device, torch.float32), grid, bilinear_weights).to(like.dtype)
 
     def _rows(self, table: Tensor, positions: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
         """Rows of a position table for [buffer, positions]: (B, buffer + n, D)."""
