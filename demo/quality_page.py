@@ -71,27 +71,34 @@ def verdict(gate: dict) -> tuple[bool, list[str]]:
     return all(ok for ok, _ in parts), [f"- {'Passed' if ok else '**Failed**'}, {text}." for ok, text in parts]
 
 
-def versus(result: dict, name: str, other: str) -> str:
-    """Where the Fréchet distance of a method lies against another's, over the same seeds."""
-    values = {own["method"]: own["values"]["frechet"] for own in result["rows"]}
+def gate_coherence(gate: dict) -> str:
+    """What coherence says on the same images; no criterion."""
+    names = {f"`{name}`": name for name in ("random-18", "random-8")}
+    return f"- No criterion, but what the world was made for: {coherence(gate, names, 'origin')}"
+
+
+def versus(result: dict, name: str, other: str, figure: str = "frechet") -> str:
+    """Where the Fréchet distance or the coherence of a method lies against another's, over the same seeds."""
+    values = {own["method"]: own["values"][figure] for own in result["rows"]}
     found = paired(values[name], values[other])
+    unit, factor = ("", 1) if figure == "frechet" else (" points", 100)
+    mean, half = factor * found.mean, factor * (found.half or 0.0)
     if found.clear:
-        return f"lies {abs(found.mean):.3g} ± {found.half:.2g} {'higher' if found.mean > 0 else 'lower'}"
-    return f"lies within the noise ({found.mean:+.2g} ± {found.half:.2g})"
+        return f"lies {abs(mean):.3g} ± {half:.2g}{unit} {'higher' if mean > 0 else 'lower'}"
+    return f"lies within the noise ({mean:+.2g} ± {half:.2g}{unit})"
 
 
-def coherence(result: dict, names: Sequence[str]) -> str:
-    """The shares of coherent images of some methods."""
-    found = {own["method"]: Interval(**own["figures"]["coherence"]) for own in result["rows"]}
-    real = Interval(**result["floor"]["figures"]["coherence"])
-    parts = [f"{100 * found[name].mean:.1f} ± {100 * (found[name].half or 0):.1f} % with `{name}`" for name in names]
-    return f"Coherent are {', '.join(parts)}, and {100 * real.mean:.1f} % of real images."
-
-
-def each(result: dict, names: dict[str, str], other: str) -> str:
+def each(result: dict, names: dict[str, str], other: str, figure: str = "frechet") -> str:
     """The same for several methods: what to call them, and their names in the result."""
-    parts = [f"{words} {versus(result, name, other)}" for words, name in names.items()]
+    parts = [f"{words} {versus(result, name, other, figure)}" for words, name in names.items()]
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def coherence(result: dict, names: dict[str, str], other: str) -> str:
+    """The share of coherent images of a method, and the differences of others from it."""
+    found = next(Interval(**own["figures"]["coherence"]) for own in result["rows"] if own["method"] == other)
+    share = f"{100 * found.mean:.1f} ± {100 * (found.half or 0):.1f} %"
+    return f"Coherent are {share} of the images with `{other}`. Against it, {each(result, names, other, 'coherence')}."
 
 
 def ratio(result: dict, name: str) -> str:
@@ -115,7 +122,7 @@ def orders(result: dict) -> Sequence[str]:
         f"Against random order, GtR by diagonal with {each(result, diagonal, 'random')}.",
         f"Against random order, GtR by quincunx with {each(result, quincunx, 'random')}.",
         f"Inside three stages of GtR the order `spread` {inside} against random order.",
-        coherence(result, ("random", "gtr diagonal, 3 stages", "gtr diagonal, 5 stages")),
+        coherence(result, plain | diagonal, "random"),
     )
 
 
@@ -137,7 +144,7 @@ def budgets(result: dict) -> Sequence[str]:
         f"Against `origin` with its 64 AR steps, {each(result, fewer, 'origin')}.",
         f"Against `origin`, GtR with {each(result, gtr, 'origin')}.",
         f"Against `origin`, {each(result, disa, 'origin')}.",
-        coherence(result, ("origin", "random-16", "gtr 24,6,2 stage", "gtr 8,3,2 stage", "disa-24")),
+        coherence(result, fewer | disa | gtr, "origin"),
     )
 
 
@@ -165,6 +172,7 @@ def defaults(result: dict, by_order: dict | None, by_budget: dict | None) -> Seq
             f" Against 8,3,2 in full scope ({ratio(by_budget, short)}), 24,6,2 in stage scope "
             f"({ratio(by_budget, long)}) {versus(by_budget, long, short)} at about equal FLOPs."
         )
+    shares = coherence(result, {name: name for name in ("diagonal, stage", "quincunx, full")}, "diagonal, full")
     partition = (
         f"Against quincunx, diagonal {versus(result, 'diagonal, stage', 'quincunx, stage')} in stage scope and "
         f"{versus(result, 'diagonal, full', 'quincunx, full')} in full scope."
@@ -282,7 +290,7 @@ def opinion(gate: dict | None, folder: str) -> list[str]:
         return ["Not run yet. **Until it is, nothing on this page ranks methods.**"]
     passed, parts = verdict(gate)
     warning = [] if passed else ["**The gate is not passed, so nothing on this page ranks methods.**"]
-    return ["\n".join(parts), *warning, source(gate, folder, "gate")]
+    return ["\n".join([*parts, gate_coherence(gate)]), *warning, source(gate, folder, "gate")]
 
 
 def write_page(folder: Path, target: Path) -> None:
