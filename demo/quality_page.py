@@ -181,7 +181,12 @@ def defaults(result: dict, by_order: dict | None, by_budget: dict | None) -> Seq
         five = versus(by_order, "gtr diagonal, 5 stages", "gtr quincunx, 5 stages")
         partition += f" With five stages (order at equal steps) it {five}."
     default = Schedule.__dataclass_fields__["partition"].default
-    return (scope, partition, f"Presets and custom schedules take `{default}`, as the paper's Algorithm 1 does.")
+    return (
+        scope,
+        partition,
+        shares,
+        f"Presets and custom schedules take `{default}`, as the paper's Algorithm 1 does.",
+    )
 
 
 def fts(result: dict) -> Sequence[str]:
