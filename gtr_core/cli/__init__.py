@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from ..device import is_out_of_memory, outdated_torch
 from ..errors import GtRError, first_line
 from . import bench, checkpoint, evaluate, generate, generate_many, plan, search
+from .options import HelpFormatter
 
+PROGRAM = "python -m gtr_core"
 VERBS = (
     checkpoint.INFO,
     checkpoint.CONVERT,
@@ -59,12 +61,21 @@ def _print_anything() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m gtr_core", description="Masked autoregressive image models with GtR."
+        prog=PROGRAM,
+        description="Masked autoregressive image models with GtR.",
+        epilog=f"'{PROGRAM} VERB --help' shows the options of a verb, their defaults and examples.",
     )
-    subparsers = parser.add_subparsers(dest="verb", required=True)
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
-        sub = subparsers.add_parser(verb.name, help=verb.summary, description=verb.summary)
+        examples = "\n".join(f"  {PROGRAM} {example}" for example in verb.examples)
+        sub = subparsers.add_parser(
+            verb.name,
+            help=verb.summary,
+            description=verb.summary,
+            epilog=f"examples:\n{examples}",
+            formatter_class=HelpFormatter,
+        )
         sub.set_defaults(run=verb.run)
-        sub.add_argument("--json", action="store_true", help="report as JSON")
+        sub.add_argument("--json", action="store_true", help="report as one line of JSON")
         verb.add_options(sub)
     return parser

@@ -21,7 +21,7 @@ WEIGHTS_HELP = (
 
 
 def add_info_options(sub: Parser) -> None:
-    sub.add_argument("file")
+    sub.add_argument("file", metavar="FILE", help="a model, VAE or tokenizer: .pth, .ckpt or .safetensors")
     sub.add_argument("--weights", metavar="WHICH", help=WEIGHTS_HELP)
 
 
@@ -66,15 +66,24 @@ def describe(checkpoint: Checkpoint) -> dict:
 
 
 def add_convert_options(sub: Parser) -> None:
-    sub.add_argument("source", metavar="IN")
-    sub.add_argument("target", metavar="OUT")
+    sub.add_argument("source", metavar="IN", help="a checkpoint: .pth, .ckpt or .safetensors")
+    sub.add_argument("target", metavar="OUT", help="a name that ends in .safetensors")
     sub.add_argument("--weights", metavar="WHICH", help=WEIGHTS_HELP)
-    sub.add_argument("--dtype", choices=tuple(DTYPES), help="of the transformer; the diffusion head stays float32")
-    sub.add_argument("--heads", type=int, help="attention heads, for widths other than MAR-B, L and H")
-    sub.add_argument("--grid", metavar="ROWSxCOLUMNS", help="tokens, for a MAR whose grid is not square")
-    sub.add_argument("--patch", type=int, help="latent cells along one side of a token, where they are not 1 (MAR)")
     sub.add_argument(
-        "--vae-stride", type=int, help="pixels along one side of a latent cell, where they are not 16 (MAR)"
+        "--dtype",
+        choices=tuple(DTYPES),
+        help="of the transformer; the diffusion head stays float32 (default: as in IN)",
+    )
+    sub.add_argument("--heads", metavar="N", type=int, help="attention heads, for widths other than MAR-B, L and H")
+    sub.add_argument("--grid", metavar="ROWSxCOLUMNS", help="tokens, for a MAR whose grid is not square")
+    sub.add_argument(
+        "--patch", metavar="N", type=int, help="latent cells along one side of a token, where they are not 1 (MAR)"
+    )
+    sub.add_argument(
+        "--vae-stride",
+        metavar="N",
+        type=int,
+        help="pixels along one side of a latent cell, where they are not 16 (MAR)",
     )
     sub.add_argument(
         "--latent",
@@ -89,7 +98,7 @@ def add_convert_options(sub: Parser) -> None:
     )
     sub.add_argument("--stats-key", metavar="NAME", help="whose statistics, where the file holds several")
     sub.add_argument("--class-names", metavar="FILE", help="a text file, UTF-8, with one name per class and line")
-    sub.add_argument("--overwrite", action="store_true")
+    sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
 
 
 def convert_file(options: Options) -> None:
@@ -144,7 +153,14 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-INFO = Verb("info", "what a model file holds", add_info_options, info)
+INFO = Verb("info", "what a model file holds", ("info checkpoint-last.pth",), add_info_options, info)
 CONVERT = Verb(
-    "convert", "original .pth or .ckpt -> .safetensors; nothing in it is executed", add_convert_options, convert_file
+    "convert",
+    "original .pth or .ckpt -> .safetensors; nothing in it is executed",
+    (
+        "convert checkpoint-last.pth mar-base-ema.safetensors --dtype bfloat16",
+        "convert detok.pth detok.safetensors --stats stats.pkl",
+    ),
+    add_convert_options,
+    convert_file,
 )

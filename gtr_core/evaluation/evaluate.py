@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ class Evaluation:
         save_features(self.path(task, kept.work), features, self.key(task), dtype=torch.float32)
 
 
-OnTask = Callable[[Task, int, int], None]
+OnTask = Callable[[Any, int, int], None]  # a task that was made, how many are done, of how many
 Open = Callable[[str], Evaluation]  # of a device; sent to processes: a function of a module, or a partial of one
 
 
