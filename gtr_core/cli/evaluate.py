@@ -208,6 +208,11 @@ def extractor_of(options: Options, *, inception: bool) -> ExtractorFile:
         return ExtractorFile(None, inception)
     if options.model != DEMO:
         raise GtRError(NOTHING)
+    if not DEMO_JUDGE.is_file():
+        raise GtRError(
+            "the demo's classifier and reference are not here, as the published archive leaves them out: take "
+            "gtr_core from the repository, or give --extractor and --reference"
+        )
     return ExtractorFile(DEMO_JUDGE.resolve())
 
 
