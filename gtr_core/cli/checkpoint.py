@@ -12,6 +12,7 @@ from ..device import DTYPES
 from ..errors import GtRError, first_line
 from ..models import recognise_autoencoder
 from .options import Options, Parser, Verb, print_report
+from .progress import StageProgress
 
 LONGEST_NAMES = 4 << 20  # bytes of a file of class names
 WEIGHTS_HELP = (
@@ -103,7 +104,21 @@ def add_convert_options(sub: Parser) -> None:
 
 def convert_file(options: Options) -> None:
     """Original checkpoint -> safetensors with metadata."""
-    result = convert(
+    with StageProgress(silent=options.json) as progress:
+        result = _convert(options, progress)
+        facts = describe(result)
+        progress.show(f"wrote {result.path.name}", 1.0)
+    entry = f" (entry '{result.entry}')" if result.entry else ""
+    print_report(
+        options,
+        facts,
+        f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
+        f"weights: {facts.get('weights', 'VAE')}{entry}",
+    )
+
+
+def _convert(options: Options, progress: StageProgress) -> Checkpoint:
+    return convert(
         options.source,
         options.target,
         weights=options.weights,
@@ -117,14 +132,7 @@ def convert_file(options: Options) -> None:
         stats_key=options.stats_key,
         class_names=options.class_names and read_class_names(Path(options.class_names)),
         overwrite=options.overwrite,
-    )
-    facts = describe(result)
-    entry = f" (entry '{result.entry}')" if result.entry else ""
-    print_report(
-        options,
-        facts,
-        f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
-        f"weights: {facts.get('weights', 'VAE')}{entry}",
+        on_progress=progress.show,
     )
 
 

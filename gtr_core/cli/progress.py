@@ -17,6 +17,21 @@ def progress_bar(total: float, *, silent: bool = False) -> tqdm:
     return tqdm(total=total, bar_format=LAYOUT, disable=True if silent else None)
 
 
+class StageProgress(AbstractContextManager):
+    """What is being done to one file, and how much of it is done, on terminals only."""
+
+    def __init__(self, *, silent: bool) -> None:
+        self._bar = progress_bar(1.0, silent=silent)
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def show(self, what: str, share: float) -> None:
+        """``share`` is of the whole, 0 to 1."""
+        self._bar.set_description_str(what)
+        self._bar.update(share - self._bar.n)
+
+
 class WorkProgress(AbstractContextManager):
     """How far work in pieces is, counted in ``unit``, such as images."""
 

@@ -120,6 +120,8 @@ def _read(path: Path, rows: list[dict]) -> Iterator[np.ndarray]:
             image = images[row["row"]]
             _check(path, image.tobytes(), row)
             yield image
+    except GtRError:
+        raise
     except (OSError, KeyError, IndexError, ValueError) as error:
         raise GtRError(f"{path}: no image {rows[0]['index']} ({type(error).__name__}): {REMEDY}") from error
 
