@@ -48,7 +48,9 @@ def add_options(sub: Parser) -> None:
     sub.add_argument("--rounds", metavar="N", type=int, default=3, help="runs of every preset, which take turns")
     sub.add_argument("--figure", metavar="FILE", help="draw the seconds, as .png, .svg or .pdf")
     sub.add_argument("--batch", metavar="N", type=int, default=1, help="images at a time")
-    sub.add_argument("--size", metavar="WIDTHxHEIGHT", help="in pixels, of LightGen (default: the model's own)")
+    sub.add_argument(
+        "--size", metavar="WIDTHxHEIGHT", help="in pixels, of LightGen and Harmon (default: the model's own)"
+    )
     add_scale_option(sub)
     add_runtime_options(sub)
     add_fts_options(sub)

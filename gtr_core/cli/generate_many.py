@@ -26,6 +26,7 @@ from .options import (
     add_guidance_options,
     add_method_options,
     add_model_options,
+    add_prompt_options,
     add_runtime_options,
     add_worker_options,
     conditions_of,
@@ -42,7 +43,7 @@ from .progress import WorkProgress
 
 
 def add_options(sub: Parser) -> None:
-    add_model_options(sub, "MAR or LightGen")
+    add_model_options(sub, "MAR, LightGen, Harmon or UniPic")
     sub.add_argument(
         "--classes",
         metavar="NAMES",
@@ -54,7 +55,10 @@ def add_options(sub: Parser) -> None:
         metavar="FILE",
         help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096); its rows take turns",
     )
-    sub.add_argument("--size", metavar="WIDTHxHEIGHT", help="in pixels, of LightGen (default: the model's own)")
+    add_prompt_options(sub)
+    sub.add_argument(
+        "--size", metavar="WIDTHxHEIGHT", help="in pixels, of LightGen and Harmon (default: the model's own)"
+    )
     count = sub.add_mutually_exclusive_group()
     count.add_argument("--images", metavar="N", type=int, help="images in all")
     count.add_argument("--per-class", metavar="N", type=int, default=1, help="images of every class or prompt")
@@ -120,6 +124,7 @@ def job_of(options: Options) -> GenerationJob:
         output=Path(options.output).resolve(),
         labels=conditions.labels,
         prompts=conditions.prompts and conditions.prompts.resolve(),
+        ids=conditions.ids,
         grid=grid_of(options.size, spec),
         format=options.format,
         shard=max(options.shard, options.batch),
