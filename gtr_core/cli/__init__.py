@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..device import is_out_of_memory, outdated_torch
 from ..errors import GtRError, first_line
 from . import bench, checkpoint, evaluate, generate, generate_many, plan, search
-from .options import HelpFormatter
+from .options import HelpFormatter, Options
 
 PROGRAM = "python -m gtr_core"
 VERBS = (
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 when it worked, 2 with one line on stderr when the input was wrong or memory ran out."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _print_anything()
-    options = _parser().parse_args(arguments)
+    options = parsed(arguments)
     options.command = shlex.join(["python", "-m", "gtr_core", *arguments])
     outdated = outdated_torch()
     if outdated:
@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: out of memory ({first_line(error)}): make the batch or the size smaller", file=sys.stderr)
         return 2
     return 0
+
+
+def parsed(arguments: Sequence[str]) -> Options:
+    """The options of a command line. Wrong ones end the program with its usage."""
+    return _parser().parse_args(arguments)
 
 
 def _print_anything() -> None:
