@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cancelled", file=sys.stderr)
+        print(f"cancelled{': the same command goes on' if options.resumable else ''}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"examples:\n{examples}",
             formatter_class=HelpFormatter,
         )
-        sub.set_defaults(run=verb.run)
+        sub.set_defaults(run=verb.run, resumable=verb.resumable)
         sub.add_argument("--json", action="store_true", help="report as one line of JSON")
         verb.add_options(sub)
     return parser

@@ -288,4 +288,5 @@ EVAL = Verb(
     ),
     add_options,
     run,
+    resumable=True,
 )

@@ -68,7 +68,7 @@ def add_options(sub: Parser) -> None:
         "--shard", metavar="N", type=int, default=CHUNK, help="images of one task, and of one safetensors file"
     )
     sub.add_argument("--format", choices=FORMATS, default="png", help="safetensors: images and latents")
-    sub.add_argument("--manifest", choices=MANIFESTS, default="parquet", help="parquet needs pyarrow, jsonl nothing")
+    sub.add_argument("--manifest", choices=MANIFESTS, default="jsonl", help="parquet needs pyarrow, jsonl nothing")
     sub.add_argument("-o", "--output", metavar="DIR", default="gtr_many", help="a folder; a rerun goes on there")
     add_guidance_options(sub)
     add_worker_options(sub)
@@ -138,9 +138,10 @@ GENERATE_MANY = Verb(
     "generate-many",
     "thousands of images on many workers, resumable",
     (
-        "generate-many --classes all --per-class 50 --workers 2 --manifest jsonl -o images",
+        "generate-many --classes all --per-class 50 --workers 2 -o images",
         "generate-many --model mar_h.safetensors --vae kl16.safetensors --images 50000 --engine ray -o /data/mar-h",
     ),
     add_options,
     run,
+    resumable=True,
 )

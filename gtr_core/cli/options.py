@@ -48,13 +48,15 @@ Options = argparse.Namespace
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb of the command line. The ``examples`` in its help are what follows the program's name."""
+    """One verb of the command line. The ``examples`` in its help are what follows the program's name. A ``resumable``
+    one goes on where it was stopped."""
 
     name: str
     summary: str
     examples: tuple[str, ...]
     add_options: Callable[[Parser], None]
     run: Callable[[Options], None]
+    resumable: bool = False
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

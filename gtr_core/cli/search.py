@@ -146,4 +146,5 @@ SEARCH = Verb(
     ("search --target 4 --images 48 --workers 2", "search --target 6 --cost mar-h --against gtr-extreme --json"),
     add_options,
     run,
+    resumable=True,
 )

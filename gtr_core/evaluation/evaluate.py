@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..costs.report import image_facts
 from ..device import Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError
@@ -119,8 +120,9 @@ class Evaluation:
             latents = generate_latents(self.model, task.method, labels, seed, runtime=self.runtime)
             images = decode_images(self.vae, latents)
             if kept is not None and kept.images is not None:
-                for index, image in zip(indices, images):
-                    write_png(kept.image(task, index), image)
+                for index, image, label in zip(indices, images, labels):
+                    facts = image_facts(self.model.spec, task.method, (task.seed << 32) + index, label)
+                    write_png(kept.image(task, index), image, facts)
             parts.append(self.extractor.measure(as_tensor(images, self.runtime.device), torch.tensor(labels)))
         return joined(parts)
 

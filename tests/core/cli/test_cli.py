@@ -99,17 +99,19 @@ def test_unknown_words_end_with_usage_and_code_2(arguments, capsys):
     assert ended.value.code == 2 and said.startswith("usage: ") and "error: " in said.splitlines()[-1]
 
 
-def ending(error: BaseException, monkeypatch) -> int:
+def ending(error: BaseException, monkeypatch, *, resumable: bool = False) -> int:
     def end(options) -> None:
         raise error
 
-    verb = Verb("end", "ends", (), lambda sub: None, end)
+    verb = Verb("end", "ends", (), lambda sub: None, end, resumable)
     monkeypatch.setattr(cli, "VERBS", (verb,))
     return main(["end"])
 
 
 def test_a_cancelled_verb_ends_with_code_130(monkeypatch, capsys):
     assert ending(KeyboardInterrupt(), monkeypatch) == 130 and capsys.readouterr().err == "cancelled\n"
+    assert ending(KeyboardInterrupt(), monkeypatch, resumable=True) == 130
+    assert capsys.readouterr().err == "cancelled: the same command goes on\n"
 
 
 def test_memory_that_ran_out_ends_in_one_line(monkeypatch, capsys):
