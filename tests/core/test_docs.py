@@ -107,7 +107,7 @@ def test_commands_of_the_pages_have_options_that_are_there(page: Path) -> None:
     """Every line of a code block that starts the command line is understood by it."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     for words in COMMANDS.findall("".join(blocks)):
-        cli.parsed(shlex.split(words.removesuffix(" &").replace("\\", "/")))
+        cli.parsed(shlex.split(re.sub(r"\bN\b", "1", words.removesuffix(" &").replace("\\", "/"))))
 
 
 def test_the_evaluation_page_names_every_model_and_its_files() -> None:
