@@ -164,6 +164,8 @@ def _of_folder(options: Options) -> dict:
         raise GtRError(f"the images in {folder} were drawn from text, not from classes: use --metrics fid,is")
     file = extractor_of(options, inception=fid is not None)
     measures = fid or against_real(options, file.open("cpu"), len(rows))
+    if isinstance(measures, tables.AgainstReal) and max(row["class"] for row in rows) >= measures.real.scores.shape[1]:
+        raise GtRError(f"the images in {folder} are of more classes than the extractor knows: use their model's own")
     with WorkProgress("pieces") as progress:
         kept = Kept(Path(options.work).resolve())
         effort = Effort(kept, options.batch, pool=pool_of(options), on_task=progress.piece)

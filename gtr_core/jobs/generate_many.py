@@ -39,7 +39,17 @@ from .workers import Worker, WorkerPool
 
 VERSION, FORMATS, MANIFESTS = 1, ("png", "safetensors"), ("parquet", "jsonl")
 RECORDS = ".records"  # the folder of what is known of every finished piece
-COLUMNS = ("index", "seed", "class", "prompt", "preset", "file", "row", "sha256")  # of a manifest
+# Columns of a manifest, and what is in them.
+COLUMNS: dict[str, tuple[type, ...]] = {
+    "index": (int,),
+    "seed": (int,),
+    "class": (int, type(None)),
+    "prompt": (int, type(None)),
+    "preset": (str,),
+    "file": (str,),
+    "row": (int,),
+    "sha256": (str,),
+}
 SOURCES = {"label": "classes", "text": "encoded text", "prompt": "prompts"}
 OUTPUT_NAME = re.compile(r"\d{6,}\.(png|safetensors)")
 
@@ -308,12 +318,22 @@ def read_manifest(folder: Path) -> list[dict]:
             rows = _arrow("pyarrow.parquet").read_table(table).to_pylist()
         else:
             raise GtRError(f"no manifest.jsonl or manifest.parquet in {folder}: expected a folder of generate-many")
-        whole = [{key: row[key] for key in COLUMNS} for row in rows]
+        whole = [_known(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GtRError(f"the manifest in {folder} is damaged ({first_line(error)}): run generate-many again") from error
     if not whole:
         raise GtRError(f"the manifest in {folder} names no image: run generate-many again")
     return whole
+
+
+def _known(row: dict) -> dict:
+    """The columns of a row that are known. Raises KeyError, TypeError, ValueError."""
+    known = {name: row[name] for name in COLUMNS}
+    if not all(isinstance(known[name], kinds) for name, kinds in COLUMNS.items()):
+        raise TypeError("a column holds something else")
+    if not OUTPUT_NAME.fullmatch(known["file"]) or known["row"] < 0 or (known["class"] or 0) < 0:
+        raise ValueError(f"row {known['index']} names no image")
+    return known
 
 
 def check_manifest(kind: str) -> None:

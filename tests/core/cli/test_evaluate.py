@@ -157,8 +157,12 @@ def test_a_folder_that_is_not_what_was_made_is_refused(folders, judge_options, r
     assert "image 2 is not the one that the manifest names" in refused(*command)
     (copy / "000002.png").unlink()
     assert "no image 2 (FileNotFoundError): run generate-many again" in refused(*command)
-    (copy / "manifest.jsonl").write_text('{"index": 0}\n')
-    assert "is damaged" in refused(*command)
+    rows = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
+    for change in ({"file": "../a.png"}, {"class": "cat"}, {"class": -1}, {"row": None}, {"sha256": 5}):
+        (copy / "manifest.jsonl").write_text(json.dumps(rows[0] | change))
+        assert "is damaged" in refused(*command)
+    (copy / "manifest.jsonl").write_text("".join(json.dumps(row | {"class": 99}) + "\n" for row in rows))
+    assert "of more classes than the extractor knows" in refused(*command)
     assert "leave out --first-seed" in refused(*of_folder(folders["png"], judge_options, tmp_path), "--first-seed", 3)
 
 
