@@ -37,7 +37,7 @@ _load_helpers()
 from gtr_tests import chromium, environment, rest  # noqa: E402
 from gtr_tests.environment import ROOT, STATE, Host  # noqa: E402
 from gtr_tests.errors import DevError  # noqa: E402
-from gtr_tests.server import ComfyServer, link_folder, make_base, port_is_free  # noqa: E402
+from gtr_tests.server import DEMO_PAGE, HAND_SETTINGS, ComfyServer, link_folder, make_base, port_is_free  # noqa: E402
 
 from gtr_core.openmp import bound_spinning  # noqa: E402
 
@@ -100,16 +100,20 @@ def test(options: argparse.Namespace) -> int:
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Start ComfyUI with this pack for hand use; ends with Ctrl-C."""
+    """Start ComfyUI with this pack for hand use, with a link that opens the demo workflow; ends with Ctrl-C."""
     if not port_is_free(options.port):
         raise DevError(f"port {options.port} should be free, something listens there: choose another with --port.")
     server = _server(environment.prepare(), options.cpu, "--preview-method", "auto", port=options.port)
     try:
         server.start()
-        print(f"ComfyUI: {server.url}\nmodels:  {server.base / 'models'}\nlog:     {server.log}", flush=True)
+        print(
+            f"ComfyUI: {server.url}/{DEMO_PAGE}\nmodels:  {server.base / 'models'}\nlog:     {server.log}", flush=True
+        )
         if options.open:
-            webbrowser.open(server.url)
-        return server.wait()
+            webbrowser.open(f"{server.url}/{DEMO_PAGE}")
+        if server.wait():
+            server.check_alive()  # says how it ended
+        return 0
     except KeyboardInterrupt:
         return 0
     finally:
@@ -122,7 +126,7 @@ def _server(host: Host, cpu: bool, *flags: str, port: int = 0) -> ComfyServer:
         base = STATE / "base-own"
         base.mkdir(parents=True, exist_ok=True)
         link_folder(host.comfy / "models", base / "models")
-    make_base(base)
+    make_base(base, settings=HAND_SETTINGS)
     OUTPUT.mkdir(exist_ok=True)
     if cpu or not environment.has_accelerator(host.python):
         flags = ("--cpu", *flags)

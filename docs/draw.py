@@ -115,7 +115,7 @@ def banner() -> Image.Image:
 
 
 def plan_image(name: str) -> Image.Image:
-    """What `python -m gtr_core schedule --preset NAME --png F` draws, with FTS in the legend where it counts."""
+    """What `python -m gtr_core schedule --preset NAME --figure F` draws, with FTS in the legend where it counts."""
     return Image.fromarray(plan_figure(make_plan(Method(preset(name), fts=FTS()), PLANS[name], (0,))))
 
 

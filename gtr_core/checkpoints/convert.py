@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from .metadata import spec_metadata, vae_metadata
 from .statistics import fold_statistics
 
 HEAD = "diffloss"  # in the names of the diffusion head's weights
+# Shares of a conversion's time, about: after reading, after checking and casting, after writing.
+CHECKED_FROM, WRITTEN_FROM, WRITTEN_TO = 0.2, 0.5, 0.9
 
 
 def convert(
@@ -28,6 +31,7 @@ def convert(
     weights: str | None = None,
     dtype: torch.dtype | str | None = None,
     overwrite: bool = False,
+    on_progress: Callable[[str, float], None] | None = None,
     **told: Any,
 ) -> Checkpoint:
     """Write a checked model or VAE checkpoint as safetensors with metadata; the diffusion head stays float32.
@@ -36,12 +40,16 @@ def convert(
     ``vae_stride``, ``class_names`` and ``latent`` (a name, SCALE or SCALE,SHIFT). Of a VAE or tokenizer ``stats`` is
     the file of its latents' mean and deviation per channel, which are folded in, and ``stats_key`` their name there.
     Equal sources and settings make equal files. Nothing is written unless all of it is good: the place is checked
-    before anything is read, and the file is made beside it and renamed. The result is the source as it was read, with
+    before anything is read, and the file is made beside it and renamed. ``on_progress`` is told what is being done and
+    the share of the whole that is done, 0 to 1. The result is the source as it was read, with
     the tensors that were written. Raises GtRError.
     """
     source, target = Path(source), Path(target)
     _check_target(source, target, overwrite)
+    tell = on_progress or (lambda what, share: None)
+    tell(f"reading {source.name}", 0.0)
     checkpoint = read_checkpoint(source, weights=weights)
+    tell(f"checking {source.name}", CHECKED_FROM)
     given = {name: value for name, value in told.items() if value is not None}
     if recognise_autoencoder(checkpoint.tensors) is not None:
         checkpoint, metadata, exact = _vae(checkpoint, given)
@@ -60,7 +68,12 @@ def convert(
     }
     check_tensors(replace(checkpoint, tensors=tensors), checkpoint.tensors, "the conversion")
     remove_abandoned(target)
-    write_tensors(target, tensors, metadata, mode_of=source)
+    span = WRITTEN_TO - WRITTEN_FROM
+
+    def on_written(share: float) -> None:
+        tell(f"writing {target.name}", WRITTEN_FROM + span * share)
+
+    write_tensors(target, tensors, metadata, mode_of=source, on_written=on_written)
     written = read_checkpoint(target)
     return replace(written, entry=checkpoint.entry)
 

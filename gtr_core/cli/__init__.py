@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from ..device import is_out_of_memory, outdated_torch
 from ..errors import GtRError, first_line
 from . import bench, checkpoint, evaluate, generate, generate_many, plan, search
+from .options import HelpFormatter, Options
 
+PROGRAM = "python -m gtr_core"
 VERBS = (
     checkpoint.INFO,
     checkpoint.CONVERT,
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 when it worked, 2 with one line on stderr when the input was wrong or memory ran out."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _print_anything()
-    options = _parser().parse_args(arguments)
+    options = parsed(arguments)
     options.command = shlex.join(["python", "-m", "gtr_core", *arguments])
     outdated = outdated_torch()
     if outdated:
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cancelled", file=sys.stderr)
+        print(f"cancelled{': the same command goes on' if options.resumable else ''}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -48,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: out of memory ({first_line(error)}): make the batch or the size smaller", file=sys.stderr)
         return 2
     return 0
+
+
+def parsed(arguments: Sequence[str]) -> Options:
+    """The options of a command line. Wrong ones end the program with its usage."""
+    return _parser().parse_args(arguments)
 
 
 def _print_anything() -> None:
@@ -59,12 +66,21 @@ def _print_anything() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m gtr_core", description="Masked autoregressive image models with GtR."
+        prog=PROGRAM,
+        description="Masked autoregressive image models with GtR.",
+        epilog=f"'{PROGRAM} VERB --help' shows the options of a verb, their defaults and examples.",
     )
-    subparsers = parser.add_subparsers(dest="verb", required=True)
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
-        sub = subparsers.add_parser(verb.name, help=verb.summary, description=verb.summary)
-        sub.set_defaults(run=verb.run)
-        sub.add_argument("--json", action="store_true", help="report as JSON")
+        examples = "\n".join(f"  {PROGRAM} {example}" for example in verb.examples)
+        sub = subparsers.add_parser(
+            verb.name,
+            help=verb.summary,
+            description=verb.summary,
+            epilog=f"examples:\n{examples}",
+            formatter_class=HelpFormatter,
+        )
+        sub.set_defaults(run=verb.run, resumable=verb.resumable)
+        sub.add_argument("--json", action="store_true", help="report as one line of JSON")
         verb.add_options(sub)
     return parser

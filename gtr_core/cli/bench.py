@@ -15,12 +15,15 @@ from ..plans.method import Guidance, Method
 from ..plans.presets import preset
 from .options import (
     AUTO,
+    DEFAULT_PRESET,
+    DEMO,
     LARGEST_BATCH,
     Options,
     Parser,
     Verb,
     add_fts_options,
     add_runtime_options,
+    add_scale_option,
     check_device,
     dtype_of,
     fts_of,
@@ -34,18 +37,21 @@ from .options import (
 
 
 def add_options(sub: Parser) -> None:
-    sub.add_argument("--model", default="mar-b", help=f"{', '.join(published_specs())}, demo or a file")
+    sub.add_argument("--model", default=DEMO, help=f"{', '.join(published_specs())}, demo or a file")
     sub.add_argument(
         "--presets",
-        default="origin,gtr-paper,gtr-full",
+        metavar="NAME,NAME,...",
+        default=f"origin,{DEFAULT_PRESET}",
         help="the others are compared with the first; also lazymar, and reference: the origin as the original code "
         "runs it; NAME+recap and NAME+lazymar have that cache; NAME@dtype has a --dtype of its own",
     )
-    sub.add_argument("--rounds", type=int, default=3)
-    sub.add_argument("--png", metavar="FILE", help="draw the seconds, as .png, .svg or .pdf")
-    sub.add_argument("--batch", type=int, default=1)
-    sub.add_argument("--size", help="LightGen, Harmon: width x height in pixels")
-    sub.add_argument("--cfg", type=float, default=3.0, help="guidance scale; 1 = off")
+    sub.add_argument("--rounds", metavar="N", type=int, default=3, help="runs of every preset, which take turns")
+    sub.add_argument("--figure", metavar="FILE", help="draw the seconds, as .png, .svg or .pdf")
+    sub.add_argument("--batch", metavar="N", type=int, default=1, help="images at a time")
+    sub.add_argument(
+        "--size", metavar="WIDTHxHEIGHT", help="in pixels, of LightGen and Harmon (default: the model's own)"
+    )
+    add_scale_option(sub)
     add_runtime_options(sub)
     add_fts_options(sub)
 
@@ -53,9 +59,9 @@ def add_options(sub: Parser) -> None:
 def run(options: Options) -> None:
     """Latency and memory of presets in one interleaved run; random weights unless the model is a file."""
     check_device(options.device)
-    if options.png:
-        check_writable(options.png)
-        check_chart(options.png)
+    if options.figure:
+        check_writable(options.figure)
+        check_chart(options.figure)
     spec = model_spec(options.model)
     cases = [_case(name, options, spec) for name in names(options.presets)]
     if not cases or options.rounds < 1 or not 1 <= options.batch <= LARGEST_BATCH:
@@ -75,11 +81,11 @@ def run(options: Options) -> None:
         rounds=options.rounds,
         on_run=lambda name, index: print(f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr),
     )
-    if options.png:
+    if options.figure:
         bars = [
             (row["preset"], row["seconds"], f"{row['seconds']:.2f} s, {row['ratio']:.2f}×") for row in result["rows"]
         ]
-        write_chart(options.png, bar_chart(bars, f"{result['model']}: seconds per batch (median)"))
+        write_chart(options.figure, bar_chart(bars, f"{result['model']}: seconds per batch (median)"))
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     print_report(options, result, f"{result['model']}, batch {result['batch']}; {machine}\n\n{bench.markdown(result)}")
 
@@ -93,4 +99,13 @@ def _case(name: str, options: Options, spec: ModelSpec) -> bench.BenchCase:
     return bench.BenchCase(name, named(preset_name, base, spec), DTYPES[dtype] if dtype else dtype_of(options))
 
 
-BENCH = Verb("bench", "measured latency and memory of presets, all in one run", add_options, run)
+BENCH = Verb(
+    "bench",
+    "measured latency and memory of presets, all in one run",
+    (
+        "bench --presets origin,gtr-paper,gtr-extreme --figure seconds.svg",
+        "bench --model mar-b --presets reference,gtr-paper,gtr-paper@bfloat16 --json",
+    ),
+    add_options,
+    run,
+)

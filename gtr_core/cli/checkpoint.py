@@ -12,6 +12,7 @@ from ..device import DTYPES
 from ..errors import GtRError, first_line
 from ..models import recognise_autoencoder
 from .options import Options, Parser, Verb, print_report
+from .progress import StageProgress
 
 LONGEST_NAMES = 4 << 20  # bytes of a file of class names
 WEIGHTS_HELP = (
@@ -21,7 +22,7 @@ WEIGHTS_HELP = (
 
 
 def add_info_options(sub: Parser) -> None:
-    sub.add_argument("file")
+    sub.add_argument("file", metavar="FILE", help="a model, VAE or tokenizer: .pth, .ckpt or .safetensors")
     sub.add_argument("--weights", metavar="WHICH", help=WEIGHTS_HELP)
 
 
@@ -66,15 +67,24 @@ def describe(checkpoint: Checkpoint) -> dict:
 
 
 def add_convert_options(sub: Parser) -> None:
-    sub.add_argument("source", metavar="IN")
-    sub.add_argument("target", metavar="OUT")
+    sub.add_argument("source", metavar="IN", help="a checkpoint: .pth, .ckpt or .safetensors")
+    sub.add_argument("target", metavar="OUT", help="a name that ends in .safetensors")
     sub.add_argument("--weights", metavar="WHICH", help=WEIGHTS_HELP)
-    sub.add_argument("--dtype", choices=tuple(DTYPES), help="of the transformer; the diffusion head stays float32")
-    sub.add_argument("--heads", type=int, help="attention heads, for widths other than MAR-B, L and H")
-    sub.add_argument("--grid", metavar="ROWSxCOLUMNS", help="tokens, for a MAR whose grid is not square")
-    sub.add_argument("--patch", type=int, help="latent cells along one side of a token, where they are not 1 (MAR)")
     sub.add_argument(
-        "--vae-stride", type=int, help="pixels along one side of a latent cell, where they are not 16 (MAR)"
+        "--dtype",
+        choices=tuple(DTYPES),
+        help="of the transformer; the diffusion head stays float32 (default: as in IN)",
+    )
+    sub.add_argument("--heads", metavar="N", type=int, help="attention heads, for widths other than MAR-B, L and H")
+    sub.add_argument("--grid", metavar="ROWSxCOLUMNS", help="tokens, for a MAR whose grid is not square")
+    sub.add_argument(
+        "--patch", metavar="N", type=int, help="latent cells along one side of a token, where they are not 1 (MAR)"
+    )
+    sub.add_argument(
+        "--vae-stride",
+        metavar="N",
+        type=int,
+        help="pixels along one side of a latent cell, where they are not 16 (MAR)",
     )
     sub.add_argument(
         "--latent",
@@ -89,12 +99,26 @@ def add_convert_options(sub: Parser) -> None:
     )
     sub.add_argument("--stats-key", metavar="NAME", help="whose statistics, where the file holds several")
     sub.add_argument("--class-names", metavar="FILE", help="a text file, UTF-8, with one name per class and line")
-    sub.add_argument("--overwrite", action="store_true")
+    sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
 
 
 def convert_file(options: Options) -> None:
     """Original checkpoint -> safetensors with metadata."""
-    result = convert(
+    with StageProgress(silent=options.json) as progress:
+        result = _convert(options, progress)
+        facts = describe(result)
+        progress.show(f"wrote {result.path.name}", 1.0)
+    entry = f" (entry '{result.entry}')" if result.entry else ""
+    print_report(
+        options,
+        facts,
+        f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
+        f"weights: {facts.get('weights', 'VAE')}{entry}",
+    )
+
+
+def _convert(options: Options, progress: StageProgress) -> Checkpoint:
+    return convert(
         options.source,
         options.target,
         weights=options.weights,
@@ -108,14 +132,7 @@ def convert_file(options: Options) -> None:
         stats_key=options.stats_key,
         class_names=options.class_names and read_class_names(Path(options.class_names)),
         overwrite=options.overwrite,
-    )
-    facts = describe(result)
-    entry = f" (entry '{result.entry}')" if result.entry else ""
-    print_report(
-        options,
-        facts,
-        f"wrote {options.target}: {facts['family']} {facts['variant']}, {facts['tensors']} tensors, "
-        f"weights: {facts.get('weights', 'VAE')}{entry}",
+        on_progress=progress.show,
     )
 
 
@@ -144,7 +161,14 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-INFO = Verb("info", "what a model file holds", add_info_options, info)
+INFO = Verb("info", "what a model file holds", ("info checkpoint-last.pth",), add_info_options, info)
 CONVERT = Verb(
-    "convert", "original .pth or .ckpt -> .safetensors; nothing in it is executed", add_convert_options, convert_file
+    "convert",
+    "original .pth or .ckpt -> .safetensors; nothing in it is executed",
+    (
+        "convert checkpoint-last.pth mar-base-ema.safetensors --dtype bfloat16",
+        "convert detok.pth detok.safetensors --stats stats.pkl",
+    ),
+    add_convert_options,
+    convert_file,
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints import load_model, load_vae, prompt_states
-from ..costs.report import decoding_report
+from ..costs.report import decoding_report, image_facts
 from ..drawing.png import write_png
 from ..errors import GtRError
 from ..files import check_writable
@@ -47,6 +47,7 @@ from .options import (
     runtime_of,
     vae_file,
 )
+from .progress import progress_bar
 
 # What Pillow decodes by itself (for EPS it would start another program), and what it raises for damaged files.
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -64,23 +65,35 @@ UNREADABLE = (
 def add_options(sub: Parser) -> None:
     add_method_options(sub)
     add_model_options(sub, "MAR, LightGen, Harmon or UniPic")
-    sub.add_argument("--class", dest="classes", default="0", help="indices or names, separated by commas")
+    sub.add_argument(
+        "--class", dest="classes", metavar="NAMES", default="0", help="indices or names, separated by commas"
+    )
     sub.add_argument(
         "--prompt-embeds", metavar="FILE", help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096)"
     )
     add_prompt_options(sub)
     sub.add_argument("--edit", metavar="FILE", help="UniPic: change this picture as the prompt says")
-    sub.add_argument("--size", help="LightGen, Harmon: width x height in pixels, such as 512x512")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--batch", type=int, help="images (default: one per class or prompt)")
+    sub.add_argument(
+        "--size", metavar="WIDTHxHEIGHT", help="in pixels, of LightGen and Harmon (default: the model's own)"
+    )
+    sub.add_argument("--seed", metavar="N", type=int, default=0, help="image k has the seed + k")
+    sub.add_argument("--batch", metavar="N", type=int, help="images (default: one per class or prompt)")
     sub.add_argument("--image", metavar="FILE", help="start from this image: give a mask, a redraw or an outpaint too")
     sub.add_argument("--mask", metavar="FILE", help="inpaint: tokens with a white pixel are resampled, others stay")
     sub.add_argument("--redraw", choices=REDRAWS, help="resample the schedule's last stages, or a share of the tokens")
-    sub.add_argument("--denoise", type=float, default=0.5, help="with --redraw denoise: the share, 0 to 1")
+    sub.add_argument(
+        "--denoise", metavar="SHARE", type=float, default=0.5, help="with --redraw denoise: the share, 0 to 1"
+    )
     sub.add_argument("--outpaint", metavar="L,T,R,B", help="pixels to add at the left, top, right and bottom")
     add_guidance_options(sub)
     add_runtime_options(sub)
-    sub.add_argument("-o", "--output", default="gtr.png", help="one image; several get _000, _001, ... in their names")
+    sub.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="gtr.png",
+        help="a PNG with model, preset, seed and report in its metadata; several get _000, _001, ... in their names",
+    )
 
 
 def run(options: Options) -> None:
@@ -107,9 +120,10 @@ def run(options: Options) -> None:
     if len(condition) > 1:
         paths = [output.with_stem(f"{output.stem}_{k:03}") for k in range(len(condition))]
     latents = canvas.finished(decoded.tokens, spec).to(runtime.device)
-    for path, image in zip(paths, decode_images(vae, latents)):
-        write_png(path, image)
     report = decoding_report(decoding, decoded, spec)
+    labels = condition.tolist() if spec.condition == "label" else [None] * len(condition)
+    for path, image, seed, label in zip(paths, decode_images(vae, latents), seeds, labels):
+        write_png(path, image, image_facts(spec, method, seed, label) | {"report": report})
     facts = {"files": [str(path) for path in paths], "seconds": sum(map(sum, decoded.seconds)), "report": report}
     if spec.condition == "label":
         facts["classes"] = condition.tolist()
@@ -206,12 +220,6 @@ def _room(text: str, spec: ModelSpec) -> tuple[int, int, int, int]:
     return left, right, top, bottom
 
 
-def progress_bar(steps: int, *, silent: bool) -> tqdm:
-    """On standard error, where that is a terminal; a log file gets nothing."""
-    layout = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
-    return tqdm(total=steps, bar_format=layout, disable=True if silent else None)
-
-
 def _watch(bar: tqdm) -> Callable[[Progress, Place], None]:
     """Moves the progress bar."""
     done = 0.0
@@ -228,4 +236,14 @@ def _watch(bar: tqdm) -> Callable[[Progress, Place], None]:
     return observe
 
 
-GENERATE = Verb("generate", "make images", add_options, run)
+GENERATE = Verb(
+    "generate",
+    "make images",
+    (
+        "generate --class 2,5,8 -o images.png",
+        "generate --model mar-base-ema.pth --vae kl16.safetensors --class 'golden retriever' --device cuda",
+        "generate --image images_000.png --mask mask.png -o inpainted.png",
+    ),
+    add_options,
+    run,
+)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 from ..costs.bench import describe_machine
@@ -41,27 +39,37 @@ from .options import (
     runtime_of,
     vae_file,
 )
+from .progress import WorkProgress
 
 
 def add_options(sub: Parser) -> None:
     add_model_options(sub, "MAR, LightGen, Harmon or UniPic")
-    sub.add_argument("--classes", default="all", help="indices or names, separated by commas, or all; they take turns")
+    sub.add_argument(
+        "--classes",
+        metavar="NAMES",
+        default="all",
+        help="indices or names, separated by commas, or all; they take turns",
+    )
     sub.add_argument(
         "--prompt-embeds",
         metavar="FILE",
         help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096); its rows take turns",
     )
     add_prompt_options(sub)
-    sub.add_argument("--size", help="LightGen, Harmon: width x height in pixels, such as 512x512")
+    sub.add_argument(
+        "--size", metavar="WIDTHxHEIGHT", help="in pixels, of LightGen and Harmon (default: the model's own)"
+    )
     count = sub.add_mutually_exclusive_group()
-    count.add_argument("--images", type=int, help="images in all")
-    count.add_argument("--per-class", type=int, default=1, help="images of every class or prompt")
-    sub.add_argument("--seed", type=int, default=0, help="image k has the seed + k")
-    sub.add_argument("--batch", type=int, default=16, help="images at a time, per worker")
-    sub.add_argument("--shard", type=int, default=CHUNK, help="images of one task, and of one safetensors file")
+    count.add_argument("--images", metavar="N", type=int, help="images in all")
+    count.add_argument("--per-class", metavar="N", type=int, default=1, help="images of every class or prompt")
+    sub.add_argument("--seed", metavar="N", type=int, default=0, help="image k has the seed + k")
+    sub.add_argument("--batch", metavar="N", type=int, default=16, help="images at a time, per worker")
+    sub.add_argument(
+        "--shard", metavar="N", type=int, default=CHUNK, help="images of one task, and of one safetensors file"
+    )
     sub.add_argument("--format", choices=FORMATS, default="png", help="safetensors: images and latents")
-    sub.add_argument("--manifest", choices=MANIFESTS, default="parquet", help="parquet needs pyarrow, jsonl nothing")
-    sub.add_argument("-o", "--output", default="gtr_many", help="a folder; a rerun goes on there")
+    sub.add_argument("--manifest", choices=MANIFESTS, default="jsonl", help="parquet needs pyarrow, jsonl nothing")
+    sub.add_argument("-o", "--output", metavar="DIR", default="gtr_many", help="a folder; a rerun goes on there")
     add_guidance_options(sub)
     add_worker_options(sub)
     add_method_options(sub)
@@ -73,8 +81,8 @@ def run(options: Options) -> None:
     check_manifest(options.manifest)
     job, pool, started = job_of(options), pool_of(options), time.perf_counter()
     keys = keys_of(job, pool.device)
-    with claim(job):
-        result = generate_many(job, keys, pool, _progress())
+    with claim(job), WorkProgress("images") as progress:
+        result = generate_many(job, keys, pool, progress.show)
         manifest = write_manifest(job, keys, result.rows, options.manifest)
         others = strangers(job)
     seconds, count = time.perf_counter() - started, len(result.rows)
@@ -126,16 +134,14 @@ def job_of(options: Options) -> GenerationJob:
     )
 
 
-def _progress() -> Callable[[int, int], None]:
-    """Images made, their rate and the time to go, on a line of stderr per piece."""
-    started = time.perf_counter()
-
-    def show(made: int, left: int) -> None:
-        rate = made / (time.perf_counter() - started)
-        to_go = timedelta(seconds=round(left / rate))
-        print(f"{made} of {made + left} images, {rate:.3g} per second, {to_go} to go", file=sys.stderr, flush=True)
-
-    return show
-
-
-GENERATE_MANY = Verb("generate-many", "thousands of images on many workers, resumable", add_options, run)
+GENERATE_MANY = Verb(
+    "generate-many",
+    "thousands of images on many workers, resumable",
+    (
+        "generate-many --classes all --per-class 50 --workers 2 -o images",
+        "generate-many --model mar_h.safetensors --vae kl16.safetensors --images 50000 --engine ray -o /data/mar-h",
+    ),
+    add_options,
+    run,
+    resumable=True,
+)

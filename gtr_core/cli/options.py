@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,9 @@ from ..sampling.recap import ReCAP
 from ..sampling.reference import Reference
 
 DEMO, LAZYMAR, RECAP, REFERENCE, AUTO = "demo", "lazymar", "recap", "reference", "auto"
+DEFAULT_PRESET = "gtr-paper"
+# Presets of any number of AR steps, made from those of 16.
+STEPPED = re.compile(r"(step|halton)-(\d{1,5})")
 CACHES = {LAZYMAR: LazyMAR, RECAP: ReCAP}
 LARGEST_BATCH = 4096
 LONGEST_PROMPTS = 64 << 20  # bytes of a file of prompts
@@ -44,12 +48,24 @@ Options = argparse.Namespace
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb of the command line."""
+    """One verb of the command line. The ``examples`` in its help are what follows the program's name. A ``resumable``
+    one goes on where it was stopped."""
 
     name: str
     summary: str
+    examples: tuple[str, ...]
     add_options: Callable[[Parser], None]
     run: Callable[[Options], None]
+    resumable: bool = False
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Adds every default that says something, unless the text does, and leaves the examples as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 # Models and VAEs
@@ -57,7 +73,7 @@ class Verb:
 
 def add_model_options(sub: Parser, families: str) -> None:
     sub.add_argument("--model", default=DEMO, help=f"a {families} file, or demo")
-    sub.add_argument("--vae", help="the model's VAE file (not needed for demo)")
+    sub.add_argument("--vae", metavar="FILE", help="the model's VAE file (not needed for demo)")
 
 
 def model_file(model: str) -> Path:
@@ -164,20 +180,28 @@ def grid_of(size: str | None, spec: ModelSpec) -> tuple[int, int] | None:
 
 
 def add_method_options(sub: Parser) -> None:
-    """A preset with changes, or a custom schedule; FTS."""
-    sub.add_argument("--preset", choices=(*PRESETS, LAZYMAR), default="gtr-paper")
-    sub.add_argument("--cache", choices=tuple(CACHES), help="what is reused between AR steps")
+    """A preset and what changes it; FTS."""
     sub.add_argument(
-        "--recap", metavar="START,LOCAL", help="ReCAP's first full steps and its local steps after each full one: 4,1"
+        "--preset",
+        metavar="NAME",
+        help=f"{', '.join((*PRESETS, LAZYMAR))}, or step-N and halton-N of any N AR steps. --order, --steps, --rates, "
+        f"--diffusion, --partition and --scope change it (default: {DEFAULT_PRESET}; origin with another --order)",
     )
+    sub.add_argument("--cache", choices=tuple(CACHES), help="what is reused between AR steps (default: nothing)")
     sub.add_argument(
-        "--order", choices=tuple(ORDERS), default="gtr", help="other than gtr: that order in --steps AR steps"
+        "--recap",
+        metavar="START,LOCAL",
+        help="with --cache recap: its first full steps, and its local steps after each full one (default: "
+        f"{ReCAP().start_step},{ReCAP().local_steps})",
     )
-    sub.add_argument("--steps", help="custom GtR schedule: AR steps per stage, such as 24,6,2")
-    sub.add_argument("--rates", help="or tokens per AR step of every stage, such as 2.67,10.67,64")
-    sub.add_argument("--diffusion", help="diffusion steps: start, end, reconstruction, such as 50,20,20")
-    sub.add_argument("--partition", choices=PARTITIONS)
-    sub.add_argument("--scope", choices=SCOPES, help="mask tokens that the decoder sees (custom schedules: stage)")
+    sub.add_argument("--order", choices=tuple(ORDERS), help="the order of decoding; all but gtr have one stage")
+    sub.add_argument("--steps", metavar="N,N,...", help="AR steps per stage, such as 24,6,2")
+    sub.add_argument("--rates", metavar="R,R,...", help="or tokens per AR step of every stage, such as 2.67,10.67,64")
+    sub.add_argument(
+        "--diffusion", metavar="N,N,N", help="diffusion steps: start, end, reconstruction, such as 50,20,20"
+    )
+    sub.add_argument("--partition", choices=PARTITIONS, help="how the tokens are split into stages")
+    sub.add_argument("--scope", choices=SCOPES, help="mask tokens that the decoder sees: of all stages, or of its own")
     add_fts_options(sub)
 
 
@@ -188,15 +212,30 @@ def add_fts_options(sub: Parser) -> None:
         default="high",
         help="which tokens of a reconstruction step get the detail steps",
     )
-    sub.add_argument("--fts-fraction", type=float, default=0.1)
-    sub.add_argument("--fts-steps", type=int, default=50)
+    sub.add_argument("--fts-fraction", metavar="SHARE", type=float, default=0.1, help="how many of its tokens, 0 to 1")
+    sub.add_argument("--fts-steps", metavar="N", type=int, default=50, help="the detail steps")
 
 
 def add_guidance_options(sub: Parser) -> None:
-    sub.add_argument("--cfg", type=float, default=3.0, help="guidance scale; 1 = off")
-    sub.add_argument("--cfg-schedule", choices=GUIDANCE_SCHEDULES, default="linear")
-    sub.add_argument("--cfg-start", type=float, default=0.0, help="share of the tokens that is drawn without guidance")
-    sub.add_argument("--temperature", type=float, default=1.0)
+    add_scale_option(sub)
+    sub.add_argument(
+        "--cfg-schedule",
+        choices=GUIDANCE_SCHEDULES,
+        default="linear",
+        help="linear: the scale grows from 1 with the decoded share of the tokens",
+    )
+    sub.add_argument(
+        "--cfg-start",
+        metavar="SHARE",
+        type=float,
+        default=0.0,
+        help="the share of the tokens that is drawn without guidance",
+    )
+    sub.add_argument("--temperature", type=float, default=1.0, help="of the noise in the diffusion head")
+
+
+def add_scale_option(sub: Parser) -> None:
+    sub.add_argument("--cfg", metavar="SCALE", type=float, default=3.0, help="guidance scale; 1 = off")
 
 
 def method_of(options: Options, guidance: Guidance | None = None) -> Method:
@@ -208,22 +247,38 @@ def method_of(options: Options, guidance: Guidance | None = None) -> Method:
 
 
 def schedule_of(options: Options) -> Schedule:
-    """The preset with the given changes, or a custom schedule when --steps, --rates or another --order is given."""
+    """The preset, with whatever of it the options change; the name says that it was changed."""
     changes = {
+        "order": options.order,
+        "steps": numbers(options.steps, int),
+        "rates": numbers(options.rates, float),
         "diffusion": numbers(options.diffusion, int),
         "partition": options.partition,
         "decoder_scope": options.scope,
     }
     changes = {key: value for key, value in changes.items() if value}
-    if options.order != "gtr":
-        steps = numbers(options.steps, int) or preset("origin").steps
-        settings = {"diffusion": (100, 100, 100)} | changes
-        return Schedule(f"{options.order}-{steps[0]}", options.order, steps, **settings)
-    if options.steps or options.rates:
-        steps, rates = numbers(options.steps, int), numbers(options.rates, float)
-        return Schedule("custom", "gtr", steps, rates, **{"decoder_scope": "stage"} | changes)
-    chosen = named(options.preset, Method(preset("origin"))).schedule
-    return replace(chosen, name=f"{chosen.name} (changed)", **changes) if changes else chosen
+    other_order = options.order not in (None, "gtr")
+    chosen = named_schedule(options.preset or ("origin" if other_order else DEFAULT_PRESET), (LAZYMAR,))
+    if not changes:
+        return chosen
+    if "steps" in changes or "rates" in changes:
+        changes = {"steps": (), "rates": ()} | changes
+    changed = replace(chosen, name=f"{chosen.name} (changed)", **changes)
+    if options.preset:
+        return changed
+    if other_order:
+        return replace(changed, name=f"{options.order}-{changed.steps[0]}")
+    return replace(changed, name="custom") if options.steps or options.rates else changed
+
+
+def named_schedule(name: str, others: Sequence[str] = ()) -> Schedule:
+    """A preset, ``step-N`` or ``halton-N``, or ``lazymar``'s schedule. Raises GtRError that also names ``others``."""
+    if name == LAZYMAR:
+        return replace(preset("origin"), name=LAZYMAR)
+    stepped = STEPPED.fullmatch(name)
+    if name in PRESETS or stepped is None:
+        return preset(name, others)
+    return replace(preset(f"{stepped[1]}-16"), name=name, steps=(int(stepped[2]),), note="")
 
 
 def cache_of(options: Options) -> Cache | None:
@@ -238,6 +293,24 @@ def cache_of(options: Options) -> Cache | None:
     if options.cache:
         return CACHES[options.cache]()
     return LazyMAR() if options.preset == LAZYMAR else None
+
+
+def flags_of(method: Method) -> str:
+    """The options of ``generate`` that describe a method of the order gtr with steps and without a cache."""
+    schedule, fts, guidance = method.schedule, method.fts, method.guidance
+    flags = {
+        "steps": ",".join(map(str, schedule.steps)),
+        "diffusion": ",".join(map(str, schedule.diffusion)),
+        "partition": schedule.partition,
+        "scope": schedule.decoder_scope,
+        "fts": "off" if fts is None else fts.selection,
+        **({} if fts is None else {"fts-fraction": f"{fts.fraction:g}", "fts-steps": fts.detail_steps}),
+        "cfg": f"{guidance.scale:g}",
+        "cfg-schedule": guidance.schedule,
+        "cfg-start": f"{guidance.start:g}",
+        "temperature": f"{method.temperature:g}",
+    }
+    return " ".join(f"--{name} {value}" for name, value in flags.items())
 
 
 def fts_of(options: Options) -> FTS | None:
@@ -262,9 +335,8 @@ def named(name: str, base: Method, spec: ModelSpec | None = None) -> Method:
         return replace(method, cache=CACHES[cache]()).renamed(f"{name}+{cache}")
     if name == REFERENCE and spec is not None:
         return replace(base, schedule=preset(spec.origin), cache=Reference()).renamed(REFERENCE)
-    if name == LAZYMAR:
-        return replace(base, schedule=preset("origin"), cache=LazyMAR()).renamed(LAZYMAR)
-    return replace(base, schedule=preset(name, (LAZYMAR,) if spec is None else (LAZYMAR, REFERENCE)))
+    schedule = named_schedule(name, (LAZYMAR,) if spec is None else (LAZYMAR, REFERENCE))
+    return replace(base, schedule=schedule, cache=LazyMAR() if name == LAZYMAR else base.cache)
 
 
 def names(text: str) -> list[str]:
@@ -283,7 +355,9 @@ def numbers(text: str | None, kind: type) -> tuple:
 def add_runtime_options(sub: Parser, *, automatic: bool = True) -> None:
     """``automatic``: --dtype auto can be asked for and acceleration is on unless it is switched off. Without, results
     do not depend on the machine unless it is asked for."""
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    sub.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps or xpu"
+    )
     sub.add_argument(
         "--dtype",
         choices=(*DTYPES, *([AUTO] if automatic else [])),
@@ -322,8 +396,10 @@ def check_device(device: str) -> None:
 
 def add_worker_options(sub: Parser) -> None:
     sub.add_argument("--engine", choices=ENGINES, default="local", help="ray: RAY_ADDRESS, or a cluster started here")
-    sub.add_argument("--workers", type=int, help="default: this process alone; ray: as many as there is room for")
-    sub.add_argument("--threads", type=int, default=1, help="of every worker, whatever their number")
+    sub.add_argument(
+        "--workers", metavar="N", type=int, help="default: this process alone; ray: as many as there is room for"
+    )
+    sub.add_argument("--threads", metavar="N", type=int, default=1, help="of every worker, whatever their number")
 
 
 def pool_of(options: Options) -> WorkerPool:

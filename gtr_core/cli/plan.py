@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from ..costs import flops, paper_table
-from ..drawing.plan_figure import plan_figure
-from ..drawing.png import write_png
+from ..drawing.plan_figure import write_plan_figure
 from ..errors import GtRError
 from ..files import check_writable
 from ..models import published_specs
 from ..noise import image_seeds
 from ..plans.method import Guidance
 from ..plans.plan import make_plan
-from .options import Options, Parser, Verb, add_method_options, method_of, model_spec, numbers, print_report
+from .options import DEMO, Options, Parser, Verb, add_method_options, method_of, model_spec, numbers, print_report
 
 
 def add_schedule_options(sub: Parser) -> None:
     add_method_options(sub)
-    sub.add_argument("--grid", default="16x16", help="rows x columns of tokens")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--png", metavar="FILE", help="draw the plan")
+    sub.add_argument("--grid", metavar="ROWSxCOLUMNS", default="16x16", help="of tokens")
+    sub.add_argument("--seed", metavar="N", type=int, default=0, help="of the orders that are random")
+    sub.add_argument("--figure", metavar="FILE", help="draw the plan, as .png, .svg or .pdf")
 
 
 def schedule(options: Options) -> None:
     """The plan of a method on a grid, as text, JSON or figure."""
     plan = make_plan(method_of(options, Guidance()), _grid(options.grid), image_seeds(options.seed, 1))
-    if options.png:
-        check_writable(options.png)
-        write_png(options.png, plan_figure(plan))
+    if options.figure:
+        check_writable(options.figure)
+        write_plan_figure(options.figure, plan)
     lines = [
+        f"{plan.schedule.name}, {plan.grid[0]} x {plan.grid[1]} tokens, {len(plan.steps)} AR steps, "
+        f"{plan.schedule.decoder_scope} decoder scope"
+    ]
+    lines += [
         f"{step.index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
         for step in plan.steps
     ]
-    print_report(options, plan.to_dict(), "\n".join(lines + ([options.png] if options.png else [])))
+    print_report(options, plan.to_dict(), "\n".join(lines + ([options.figure] if options.figure else [])))
 
 
 def _grid(text: str) -> tuple[int, int]:
@@ -43,7 +46,7 @@ def _grid(text: str) -> tuple[int, int]:
 
 def add_flops_options(sub: Parser) -> None:
     add_method_options(sub)
-    sub.add_argument("--model", default="mar-h", help=f"{', '.join(published_specs())}, demo or a file")
+    sub.add_argument("--model", default=DEMO, help=f"{', '.join(published_specs())}, demo or a file")
     sub.add_argument("--no-cfg", action="store_true", help="without guidance")
     sub.add_argument("--all", action="store_true", help="every method beside the paper's printed numbers")
 
@@ -65,5 +68,17 @@ def count_flops(options: Options) -> None:
     )
 
 
-SCHEDULE = Verb("schedule", "the plan of a schedule", add_schedule_options, schedule)
-FLOPS = Verb("flops", "TFLOPs per image, counted from the plan", add_flops_options, count_flops)
+SCHEDULE = Verb(
+    "schedule",
+    "the plan of a schedule",
+    ("schedule --preset gtr-paper --figure plan.pdf", "schedule --preset gtr-extreme --steps 6,2,2 --json"),
+    add_schedule_options,
+    schedule,
+)
+FLOPS = Verb(
+    "flops",
+    "TFLOPs per image, counted from the plan",
+    ("flops --model mar-h --preset gtr-paper", "flops --all"),
+    add_flops_options,
+    count_flops,
+)

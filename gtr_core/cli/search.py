@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 
 from ..evaluation import tables
 from ..evaluation.evaluate import evaluate
 from ..evaluation.search import CostTarget, Space, candidates, search
+from ..models import published_specs
 from ..plans.method import GUIDANCE_SCHEDULES, Guidance, Method
 from ..plans.presets import preset
 from .evaluate import add_evaluation_options, effort_of, files_of, measures_of, open_evaluation
-from .options import Options, Parser, Verb, check_device, model_spec, named, names, numbers, print_report
+from .options import (
+    DEFAULT_PRESET,
+    Options,
+    Parser,
+    Verb,
+    check_device,
+    flags_of,
+    model_spec,
+    named,
+    names,
+    numbers,
+    print_report,
+)
+from .progress import WorkProgress
 
 
 def add_options(sub: Parser) -> None:
     add_evaluation_options(sub)
-    sub.add_argument("--target", type=float, default=4.0, help="how many times fewer FLOPs than the origin")
-    sub.add_argument("--cost", default="mar-h", help="the model whose FLOPs count: mar-b, mar-l, mar-h, demo or a file")
-    sub.add_argument("--against", default="gtr-paper", help="presets that the winner is compared with")
-    sub.add_argument("--candidates", type=int, default=18)
-    sub.add_argument("--guidance", default="1", help="guidance scales to choose from, such as 1,2,3")
-    sub.add_argument("--guidance-starts", default="0", help="where it may begin, in parts of the tokens: 0,0.25,0.5")
-    sub.add_argument("--images", type=int, default=128, help="per seed in the first round; later rounds have more")
-    sub.add_argument("--seeds", type=int, default=2, help="how many; the verification has as many others")
-    sub.add_argument("--space-seed", type=int, default=0, help="of the candidates")
+    sub.add_argument(
+        "--target", metavar="RATIO", type=float, default=4.0, help="how many times fewer FLOPs than the origin"
+    )
+    sub.add_argument(
+        "--cost",
+        metavar="MODEL",
+        help=f"the model whose FLOPs count: {', '.join(published_specs())}, demo or a file (default: --model)",
+    )
+    sub.add_argument(
+        "--against", metavar="NAME,NAME,...", default=DEFAULT_PRESET, help="presets that the winner is compared with"
+    )
+    sub.add_argument("--candidates", metavar="N", type=int, default=18, help="schedules in the first round")
+    sub.add_argument(
+        "--guidance", metavar="S,S,...", default="1", help="guidance scales to choose from, such as 1,2,3; 1 = off"
+    )
+    sub.add_argument(
+        "--guidance-starts",
+        metavar="SHARE,...",
+        default="0",
+        help="where it may begin, in parts of the tokens: 0,0.25,0.5",
+    )
+    sub.add_argument(
+        "--images", metavar="N", type=int, default=128, help="per seed in the first round; later rounds have more"
+    )
+    sub.add_argument("--seeds", metavar="N", type=int, default=2, help="how many; the verification has as many others")
+    sub.add_argument("--space-seed", metavar="N", type=int, default=0, help="of the candidates")
 
 
 def run(options: Options) -> None:
@@ -31,7 +63,7 @@ def run(options: Options) -> None:
     check_device(options.device)
     files = files_of(options)
     evaluation = open_evaluation(options, files)
-    measures, effort = measures_of(options, evaluation), effort_of(options, files)
+    measures = measures_of(options, evaluation)
     scales, starts = numbers(options.guidance, float), numbers(options.guidance_starts, float)
     guidance = {
         Guidance(scale, schedule, start) if scale != 1 else Guidance()
@@ -41,21 +73,26 @@ def run(options: Options) -> None:
     }
     space = Space(guidance=sorted(guidance, key=str))
     rivals = [named(name, Method(preset("origin")), evaluation.model.spec) for name in names(options.against)]
-    target, seeds = CostTarget(model_spec(options.cost), options.target), range(options.seeds)
+    cost = options.cost or options.model
+    target, seeds = CostTarget(model_spec(cost), options.target), range(options.seeds)
     pool = candidates(space, target, options.candidates, options.space_seed)
-    rounds = list(search(evaluation, pool, seeds, options.images, measures, effort))
-    winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
-    compared = [winner, *(replace(rival, guidance=winner.guidance) for rival in rivals)]
-    others = range(options.seeds, 2 * options.seeds)
-    features = evaluate(evaluation, compared, others, rounds[-1][0]["images"], effort)
+    with WorkProgress("pieces") as progress:
+        effort = effort_of(options, files, progress)
+        rounds = list(search(evaluation, pool, seeds, options.images, measures, effort))
+        winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
+        compared = [winner, *(replace(rival, guidance=winner.guidance) for rival in rivals)]
+        others = range(options.seeds, 2 * options.seeds)
+        features = evaluate(evaluation, compared, others, rounds[-1][0]["images"], effort)
     costs = {method.name: {"speedup": target.reached(method)} for method in compared}
     rows = tables.rows(features, others, measures, costs)
     result = {
         "command": options.command,
         "target": options.target,
-        "cost": options.cost,
+        "cost": cost,
         "space": asdict(space),
         "winner": winner.settings(),
+        "flags": flags_of(winner),
+        "nodes": nodes_of(winner),
         "rounds": rounds,
         "search_seeds": list(seeds),
         "verification_seeds": list(others),
@@ -64,8 +101,50 @@ def run(options: Options) -> None:
     print_report(
         options,
         result,
-        f"winner of {len(pool)}: {winner.name}\n\non seeds that the search has not seen:\n\n{tables.markdown(result)}",
+        f"winner of {len(pool)}: {winner.name}\n\non seeds that the search has not seen:\n\n{tables.markdown(result)}"
+        f"\n\nto use the winner:\n{_how_to_use(winner)}",
     )
 
 
-SEARCH = Verb("search", "the best schedule at a cost, by quality", add_options, run)
+def _how_to_use(method: Method) -> str:
+    """As options, as values of nodes and as JSON."""
+    nodes = (f"{node}: {', '.join(f'{k} {v}' for k, v in values.items())}" for node, values in nodes_of(method).items())
+    return "\n".join([f"generate {flags_of(method)}", *nodes, json.dumps(method.settings())])
+
+
+def nodes_of(method: Method) -> dict[str, dict]:
+    """What to set in ComfyUI for a GtR method of steps: values of inputs, by the name of the node. A node that is left
+    out is not connected."""
+    schedule, fts, guidance = method.schedule, method.fts, method.guidance
+    start, end, reconstruction = schedule.diffusion
+    nodes: dict[str, dict] = {
+        "GtR_Scheduler": {
+            "preset": "custom",
+            "order": schedule.order,
+            "steps": ", ".join(map(str, schedule.steps)),
+            "partition": schedule.partition,
+            "decoder_scope": schedule.decoder_scope,
+            "diffusion_start": start,
+            "diffusion_end": end,
+            "diffusion_reconstruction": reconstruction,
+        }
+    }
+    if fts is not None:
+        nodes["GtR_FTS"] = asdict(fts)
+    nodes["GtR_Sampler"] = {
+        "cfg": guidance.scale,
+        "cfg_schedule": guidance.schedule,
+        "cfg_start": guidance.start,
+        "temperature": method.temperature,
+    }
+    return nodes
+
+
+SEARCH = Verb(
+    "search",
+    "the best schedule at a cost, by quality",
+    ("search --target 4 --images 48 --workers 2", "search --target 6 --cost mar-h --against gtr-extreme --json"),
+    add_options,
+    run,
+    resumable=True,
+)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..models.spec import ModelSpec
 from ..pipeline import Decoded, Decoding
+from ..plans.method import Method
 from ..plans.plan import Plan, make_plan
 from .flops import count_evaluations, count_plan, count_step, origin_of
 
@@ -63,6 +65,14 @@ def decoding_report(decoding: Decoding, decoded: Decoded, spec: ModelSpec, peak_
             lines.append(f"the batch ran in {len(section.parts)} parts of at most {most} images to fit memory")
     lines += [f"note: {assumption}" for assumption in spec.assumptions]
     return "\n".join(lines)
+
+
+def image_facts(spec: ModelSpec, method: Method, seed: int, label: int | None = None) -> dict[str, str]:
+    """What the PNG file of an image says about how it was made."""
+    facts = {"model": spec.name, "preset": method.name, "seed": str(seed)}
+    if label is not None:
+        facts["class"] = str(label)
+    return facts | {"settings": json.dumps(method.settings())}
 
 
 def progress_text(plan: Plan, index: int, part: int = 1, parts: int = 1) -> str:

@@ -1,7 +1,8 @@
-"""A white sheet that figures are drawn on with Pillow, and the palettes of all figures and charts."""
+"""What figures are drawn on, with a white sheet of pixels, and the palettes of all figures and charts."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 
 import numpy as np
@@ -33,19 +34,52 @@ SWATCH = 14  # side of a colour's square in a legend
 SMOOTH = 4  # how much larger letters are set than they are shown
 
 
-class Sheet:
-    """A figure in the making. Places and sizes are pixels; what leaves the sheet is cut off."""
+class Drawing(ABC):
+    """A figure in the making. Places and sizes are pixels."""
 
     def __init__(self, width: int, height: int) -> None:
+        self.width = width
+        self.height = height
+
+    @abstractmethod
+    def text(self, left: int, top: int, text: str, *, align: str = "left", size: int = TEXT) -> None:
+        """One line of text; ``left`` is where it begins, or its middle or its end by ``align``."""
+
+    @abstractmethod
+    def rectangle(self, left: int, top: int, width: int, height: int, colour) -> None:
+        """A filled rectangle; nothing where a side is 0."""
+
+    @abstractmethod
+    def frame(self, left: int, top: int, width: int, height: int) -> None:
+        """The outline of a rectangle."""
+
+    @abstractmethod
+    def cells(self, left: int, top: int, colours: np.ndarray, size: tuple[int, int], gap: int = 0) -> None:
+        """Colours (h, w, 3) as rectangles of ``size`` (width, height), of which the last ``gap`` rows and columns are
+        left white."""
+
+    def swatch(self, left: int, top: int, colour) -> None:
+        """A legend's square beside the line of text at ``top``."""
+        self.rectangle(left, top + 2, SWATCH, SWATCH, colour)
+
+    def colour_bar(self, left: int, top: int, width: int, low: str, high: str) -> None:
+        """Viridis from dark to light between the labels of its ends, one line high, ``width`` pixels in all."""
+        self.text(left, top, low)
+        self.text(left + width, top, high, align="right")
+        start, length = left + text_width(low) + 8, width - text_width(low) - text_width(high) - 16
+        if length > 0:
+            self.cells(start, top + 2, viridis(np.linspace(0, 1, length))[None], (1, SWATCH))
+
+
+class Sheet(Drawing):
+    """A drawing of pixels, with Pillow; what leaves the sheet is cut off."""
+
+    def __init__(self, width: int, height: int) -> None:
+        super().__init__(width, height)
         self._image = Image.new("RGB", (width, height), PAPER)
         self._pen = ImageDraw.Draw(self._image)
 
-    @property
-    def width(self) -> int:
-        return self._image.width
-
     def text(self, left: int, top: int, text: str, *, align: str = "left", size: int = TEXT) -> None:
-        """One line of text; ``left`` is where it begins, or its middle or its end by ``align``."""
         width = text_width(text, size)
         left -= {"left": 0, "middle": width // 2, "right": width}[align]
         # Letters are set in a larger size: in their own, each would move to a whole pixel.
@@ -54,30 +88,23 @@ class Sheet:
         self._image.paste(INK, (left, top), mask.reduce(SMOOTH))
 
     def rectangle(self, left: int, top: int, width: int, height: int, colour) -> None:
-        """A filled rectangle; nothing where a side is 0."""
         if width > 0 and height > 0:
             self._pen.rectangle((left, top, left + width - 1, top + height - 1), fill=tuple(map(int, colour)))
 
     def frame(self, left: int, top: int, width: int, height: int) -> None:
-        """The outline of a rectangle."""
         if width > 0 and height > 0:
             self._pen.rectangle((left, top, left + width - 1, top + height - 1), fill=PAPER, outline=INK)
 
-    def swatch(self, left: int, top: int, colour) -> None:
-        """A legend's square beside the line of text at ``top``."""
-        self.rectangle(left, top + 2, SWATCH, SWATCH, colour)
+    def cells(self, left: int, top: int, colours: np.ndarray, size: tuple[int, int], gap: int = 0) -> None:
+        width, height = size
+        pixels = colours.repeat(height, 0).repeat(width, 1)
+        for edge in range(1, gap + 1):
+            pixels[height - edge :: height] = pixels[:, width - edge :: width] = PAPER
+        self.paste(left, top, pixels)
 
     def paste(self, left: int, top: int, pixels: np.ndarray) -> None:
         """Pixels (h, w, 3) with their upper left corner at a place."""
         self._image.paste(Image.fromarray(np.ascontiguousarray(pixels, np.uint8)), (left, top))
-
-    def colour_bar(self, left: int, top: int, width: int, low: str, high: str) -> None:
-        """Viridis from dark to light between the labels of its ends, one line high, ``width`` pixels in all."""
-        self.text(left, top, low)
-        self.text(left + width, top, high, align="right")
-        start, length = left + text_width(low) + 8, width - text_width(low) - text_width(high) - 16
-        if length > 0:
-            self.paste(start, top + 2, viridis(np.linspace(0, 1, length))[None].repeat(SWATCH, 0))
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
@@ -87,6 +114,11 @@ class Sheet:
 def text_width(text: str, size: int = TEXT) -> int:
     """Pixels of a line."""
     return round(_font(SMOOTH * size).getlength(text) / SMOOTH)
+
+
+def ascent(size: int = TEXT) -> float:
+    """Pixels from the top of a line to the foot of its letters."""
+    return _font(SMOOTH * size).getmetrics()[0] / SMOOTH
 
 
 def viridis(values: np.ndarray) -> np.ndarray:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from ..plans.plan import Plan, Step
-from .canvas import FAINT, KNOWN, LINE, PAPER, STAGE_COLOURS, SWATCH, Sheet, enlarge, text_width, viridis
+from .bars import write_chart
+from .canvas import FAINT, KNOWN, LINE, STAGE_COLOURS, SWATCH, Drawing, Sheet, text_width, viridis
+from .png import write_png
+from .vector import VectorSheet
 
 MAP, GAP = 320, 32  # the longer side of a map, and what lies between maps
 TITLE, AXIS, CHART = 24, 36, 120  # the title's letters, the width of an axis' labels, the height of a chart
@@ -14,27 +20,56 @@ MAPS_TOP = GAP + 3 * LINE + 16  # below the title, a line of facts and the maps'
 
 def plan_figure(plan: Plan, index: int = 0) -> np.ndarray:
     """The plan of a batch's image ``index`` as (H, W, 3) uint8: maps of the grid, a chart per AR step, a legend."""
-    rows = _legend(plan)
-    cell = max(1, MAP // max(plan.grid))
-    charts = MAPS_TOP + cell * plan.grid[0] + 10 + LINE + GAP
-    legend = charts + LINE + CHART + LINE + GAP
-    sheet = Sheet(3 * MAP + 4 * GAP, legend + LINE * len(rows) + GAP - LINE // 3)
+    sheet = Sheet(*_size(plan))
+    _draw(sheet, plan, index)
+    return sheet.pixels()
+
+
+def write_plan_figure(path: str | os.PathLike, plan: Plan, index: int = 0) -> None:
+    """The same figure as a .png, .svg or .pdf file. Raises GtRError when that fails."""
+    if Path(path).suffix.lower() == ".png":
+        return write_png(path, plan_figure(plan, index))
+    sheet = VectorSheet(*_size(plan))
+    _draw(sheet, plan, index)
+    write_chart(path, sheet.figure)
+
+
+def _size(plan: Plan) -> tuple[int, int]:
+    """Width and height."""
+    return 3 * MAP + 4 * GAP, _legend_top(plan) + LINE * len(_legend(plan)) + GAP - LINE // 3
+
+
+def _charts_top(plan: Plan) -> int:
+    return MAPS_TOP + _cell(plan) * plan.grid[0] + 10 + LINE + GAP
+
+
+def _legend_top(plan: Plan) -> int:
+    return _charts_top(plan) + LINE + CHART + LINE + GAP
+
+
+def _cell(plan: Plan) -> int:
+    """The side of a token in a map."""
+    return max(1, MAP // max(plan.grid))
+
+
+def _draw(sheet: Drawing, plan: Plan, index: int) -> None:
+    """All of the figure."""
+    charts, legend = _charts_top(plan), _legend_top(plan)
     sheet.text(GAP, GAP, plan.schedule.name, size=TITLE)
     sheet.text(GAP, GAP + LINE + 8, _facts(plan))
-    _draw_maps(sheet, plan, cell, index)
+    _draw_maps(sheet, plan, _cell(plan), index)
     half = (sheet.width - 3 * GAP) // 2
     tokens, diffusion = [step.tokens for step in plan.steps], [step.diffusion_steps for step in plan.steps]
     detail = [max((g.diffusion_steps for g in step.groups if g.detail), default=0) for step in plan.steps]
     _draw_chart(sheet, GAP, charts, half, plan, tokens, [0] * len(tokens), "tokens per AR step")
     _draw_chart(sheet, 2 * GAP + half, charts, half, plan, diffusion, detail, "diffusion steps per AR step")
-    for row, (text, colour) in enumerate(rows):
+    for row, (text, colour) in enumerate(_legend(plan)):
         top = legend + LINE * row
         if colour is None:
             sheet.frame(GAP, top + 2, SWATCH, SWATCH)
         else:
             sheet.swatch(GAP, top, colour)
         sheet.text(GAP + SWATCH + 10, top, text)
-    return sheet.pixels()
 
 
 def stage_colour(stage: int) -> np.ndarray:
@@ -50,7 +85,7 @@ def token_values(plan: Plan, values: list[int], index: int = 0) -> np.ndarray:
     return result.reshape(plan.grid)
 
 
-def _draw_maps(sheet: Sheet, plan: Plan, cell: int, index: int) -> None:
+def _draw_maps(sheet: Drawing, plan: Plan, cell: int, index: int) -> None:
     """Side by side: stage in the stages' colours, AR step and diffusion steps from dark to light."""
     stage = token_values(plan, [step.stage for step in plan.steps], index)
     order = token_values(plan, list(range(1, len(plan.steps) + 1)), index)
@@ -72,19 +107,16 @@ def _draw_maps(sheet: Sheet, plan: Plan, cell: int, index: int) -> None:
             sheet.text(left, below, f"{low} everywhere")
 
 
-def _draw_map(sheet: Sheet, colours: np.ndarray, cell: int, column: int, title: str) -> int:
+def _draw_map(sheet: Drawing, colours: np.ndarray, cell: int, column: int, title: str) -> int:
     """Draws colours (h, w, 3) below a title; returns the left edge."""
     left = GAP + column * (MAP + GAP)
     sheet.text(left, MAPS_TOP - LINE, title)
-    squares = enlarge(colours, cell)
-    if cell > 4:
-        squares[cell - 1 :: cell] = squares[:, cell - 1 :: cell] = PAPER
-    sheet.paste(left, MAPS_TOP, squares)
+    sheet.cells(left, MAPS_TOP, colours, (cell, cell), gap=int(cell > 4))
     return left
 
 
 def _draw_chart(
-    sheet: Sheet, left: int, top: int, width: int, plan: Plan, values: list[int], outlines: list[int], title: str
+    sheet: Drawing, left: int, top: int, width: int, plan: Plan, values: list[int], outlines: list[int], title: str
 ) -> None:
     """A bar per AR step in its stage's colour, inside the outline of another value where that is larger."""
     most = max([*values, *outlines], default=1)

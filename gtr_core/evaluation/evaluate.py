@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..costs.report import image_facts
 from ..device import Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError
@@ -119,8 +120,9 @@ class Evaluation:
             latents = generate_latents(self.model, task.method, labels, seed, runtime=self.runtime)
             images = decode_images(self.vae, latents)
             if kept is not None and kept.images is not None:
-                for index, image in zip(indices, images):
-                    write_png(kept.image(task, index), image)
+                for index, image, label in zip(indices, images, labels):
+                    facts = image_facts(self.model.spec, task.method, (task.seed << 32) + index, label)
+                    write_png(kept.image(task, index), image, facts)
             parts.append(self.extractor.measure(as_tensor(images, self.runtime.device), torch.tensor(labels)))
         return joined(parts)
 
@@ -142,7 +144,7 @@ class Evaluation:
         save_features(self.path(task, kept.work), features, self.key(task), dtype=torch.float32)
 
 
-OnTask = Callable[[Task, int, int], None]
+OnTask = Callable[[Any, int, int], None]  # a task that was made, how many are done, of how many
 Open = Callable[[str], Evaluation]  # of a device; sent to processes: a function of a module, or a partial of one
 
 

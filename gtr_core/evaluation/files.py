@@ -16,9 +16,23 @@ from .fid import inception_features
 
 
 @dataclass(frozen=True)
+class ExtractorFile:
+    """What measures: a classifier's ``file``, or with ``inception`` torch-fidelity's Inception, whose weights are
+    downloaded where there is no file."""
+
+    file: Path | None
+    inception: bool = False
+
+    def open(self, device: str) -> FeatureExtractor:
+        """On a device. Raises GtRError for a file that is none."""
+        if self.inception:
+            return inception_features(self.file, device=device)
+        return ClassifierFeatures(load_classifier(self.file, device=device))
+
+
+@dataclass(frozen=True)
 class EvaluationFiles:
-    """Model, VAE, and what measures: a classifier's file, or with ``inception`` torch-fidelity's Inception, whose
-    weights are downloaded where ``extractor`` names none. ``dtype`` is the transformer's."""
+    """Model, VAE, and what measures, as in :class:`ExtractorFile`. ``dtype`` is the transformer's."""
 
     model: Path
     vae: Path
@@ -35,6 +49,4 @@ class EvaluationFiles:
 
     def open_extractor(self, device: str) -> FeatureExtractor:
         """What measures, alone."""
-        if self.inception:
-            return inception_features(self.extractor, device=device)
-        return ClassifierFeatures(load_classifier(self.extractor, device=device))
+        return ExtractorFile(self.extractor, self.inception).open(device)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..checkpoints import load_model, load_vae, prompt_states
 from ..checkpoints.checkpoint import checked_model, read_checkpoint, usable_vae
+from ..costs.report import image_facts
 from ..device import Preparations, Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError, first_line
@@ -38,6 +39,17 @@ from .workers import Worker, WorkerPool
 
 VERSION, FORMATS, MANIFESTS = 1, ("png", "safetensors"), ("parquet", "jsonl")
 RECORDS = ".records"  # the folder of what is known of every finished piece
+# Columns of a manifest, and what is in them.
+COLUMNS: dict[str, tuple[type, ...]] = {
+    "index": (int,),
+    "seed": (int,),
+    "class": (int, type(None)),
+    "prompt": (int, type(None)),
+    "preset": (str,),
+    "file": (str,),
+    "row": (int,),
+    "sha256": (str,),
+}
 SOURCES = {"label": "classes", "text": "encoded text", "prompt": "prompts"}
 OUTPUT_NAME = re.compile(r"\d{6,}\.(png|safetensors)")
 
@@ -175,7 +187,9 @@ class Generator:
         made = np.concatenate(images)
         if job.format == "png":
             for index, image in zip(indices, made):
-                write_png(job.output / job.name(index), image)
+                label = job.labels[index % len(job.labels)] if job.labels else None
+                facts = image_facts(self.model.spec, job.method, image_seeds(job.seed, [index])[0], label)
+                write_png(job.output / job.name(index), image, facts)
         else:
             tensors = {"images": torch.from_numpy(made), "latents": torch.cat(latents).float().cpu()}
             write_tensors(job.output / job.name(start), tensors, {"gtr.first": str(start)})
@@ -292,6 +306,34 @@ def write_manifest(job: GenerationJob, keys: Keys, rows: Sequence[dict], kind: s
     table = arrow.Table.from_pylist(list(rows), schema=schema)
     replace_file(path, lambda beside: parquet.write_table(table, beside))
     return path
+
+
+def read_manifest(folder: Path) -> list[dict]:
+    """The rows of the manifest in a folder; that of JSON Lines where there are both. Raises GtRError."""
+    lines, table = (folder / f"manifest.{kind}" for kind in ("jsonl", "parquet"))
+    try:
+        if lines.is_file():
+            rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+        elif table.is_file():
+            rows = _arrow("pyarrow.parquet").read_table(table).to_pylist()
+        else:
+            raise GtRError(f"no manifest.jsonl or manifest.parquet in {folder}: expected a folder of generate-many")
+        whole = [_known(row) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GtRError(f"the manifest in {folder} is damaged ({first_line(error)}): run generate-many again") from error
+    if not whole:
+        raise GtRError(f"the manifest in {folder} names no image: run generate-many again")
+    return whole
+
+
+def _known(row: dict) -> dict:
+    """The columns of a row that are known. Raises KeyError, TypeError, ValueError."""
+    known = {name: row[name] for name in COLUMNS}
+    if not all(isinstance(known[name], kinds) for name, kinds in COLUMNS.items()):
+        raise TypeError("a column holds something else")
+    if not OUTPUT_NAME.fullmatch(known["file"]) or known["row"] < 0 or (known["class"] or 0) < 0:
+        raise ValueError(f"row {known['index']} names no image")
+    return known
 
 
 def check_manifest(kind: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 
 import gtr_pack.gtr_core as gtr
 import pytest
+from gtr_pack.gtr_core import cli
 from gtr_pack.gtr_core.plans.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +97,26 @@ def check_python_page(scope: dict[str, Any], printed: str) -> None:
     assert before[kept.flatten(1)].equal(after[kept.flatten(1)]) and not before.equal(after)
     assert "AR step 7 of 7, 256 tokens known" in printed and "TFLOPs per image" in printed
     assert "classes 0 to 9" in printed.splitlines()[-1]
+
+
+COMMANDS = re.compile(r"^(?:python -m gtr_core|gtr) (.+?)(?: +#.*)?$", re.MULTILINE)
+
+
+@pages
+def test_commands_of_the_pages_have_options_that_are_there(page: Path) -> None:
+    """Every line of a code block that starts the command line is understood by it."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for words in COMMANDS.findall("".join(blocks)):
+        cli.parsed(shlex.split(re.sub(r"\bN\b", "1", words.removesuffix(" &").replace("\\", "/"))))
+
+
+def test_the_evaluation_page_names_every_model_and_its_files() -> None:
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    lines = [line for line in COMMANDS.findall(text) if "--images 50000" in line and "step-256" in line]
+    assert [line.split()[2].split("/")[0] for line in lines] == ["mar_base", "mar_large", "mar_huge"]
+    for line in lines:
+        options = cli.parsed(shlex.split(line))
+        assert (options.metrics, options.seeds, options.cfg_schedule, options.temperature) == ("fid,is", 1, "linear", 1)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

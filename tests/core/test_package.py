@@ -1,4 +1,4 @@
-"""What ``pip install .`` gives: the library, its files and its command, and nothing else of the repository."""
+"""What is published: the archive of the registry, and what ``pip install .`` makes of it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from gtr_tests.extras import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "__init__.py", "dev.py")
-FOLDERS = ("gtr_core", "nodes", "demo", "docs", "tests/support")
+FIGURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)#]+)")
+MEGABYTES = 10
 GENERATE = ["generate", "--steps", "1,1,1", "--diffusion", "2,2,2", "--fts", "off", "--device", "cpu", "-o", "a.png"]
 
 
@@ -33,16 +34,34 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split("[><=]", requirement)[0] for requirement in requirements}
 
 
+def listed(*words: str) -> set[str]:
+    """Files of the repository, by git."""
+    try:
+        done = subprocess.run(
+            ["git", "ls-files", "-z", *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"git cannot list the files of this folder ({error}): the archive is made of them")
+    return {name for name in done.stdout.split("\0") if (ROOT / name).is_file()}
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip installed a copy of the repository, as pip installs into an environment."""
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `comfy node pack` puts into its archive, unpacked: the files of git that .comfyignore does not name."""
+    folder = tmp_path_factory.mktemp("packed")
+    for name in listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip installed a copy of the archive, as pip installs into an environment."""
     if importlib.util.find_spec("pip") is None:
         pytest.skip("this Python has no pip")
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    for name in SOURCES:
-        shutil.copy(ROOT / name, source / name)
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    source, target = tmp_path_factory.mktemp("source") / "gtr-mar", tmp_path_factory.mktemp("installed")
+    shutil.copytree(packed, source)
     command = "install --no-index --no-deps --no-build-isolation --no-warn-script-location --target".split()
     done = subprocess.run(
         [sys.executable, "-m", "pip", *command, str(target), str(source)],
@@ -63,8 +82,31 @@ def python(installed: Path, folder: Path, *words: str, **variables: str) -> subp
     )
 
 
-def test_the_library_and_nothing_else_is_installed(installed: Path) -> None:
-    assert files(installed / "gtr_core") == files(ROOT / "gtr_core")
+def test_the_archive_has_everything_that_the_pack_needs(packed: Path) -> None:
+    for folder in ("nodes", "web", "locales", "workflows", "subgraphs"):
+        assert files(packed / folder) == files(ROOT / folder), folder
+    assert not files(packed) & {"dev.py", ".github/workflows/test.yml"} and not (packed / "tests").exists()
+    assert {path.name for path in packed.iterdir()} >= {"__init__.py", "pyproject.toml", "LICENSE", "README.md"}
+
+
+def test_pages_in_the_archive_have_their_figures(packed: Path) -> None:
+    pages = [*packed.glob("*.md"), *packed.glob("d*/*.md"), *packed.glob("web/docs/**/*.md")]
+    for page in pages:
+        for target in FIGURE.findall(page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+    for target in LINK.findall((packed / "README.md").read_text(encoding="utf-8")):
+        assert target.startswith("http") or (packed / target).exists(), target
+
+
+def test_data_of_evaluations_stays_out_of_the_archive(packed: Path) -> None:
+    left_out = files(ROOT / "gtr_core") - files(packed / "gtr_core")
+    assert left_out == {"demo/demo_judge.safetensors", "demo/demo_reference.safetensors"}
+    assert not [path for path in packed.rglob("*.json") if path.relative_to(packed).parts[0] == "docs"]
+    assert sum(path.stat().st_size for path in packed.rglob("*") if path.is_file()) < MEGABYTES * 2**20 * 1.1
+
+
+def test_the_library_and_nothing_else_is_installed(packed: Path, installed: Path) -> None:
+    assert files(installed / "gtr_core") == files(packed / "gtr_core")
     others = {path.name for path in installed.iterdir()} - {"gtr_core", "bin", "__pycache__"}
     assert [re.sub(r"\d", "N", name) for name in others] == ["gtr_mar-N.N.N.dist-info"]
 
@@ -76,6 +118,12 @@ def test_the_library_works_outside_the_repository(installed: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     assert Path(done.stdout.splitlines()[0]).is_relative_to(installed)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_the_data_of_evaluations_one_line_says_so(installed: Path, tmp_path: Path) -> None:
+    done = python(installed, tmp_path, "-m", "gtr_core", "eval")
+    assert done.returncode == 2 and done.stderr.startswith("error: the demo's classifier and reference are not here")
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def refuse(event, arguments):
         raise PermissionError(event)
 sys.addaudithook(refuse)
 fast = ["--steps", "1,1,1", "--diffusion", "2,2,2", "--fts-steps", "2"]
-for line in (["info", str(DEMO_VAE)], ["convert", str(DEMO_MAR), "a.safetensors"], ["schedule", "--png", "a.png"],
+for line in (["info", str(DEMO_VAE)], ["convert", str(DEMO_MAR), "a.safetensors"], ["schedule", "--figure", "a.png"],
              ["flops", "--model", "demo"], ["generate", *fast, "-o", "b.png"],
              ["generate", *fast, "--image", "b.png", "--redraw", "variations", "-o", "c.png"],
              ["bench", "--model", "demo", "--presets", "gtr-extreme", "--rounds", "1"]):

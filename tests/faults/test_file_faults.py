@@ -190,7 +190,7 @@ def test_a_full_disk_ends_in_one_line_and_no_file(verb: str, tmp_path: Path) -> 
     arguments = {
         "convert": ["convert", str(DEMO_MAR), "out.safetensors", "--overwrite"],
         "generate": [*FAST, "-o", "out.png"],
-        "schedule": ["schedule", "--png", "out.png"],
+        "schedule": ["schedule", "--figure", "out.png"],
     }[verb]
     old = tmp_path / ("out.safetensors" if verb == "convert" else "out.png")
     old.write_bytes(b"old")
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
         pytest.skip("this user may write everywhere")
     with pytest.raises(GtRError, match="cannot write"):
         convert(DEMO_MAR, folder / "out.safetensors")
-    for arguments in ([*FAST, "-o", str(folder / "a.png")], ["schedule", "--png", str(folder / "a.png")]):
+    for arguments in ([*FAST, "-o", str(folder / "a.png")], ["schedule", "--figure", str(folder / "a.png")]):
         assert main(arguments) == 2
         text = capsys.readouterr().err
         assert "cannot write" in text and text.count("\n") == 1

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import time
 import urllib.error
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from . import rest
 from .environment import ROOT
@@ -17,13 +19,11 @@ from .errors import DevError
 
 PACK = "gtr-mar"
 READY_SECONDS = 180.0
+DEMO_PAGE = f"?template=demo&source={PACK}"  # the page opens this workflow beside those of the last time
 # Without these the first visit covers the graph with dialogs that catch every click.
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Workflow.Persist": False,
-    "Comfy.Validation.Workflows": True,
-}
+HAND_SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Validation.Workflows": True}
+# In tests every page also begins empty.
+SETTINGS = {**HAND_SETTINGS, "Comfy.Minimap.Visible": False, "Comfy.Workflow.Persist": False}
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 QUIET = ("--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:")
 
@@ -136,8 +136,9 @@ class ComfyServer:
         return True
 
 
-def make_base(base: Path, pack: Path = ROOT) -> Path:
-    """Lay out a base folder: the pack as a custom node, room for models, settings for a quiet front end."""
+def make_base(base: Path, pack: Path = ROOT, settings: Mapping[str, Any] = SETTINGS) -> Path:
+    """Lay out a base folder: the pack as a custom node, room for models, settings for a quiet front end. Settings that
+    are there stay as they are."""
     for name in (
         "custom_nodes",
         "input",
@@ -148,9 +149,9 @@ def make_base(base: Path, pack: Path = ROOT) -> Path:
         "user/default",
     ):
         (base / name).mkdir(parents=True, exist_ok=True)
-    settings = base / "user" / "default" / "comfy.settings.json"
-    if not settings.exists():
-        settings.write_text(json.dumps(SETTINGS, indent=4))
+    file = base / "user" / "default" / "comfy.settings.json"
+    if not file.exists():
+        file.write_text(json.dumps(settings, indent=4))
     link_folder(pack, base / "custom_nodes" / PACK)
     return base
 

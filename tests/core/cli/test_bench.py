@@ -13,7 +13,7 @@ from PIL import Image
 def test_bench_compares_presets_with_the_first(run, tmp_path):
     presets = ["--presets", "step-8,gtr-extreme,reference", "--rounds", 1]
     how = ["--dtype", "auto", "--acceleration", "off"]
-    facts = run("bench", "--png", tmp_path / "b.png", "--model", "demo", *presets, *how)
+    facts = run("bench", "--figure", tmp_path / "b.png", "--model", "demo", *presets, *how)
     first, second, _ = facts["rows"]
     assert first["preset"] == "step-8" and first["ratio"] == 1 and second["ar_steps"] == 13
     assert all(row["seconds_range"][0] <= row["seconds"] <= row["seconds_range"][1] for row in facts["rows"])
@@ -26,7 +26,7 @@ def test_bench_compares_presets_with_the_first(run, tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_bench_draws_a_chart(suffix, run, tmp_path):
     words = ("--model", "demo", "--presets", "gtr-extreme", "--rounds", 1, "--acceleration", "off")
-    run("bench", *words, "--png", tmp_path / f"b.{suffix}")
+    run("bench", *words, "--figure", tmp_path / f"b.{suffix}")
     assert (tmp_path / f"b.{suffix}").stat().st_size > 1000
 
 
@@ -47,7 +47,7 @@ def test_a_preset_can_have_a_dtype_of_its_own(run):
         (["--model", "lightgen", "--size", "512x500"], "multiples of 16"),
         (["--model", "nowhere"], "no file at nowhere"),
         (["--cfg", "inf"], "guidance scale inf: expected"),
-        (["--png", "none/b.png"], "no folder none"),
+        (["--figure", "none/b.png"], "no folder none"),
         (["--device", "toaster"], "cannot be used here"),
     ],
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import pytest
 from gtr_pack.gtr_core.checkpoints.checkpoint import read_checkpoint
+from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.demo import CLASS_NAMES, DEMO_JUDGE, DEMO_MAR, DEMO_VAE
 
 
@@ -25,6 +29,21 @@ def test_convert_reports_what_it_wrote(run, tmp_path, capsys):
     facts = run("convert", DEMO_MAR, target, "--dtype", "bfloat16")
     assert facts["dtypes"] == ["bfloat16", "float32"] and facts == run("info", target)
     assert set(read_checkpoint(target).tensors) == set(read_checkpoint(DEMO_MAR).tensors)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream, seen", [(Terminal(), True), (io.StringIO(), False)])
+def test_a_terminal_sees_how_far_a_conversion_is(stream, seen, tmp_path, capsys):
+    with contextlib.redirect_stderr(stream):
+        assert main(["convert", str(DEMO_VAE), str(tmp_path / "v.safetensors")]) == 0
+    said = stream.getvalue()
+    assert bool(said) == seen and "wrote" in capsys.readouterr().out
+    if seen:
+        assert "reading demo_vae" in said and "wrote v.safetensors 100% |" in said and said.endswith("\n")
 
 
 @pytest.mark.parametrize(

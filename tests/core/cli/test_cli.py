@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,41 @@ def test_every_verb_has_its_help(verb, capsys):
     assert ended.value.code == 0 and "--json" in said.out and not said.err
 
 
+@pytest.mark.parametrize("verb", cli.VERBS, ids=VERBS)
+def test_every_option_says_what_it_does_and_what_it_is_by_default(verb, capsys):
+    parser = argparse.ArgumentParser()
+    verb.add_options(parser)
+    with pytest.raises(SystemExit):
+        main([verb.name, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.default not in (None, False, argparse.SUPPRESS) and "default" not in action.help:
+            assert f"(default: {action.default})" in said, action.dest
+
+
+@pytest.mark.parametrize("verb", cli.VERBS, ids=VERBS)
+def test_every_verb_has_an_example_whose_options_are_there(verb):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    verb.add_options(parser)
+    parser.add_argument("--json", action="store_true")
+    assert verb.examples
+    for example in verb.examples:
+        name, *words = shlex.split(example)
+        assert name == verb.name and parser.parse_args(words)
+
+
+def test_verbs_agree_on_their_defaults():
+    """One model and one preset for all of them."""
+    defaults = {}
+    for verb in cli.VERBS:
+        parser = argparse.ArgumentParser()
+        verb.add_options(parser)
+        for name in ("model", "seed", "cfg", "temperature", "fts", "fts_fraction", "fts_steps", "dtype"):
+            defaults.setdefault(name, set()).add(parser.get_default(name))
+    assert all(len(found - {None}) == 1 for found in defaults.values()), defaults
+
+
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["info"], ["generate", "--weird"], ["schedule", "--seed", "x"]])
 def test_unknown_words_end_with_usage_and_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -62,17 +99,19 @@ def test_unknown_words_end_with_usage_and_code_2(arguments, capsys):
     assert ended.value.code == 2 and said.startswith("usage: ") and "error: " in said.splitlines()[-1]
 
 
-def ending(error: BaseException, monkeypatch) -> int:
+def ending(error: BaseException, monkeypatch, *, resumable: bool = False) -> int:
     def end(options) -> None:
         raise error
 
-    verb = Verb("end", "ends", lambda sub: None, end)
+    verb = Verb("end", "ends", (), lambda sub: None, end, resumable)
     monkeypatch.setattr(cli, "VERBS", (verb,))
     return main(["end"])
 
 
 def test_a_cancelled_verb_ends_with_code_130(monkeypatch, capsys):
     assert ending(KeyboardInterrupt(), monkeypatch) == 130 and capsys.readouterr().err == "cancelled\n"
+    assert ending(KeyboardInterrupt(), monkeypatch, resumable=True) == 130
+    assert capsys.readouterr().err == "cancelled: the same command goes on\n"
 
 
 def test_memory_that_ran_out_ends_in_one_line(monkeypatch, capsys):

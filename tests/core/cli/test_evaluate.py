@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_figures_have_intervals_and_are_drawn(whole, files, capsys, tmp_path):
     assert [row["method"] for row in result["rows"]] == ["step-8", "gtr-extreme"] and result["seeds"] == [0, 1]
     assert result["command"].startswith("python -m gtr_core eval --model") and result["floor"]["images"] == 5
     assert result["rows"][1]["speedup"] > 1 and result["settings"]["step-8"]["guidance"]["scale"] == 3.0
-    table, progress = evaluate(capsys, *files, *QUICK[:-1], "--work", str(work), "--png", str(tmp_path / "plot.png"))
+    table, progress = evaluate(capsys, *files, *QUICK[:-1], "--work", str(work), "--figure", str(tmp_path / "plot.png"))
     assert progress == "" and "| real images | 2 × 5 |" in table and "95 %" in table
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
@@ -74,7 +75,7 @@ def test_workers_give_the_same_figures(files, elsewhere, tmp_path):
         (["--presets", ","], "at least one"),
         (["--presets", "step-8,step-8"], "different names"),
         (["--metrics", "lpips"], "expected default, fid"),
-        (["--png", "none/x.png"], "no folder none"),
+        (["--figure", "none/x.png"], "no folder none"),
         (["--device", "toaster"], "cannot be used"),
         (["--model", "demo", "--presets", "step-8"], "use the model's own"),
     ],
@@ -112,6 +113,57 @@ def inception(tmp_path, monkeypatch) -> Path:
         network = source.FeatureExtractorInceptionV3("inception-v3-compat", [fid.POOL])
     torch.save(network.state_dict(), tmp_path / "inception.pth")
     return tmp_path / "inception.pth"
+
+
+@pytest.fixture(scope="module")
+def folders(model_options, elsewhere, tmp_path_factory) -> dict[str, Path]:
+    """The same six images that generate-many made, as PNG files and as a shard."""
+    made = {form: tmp_path_factory.mktemp(form) for form in ("png", "safetensors")}
+    for form, folder in made.items():
+        few = ["--images", 6, "--batch", 3, "--steps", "2,1,1", "--diffusion", "2,2,2", "--fts", "off"]
+        elsewhere("generate-many", *model_options, *few, "--format", form, "--manifest", "jsonl", "-o", folder)
+    return made
+
+
+def of_folder(folder: Path, judge_options: list[str], work: Path) -> list:
+    return ["eval", "--folder", folder, *judge_options, "--device", "cpu", "--work", work]
+
+
+def test_a_folder_of_generate_many_is_measured(folders, judge_options, run, capsys, tmp_path):
+    """As files or as a shard, once: a second run finds the results."""
+    found = {form: run(*of_folder(folder, judge_options, tmp_path / form)) for form, folder in folders.items()}
+    values = [facts["rows"][0]["values"] for facts in found.values()]
+    assert values[0] == values[1] and found["png"]["images"] == 6 and found["png"]["rows"][0]["method"] == "custom"
+    assert len(list((tmp_path / "png").iterdir())) == 1
+    assert main(list(map(str, of_folder(folders["png"], judge_options, tmp_path / "png")))) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "| custom | 1 × 6 |" in said.out
+
+
+@pytest.mark.slow
+def test_workers_measure_a_folder_alike(folders, judge_options, run, elsewhere, tmp_path):
+    command = of_folder(folders["png"], judge_options, tmp_path / "two")
+    done = elsewhere(*command, "--workers", 2, "--json")
+    assert "1 of 1 pieces (png0, images 0 to 5)" in done.stderr
+    alone = run(*of_folder(folders["png"], judge_options, tmp_path / "one"))
+    assert json.loads(done.stdout)["rows"] == alone["rows"]
+
+
+def test_a_folder_that_is_not_what_was_made_is_refused(folders, judge_options, refused, tmp_path):
+    copy, command = tmp_path / "copy", of_folder(tmp_path / "copy", judge_options, tmp_path / "work")
+    assert "expected a folder of generate-many" in refused(*command)
+    shutil.copytree(folders["png"], copy)
+    shutil.copy(copy / "000001.png", copy / "000002.png")
+    assert "image 2 is not the one that the manifest names" in refused(*command)
+    (copy / "000002.png").unlink()
+    assert "no image 2 (FileNotFoundError): run generate-many again" in refused(*command)
+    rows = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
+    for change in ({"file": "../a.png"}, {"class": "cat"}, {"class": -1}, {"row": None}, {"sha256": 5}):
+        (copy / "manifest.jsonl").write_text(json.dumps(rows[0] | change))
+        assert "is damaged" in refused(*command)
+    (copy / "manifest.jsonl").write_text("".join(json.dumps(row | {"class": 99}) + "\n" for row in rows))
+    assert "of more classes than the extractor knows" in refused(*command)
+    assert "leave out --first-seed" in refused(*of_folder(folders["png"], judge_options, tmp_path), "--first-seed", 3)
 
 
 @pytest.mark.slow

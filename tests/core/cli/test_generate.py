@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +367,14 @@ def test_wrong_options_end_in_one_line(change, words, refused, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert words in refused("generate", *change)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_carries_how_it_was_made(run, tmp_path):
+    facts = run("generate", *FAST, "--class", "2,5", "--seed", 7, "-o", tmp_path / "a.png")
+    texts = [Image.open(file).text for file in facts["files"]]
+    assert [(text["seed"], text["class"]) for text in texts] == [("7", "2"), ("8", "5")]
+    assert texts[1]["model"] == "demo" and texts[1]["preset"] == "custom" and texts[1]["report"] == facts["report"]
+    assert json.loads(texts[1]["settings"])["schedule"]["steps"] == [3, 2, 1]
 
 
 class Terminal(io.StringIO):

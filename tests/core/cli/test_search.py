@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from pathlib import Path
 
 import pytest
+from gtr_pack.gtr_core.cli.generate import GENERATE
+from gtr_pack.gtr_core.cli.options import flags_of, method_of, model_spec
+from gtr_pack.gtr_core.cli.search import nodes_of
+from gtr_pack.gtr_core.evaluation.search import CostTarget, Space, candidates
+from gtr_pack.gtr_core.plans.method import Guidance
+
+ROOT = Path(__file__).resolve().parents[3]
 
 FEW = ["--cost", "demo", "--target", "5", "--candidates", "2", "--images", "4", "--seeds", "1", "--batch", "4"]
 
@@ -21,6 +30,32 @@ def test_workers_find_the_same(elsewhere, tmp_path):
         assert found[0][part] == found[1][part]
     assert (found[0]["search_seeds"], found[0]["verification_seeds"]) == ([0], [1])
     assert [row["method"] for row in found[0]["rows"]][1:] == ["gtr-paper"]
+
+
+WINNERS = candidates(
+    Space(guidance=(Guidance(), Guidance(2.5, "constant", 0.25))), CostTarget(model_spec("mar-b"), 4.0), 12, seed=1
+)
+
+
+@pytest.mark.parametrize("winner", WINNERS, ids=lambda method: method.name)
+def test_a_winner_is_printed_as_options_that_make_it(winner):
+    parser = argparse.ArgumentParser()
+    GENERATE.add_options(parser)
+    again = method_of(parser.parse_args(flags_of(winner).split()))
+    assert again.renamed(winner.name) == winner
+
+
+@pytest.mark.parametrize("winner", WINNERS, ids=lambda method: method.name)
+def test_a_winner_is_printed_as_values_of_nodes(winner):
+    """Names of inputs and choices are those of the nodes."""
+    schemas = json.loads((ROOT / "tests" / "host" / "schemas.json").read_text(encoding="utf-8"))
+    nodes = nodes_of(winner)
+    assert ("GtR_FTS" in nodes) == (winner.fts is not None)
+    for node, values in nodes.items():
+        inputs = {entry["id"]: entry for entry in schemas[node]["inputs"]}
+        for name, value in values.items():
+            assert value in inputs[name].get("options", [value])
+            assert inputs[name].get("min", -1e9) <= value if isinstance(value, (int, float)) else value
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_without_matplotlib_one_line_says_so_before_any_work(
     verb: str, no_matplotlib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([verb, "--png", "a.png"]) == 2
+    assert main([verb, "--figure", "a.png"]) == 2
     text = capsys.readouterr().err
     assert text == "error: charts need matplotlib, which is not installed: pip install 'gtr-mar[eval]'\n"
     assert not list(tmp_path.iterdir())
