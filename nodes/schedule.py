@@ -52,7 +52,7 @@ class Scheduler(io.ComfyNode):
             category="GtR/sampling/schedulers",
             description="Generation then Reconstruction: a checkerboard of structure tokens slowly, then all other "
             "tokens in very few steps, with fewer diffusion steps as the image takes shape.",
-            search_aliases=["gtr", "generation then reconstruction", "mar schedule", "sigmas", "steps", "preset"],
+            search_aliases=["gtr", "generation then reconstruction", "mar schedule", "checkerboard", "sigmas", "steps", "preset"],
             inputs=[
                 io.Combo.Input(
                     "preset",
@@ -131,6 +131,16 @@ class Scheduler(io.ComfyNode):
             ],
             outputs=[GtrSchedule.Output(display_name="schedule", tooltip=SCHEDULE_OUTPUT)],
         )
+
+    @classmethod
+    def validate_inputs(cls, steps: str | None, rates: str | None) -> bool | str:
+        """Refuses what is no list of numbers before the run; None stands for a linked value."""
+        try:
+            numbers("steps", steps or "", int)
+            numbers("rates", rates or "", float)
+        except GtRError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(
