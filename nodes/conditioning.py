@@ -71,9 +71,9 @@ def chosen_label(option: str, spec: MARSpec) -> int:
         raise GtRError(
             f"class '{option}' is not one of {spec.name}'s {len(names)} classes (0: {names[0]}, ...): "
             + (
-                f"choose an entry that begins with '{DEMO_PREFIX.strip()}'"
+                f"choose 'default' or an entry that begins with '{DEMO_PREFIX.strip()}'"
                 if names == DEMO_NAMES
-                else "choose another entry, or give indices in class_list"
+                else "choose 'default' or another entry, or give indices in class_list"
             )
         )
     return int(number)

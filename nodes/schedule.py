@@ -133,11 +133,11 @@ class Scheduler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: str | None, rates: str | None) -> bool | str:
-        """Refuses what is no list of numbers before the run; None stands for a linked value."""
+    def validate_inputs(cls, steps: str | None) -> bool | str:
+        """Refuses what is no list of numbers before the run; None stands for a linked value. The host would show an
+        error once for every input that is asked for here, so it is this one only."""
         try:
             numbers("steps", steps or "", int)
-            numbers("rates", rates or "", float)
         except GtRError as error:
             return str(error)
         return True

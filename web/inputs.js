@@ -12,10 +12,10 @@ const COUNTED = {
     GtR_Redraw: (redraw) => redraw === "denoise" ? null : ["redraw"],
 };
 
-/** Fold a widget away in both renderers. */
-function fold(widget, hidden) {
-    widget.hidden = hidden;
-    widget.options.hidden = hidden;
+/** Fold a widget away, or grey it, in both renderers. */
+function set(widget, hidden, disabled) {
+    widget.hidden = widget.options.hidden = hidden;
+    widget.disabled = widget.options.disabled = disabled;
 }
 
 /** The default of a widget as the server declares it. */
@@ -33,9 +33,8 @@ function showCounted(node) {
     for (const widget of settings) {
         const unused = counted !== null && !counted.includes(widget.name);
         const changed = wired(widget.name) || widget.value !== declared(node, widget.name);
-        fold(widget, unused && !changed);
-        widget.disabled = unused && !wired(widget.name);
-        widget.options.disabled = widget.disabled;
+        set(widget, unused && !changed, unused && !wired(widget.name));
+        widget.options.advanced = false; // what counts is shown, without a button for more
     }
     if (!app.configuringGraph) node.setSize([node.size[0], node.computeSize()[1] + Math.max(0, taller)]);
     node.graph?.setDirtyCanvas(true, true);
@@ -57,8 +56,7 @@ function followModel(node) {
     const demo = file === DEMO_FILE;
     menu.options.values = typeof file !== "string" ? all
         : all.filter((name) => name === DEFAULT || name.startsWith(DEMO_CLASS) === demo);
-    menu.disabled = Boolean(list?.value?.trim());
-    menu.options.disabled = menu.disabled;
+    set(menu, false, Boolean(list?.value?.trim()));
 }
 
 /** Do something whenever one of a node's widgets has changed. */
