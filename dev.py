@@ -39,6 +39,8 @@ from gtr_tests.environment import ROOT, STATE, Host  # noqa: E402
 from gtr_tests.errors import DevError  # noqa: E402
 from gtr_tests.server import ComfyServer, link_folder, make_base, port_is_free  # noqa: E402
 
+from gtr_core.openmp import bound_spinning  # noqa: E402
+
 DEMO = ROOT / "workflows" / "api" / "demo.json"
 OUTPUT = ROOT / "output"
 PROCESSES = 4  # of a whole test run, at most
@@ -213,6 +215,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if rest_of_line and options.verb != "test":
         _parser().error(f"unrecognized arguments: {' '.join(rest_of_line)}")
     options.pytest = rest_of_line
+    bound_spinning()
     try:
         return options.action(options)
     except (DevError, OSError) as error:

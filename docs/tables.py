@@ -58,6 +58,8 @@ COMMANDS = {
     + ",".join(f"{name}@bfloat16" for name in MAR_PRESETS.split(",")),
     "bench_lightgen": LIGHTGEN
     + "lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
+    "bench_harmon": "bench --model harmon-0.5b --rounds 1 "
+    "--presets harmon-origin,gtr-harmon,harmon-origin@bfloat16,gtr-harmon@bfloat16",
     # On a processor with AVX2 and without AVX-512.
     "bench_mar_b_avx2": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS}",
     "bench_lightgen_avx2": LIGHTGEN + "gtr-lightgen,gtr-lightgen-fast",
@@ -146,6 +148,12 @@ def grid_of(spec: ModelSpec) -> tuple[int, int]:
     return (32, 32) if spec.condition == "text" else spec.grid
 
 
+def made_for(name: str) -> str:
+    """The model that a preset is counted on."""
+    others = {"lightgen": "lightgen", "harmon": "harmon-1.5b", "unipic": "unipic"}
+    return next((model for word, model in others.items() if word in name), "mar-h")
+
+
 def flops(model: str, name: str, **settings) -> tuple[float, float]:
     """TFLOPs per image with guidance and FTS, and the ratio to the model's origin."""
     spec = published_specs()[model]
@@ -180,7 +188,7 @@ def scope(name: str) -> str:
 def flops_table() -> str:
     rows = []
     for name in PRESETS:
-        if "lightgen" not in name:
+        if made_for(name) == "mar-h":
             printed = f"{SPEEDS[name][2]:.2f}×" if name in SPEEDS else ""
             cells = [counted(model, name) for model in MARS]
             rows.append((f"`{name}`", ar_steps(name), diffusion(name), scope(name), *cells, printed))
@@ -198,18 +206,30 @@ def flops_lightgen() -> str:
     return table(("preset", "AR steps", "diffusion steps", "TFLOPs at 512 px ↓", "paper"), rows)
 
 
+def flops_harmon() -> str:
+    rows = []
+    for name in PRESETS:
+        models = {"harmon-1.5b": ("harmon-0.5b", "harmon-1.5b"), "unipic": ("unipic",)}.get(made_for(name))
+        if models:
+            cells = {model: counted(model, name) for model in models}
+            columns = [cells.get(model, "") for model in ("harmon-0.5b", "harmon-1.5b", "unipic")]
+            rows.append((f"`{name}`", ar_steps(name), diffusion(name), *columns))
+    head = ("preset", "AR steps", "diffusion steps", "Harmon-0.5B at 512 px ↓", "Harmon-1.5B at 512 px ↓")
+    return table((*head, "UniPic at 1024 px ↓"), rows)
+
+
 def presets_short() -> str:
     uses = (
         ("gtr-paper", "the default for MAR, the paper's printed settings", "mar-h"),
         ("origin", "exactly the original schedule", "mar-h"),
         ("gtr-extreme", "faster, for drafts", "mar-h"),
         ("gtr-lightgen", "the default for LightGen, four stages", "lightgen"),
+        ("gtr-harmon", "the default for Harmon, four stages", "harmon-1.5b"),
+        ("gtr-unipic", "the default for UniPic, five stages", "unipic"),
         ("step-16", "a baseline, the original schedule in fewer steps", "mar-h"),
     )
-    rows = [
-        (f"`{name}`", use, ar_steps(name), f"{ratio(model, name)} ({'LightGen' if model == 'lightgen' else 'MAR-H'})")
-        for name, use, model in uses
-    ]
+    called = {"mar-h": "MAR-H", "lightgen": "LightGen", "harmon-1.5b": "Harmon-1.5B", "unipic": "UniPic"}
+    rows = [(f"`{name}`", use, ar_steps(name), f"{ratio(own, name)} ({called[own]})") for name, use, own in uses]
     return table(("preset", "what it is for", "AR steps per stage", "fewer FLOPs ↑"), rows)
 
 
@@ -218,9 +238,8 @@ def scheduler(words: tuple[str, str, str], all_tokens: str, mark: str) -> str:
     names = [name for name in PRESETS if not name.startswith(("halton", "disa"))]
     rows = []
     for name in names:
-        own = "lightgen" if "lightgen" in name else "mar-h"
         full = f"{mark}{all_tokens}" if preset(name).order == "gtr" and preset(name).decoder_scope == "full" else ""
-        rows.append((f"`{name}`", f"{ar_steps(name)}{full}", ratio(own, name)))
+        rows.append((f"`{name}`", f"{ar_steps(name)}{full}", ratio(made_for(name), name)))
     return table(words, rows)
 
 
@@ -232,6 +251,8 @@ def memory() -> str:
         ("mar-l", "gtr-full", torch.bfloat16),
         ("mar-h", "gtr-full", torch.bfloat16),
         ("lightgen", "gtr-lightgen", torch.bfloat16),
+        ("harmon-1.5b", "gtr-harmon", torch.bfloat16),
+        ("unipic", "gtr-unipic", torch.bfloat16),
     ):
         spec = published_specs()[model]
         method = Method(preset(name), Guidance(3.0), FTS())
@@ -242,12 +263,14 @@ def memory() -> str:
 
         sizes = {batch: needed(batch) for batch in (1, 2, 63, 64)}
         slope = max(sizes[2] - sizes[1], sizes[64] - sizes[63])
-        label = "LightGen, 512 px" if model == "lightgen" else model.upper()
+        label = {"lightgen": "LightGen, 512 px", "harmon-1.5b": "Harmon-1.5B, 512 px", "unipic": "UniPic, 1024 px"}.get(
+            model, model.upper()
+        )
         rows.append(
             (
                 f"{label}, `{name}`, {'fp32' if dtype == torch.float32 else '16 bit'}",
                 f"{sizes[1]:.0f}",
-                digits(slope),
+                digits(slope) if slope < 1000 else f"{slope:.0f}",
                 f"{sizes[64]:.0f}",
                 f"{needed(1, graphs=True) - sizes[1]:.0f}",
             )
@@ -391,11 +414,12 @@ def speed_of_mar_b() -> str:
     )
 
 
-ENGLISH = ("preset", "AR steps per stage", "speed-up in FLOPs (MAR-H or LightGen)")
-CHINESE = ("预设", "各阶段的自回归步数", "FLOPs 减少的倍数（MAR-H 或 LightGen）")
+ENGLISH = ("preset", "AR steps per stage", "speed-up in FLOPs (MAR-H or the model it is named after)")
+CHINESE = ("预设", "各阶段的自回归步数", "FLOPs 减少的倍数（MAR-H 或预设名中的模型）")
 TABLES: dict[str, Callable[[], str]] = {
     "flops": flops_table,
     "flops-lightgen": flops_lightgen,
+    "flops-harmon": flops_harmon,
     "presets": presets_short,
     "scheduler": lambda: scheduler(ENGLISH, "decoder scope full", ", "),
     "scheduler-zh": lambda: scheduler(CHINESE, "解码器范围 full", "，"),
@@ -407,6 +431,9 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "bench-lightgen": bench_dtypes(
         "bench_lightgen", "Bars of the median seconds per image of LightGen, the reference implementation longest"
+    ),
+    "bench-harmon": bench_dtypes(
+        "bench_harmon", "Bars of the median seconds per image of Harmon-0.5B, the original schedule longest"
     ),
     "bench-mar-b-avx2": bench_dtypes(
         "bench_mar_b_avx2", "Bars of the median seconds per image of MAR-B on a processor without AVX-512"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoints import load_model, load_vae
     from .checkpoints.convert import convert
+    from .checkpoints.tokenizer import load_tokenizer
     from .demo import DEMO_MAR, DEMO_VAE
     from .device import Runtime
     from .errors import GtRError
@@ -34,6 +35,7 @@ _HOMES = {
     "load_model": "checkpoints",
     "load_vae": "checkpoints",
     "convert": "checkpoints.convert",
+    "load_tokenizer": "checkpoints.tokenizer",
     "DEMO_MAR": "demo",
     "DEMO_VAE": "demo",
     "Runtime": "device",
@@ -64,6 +66,7 @@ __all__ = [
     "convert",
     "generate",
     "load_model",
+    "load_tokenizer",
     "load_vae",
     "make_plan",
     "preset",

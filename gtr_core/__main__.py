@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
+from .openmp import bound_spinning
+
 # What to install, and the name to import it by: the extra 'standalone'. Every ComfyUI brings these.
 NEEDED = {
     "torch": "torch",
@@ -24,6 +26,7 @@ def main() -> int:
     if missing:
         print(f"error: {', '.join(missing)} not installed here: pip install {' '.join(missing)}", file=sys.stderr)
         return 2
+    bound_spinning()
     from .cli import main as run
 
     return run()

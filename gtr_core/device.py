@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor
 from .errors import GtRError
 
 OLDEST_TORCH = (2, 5)
+# AMD's architectures whose matrix units take bfloat16: CDNA 1 to 4, RDNA 3 and 4.
+AMD_WITH_BFLOAT16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 # Dtypes that a transformer can have, by name.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -47,9 +49,13 @@ def upload(t: Tensor, device: torch.device | str) -> Tensor:
 
 def fast_dtypes(device: torch.device | str) -> tuple[torch.dtype, ...]:
     """What matrix products are fast in, the fastest first: 16 bit where there are units for it (CUDA 7.0 and newer,
-    bfloat16 from 8.0 on; processors with AVX512-BF16 or AMX), and float32."""
+    bfloat16 from 8.0 on; AMD's CDNA, RDNA 3 and 4, on older ones float16; processors with AVX512-BF16 or AMX), and
+    float32."""
     device = torch.device(device)
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName
+        units = (torch.bfloat16, torch.float16) if name.startswith(AMD_WITH_BFLOAT16) else (torch.float16,)
+    elif device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         units = (torch.bfloat16, torch.float16) if major >= 8 else (torch.float16,) if major == 7 else ()
     else:
@@ -95,6 +101,27 @@ class Machine:
         return cls(fast_dtypes(device), cpu_has_wide_vectors(), available_bytes())
 
 
+class Preparations:
+    """What a run prepared of a model to be faster, kept for the next one that needs the same: one set at most.
+
+    Runs that share this follow one another, and the model's weights must not change meanwhile. :meth:`clear` frees it.
+    """
+
+    def __init__(self) -> None:
+        self.key: object = None
+        self.value: Any = None
+
+    def get(self, key: object, prepare: Callable[[], Any]) -> Any:
+        """What has the key; another set is freed before it is prepared."""
+        if self.value is None or key != self.key:
+            self.clear()
+            self.key, self.value = key, prepare()
+        return self.value
+
+    def clear(self) -> None:
+        self.key = self.value = None
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where and how a run computes.
@@ -102,13 +129,15 @@ class Runtime:
     ``dtype`` is the transformer's compute dtype; the diffusion chain is float32 always. ``accelerate``, for weights
     that stay where they are, prepares what pays on the ``device``: packed weights on a processor with AVX-512, CUDA
     graphs of the head, and with a 16-bit ``dtype`` a head in 16 bit, except where a step would amplify the rounding
-    (docs/performance.md). ``machine`` is detected unless it is given.
+    (docs/performance.md). ``machine`` is detected unless it is given. With ``preparations`` the next run finds what
+    this one prepared; without, it goes with the run.
     """
 
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     accelerate: bool = False
     machine: Machine | None = None
+    preparations: Preparations | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def hardware(self) -> Machine:

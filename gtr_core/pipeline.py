@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .device import Runtime
+from .device import Preparations, Runtime
 from .errors import GtRError
 from .models.autoencoder import Autoencoder
 from .models.latents import tokens_to_latent
@@ -38,9 +38,10 @@ def generate(
 ) -> np.ndarray:
     """Images (n, height, width, 3) uint8, one per label or text; image k has the seed ``seed + k``.
 
-    ``labels`` are class indices (MAR), ``texts`` states of the text encoder (n, text_length, caption_dim) (LightGen);
-    give the one that the model takes. ``size`` is (height, width) in pixels, by default the model's own. The run
-    computes on the model's device, in its dtype, with what pays there. Raises GtRError when the inputs do not fit.
+    ``labels`` are class indices (MAR), ``texts`` states of the text encoder (n, text_length, caption_dim) (LightGen),
+    ids of prompts (n, ids), see ``ModelSpec.encode_prompts`` (Harmon), or an ``EditCondition`` (UniPic); give the one
+    that the model takes. ``size`` is (height, width) in pixels, by default the model's own. The run computes on the
+    model's device, in its dtype, with what pays there. Raises GtRError when the inputs do not fit.
 
     >>> model, vae = load_model(DEMO_MAR), load_vae(DEMO_VAE)
     >>> generate(model, vae, labels=[0], method=Method(preset("gtr-extreme"))).shape
@@ -72,7 +73,9 @@ def generate_latents(
     plan = make_plan(method, grid or spec.grid, seeds)
     check_run(plan, spec, runtime)
     noise = SeededNoise(seeds, spec.head.channels)
-    tokens = sample(model, plan, torch.as_tensor(condition), noise, runtime=runtime, callback=callback)
+    if isinstance(condition, Sequence):
+        condition = torch.as_tensor(condition)
+    tokens = sample(model, plan, condition, noise, runtime=runtime, callback=callback)
     check_tokens(tokens)
     return tokens_to_latent(tokens, plan.grid, spec.latent)
 
@@ -288,6 +291,8 @@ def decode(
     ``sample`` is.
     """
     tokens = tokens.clone()
+    if runtime.preparations is None:
+        runtime = replace(runtime, preparations=Preparations())  # for all parts and windows
     steps, scheduled = np.zeros((2, *tokens.shape[:2]), np.int64)
     result = Decoded(tokens, steps, scheduled)
     for section in decoding.sections:

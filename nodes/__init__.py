@@ -10,7 +10,8 @@ from .conditioning import ClassCondition
 from .edit import Outpaint, Redraw
 from .heatmap import HeatMap
 from .latent import EmptyLatent
-from .loaders import LoadLightGen, LoadMAR, LoadMARVAE
+from .loaders import LoadHarmon, LoadLightGen, LoadMAR, LoadMARVAE
+from .prompt import EncodeEdit, EncodePrompt
 from .replaced import REPLACED, register
 from .sampler import Sampler
 from .schedule import BaselineScheduler, FTSNode, PreviewSchedule, Scheduler
@@ -34,9 +35,12 @@ class GtRExtension(ComfyExtension):
         return [
             LoadMAR,
             LoadLightGen,
+            LoadHarmon,
             LoadMARVAE,
             ClassCondition,
             EncodeText,
+            EncodePrompt,
+            EncodeEdit,
             EmptyLatent,
             Scheduler,
             BaselineScheduler,

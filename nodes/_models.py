@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import comfy.latent_formats
@@ -15,11 +16,12 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ..gtr_core.checkpoints.checkpoint import Checkpoint, check_fit, checked_model, read_checkpoint, usable_vae
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
-from ..gtr_core.device import Machine
+from ..gtr_core.device import Machine, Preparations
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import AUTOENCODERS, Autoencoder, Model, ModelSpec, build, build_autoencoder
 from ..gtr_core.models.vae import VAE_FAMILY, VAESpec, regroup
@@ -30,7 +32,7 @@ DEMO = "demo (built-in)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREFERRED = [torch.bfloat16, torch.float16, torch.float32]
 # The loader node of every family.
-LOADERS = {"MAR": "Load MAR Model", "LightGen": "Load LightGen Model"}
+LOADERS = {"MAR": "Load MAR Model", "LightGen": "Load LightGen Model", "Harmon": "Load Harmon / UniPic Model"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +46,37 @@ class ModelHandle:
     """What the user should know about the file, for the sampler's report."""
     machine: Machine | None = None
     """What the hardware is good at; asked at every run unless it is stated."""
+    preparations: Preparations = field(default_factory=Preparations)
+    """What a run prepared, for the next prompt: the host frees it with the model."""
+
+    def __post_init__(self) -> None:
+        free_together(self.patcher, self.preparations)
 
     def is_dynamic(self) -> bool:
         """Asked by the host's cache and model tracker."""
         return self.patcher.is_dynamic()
+
+    @cached_property
+    def head(self) -> comfy.model_patcher.ModelPatcher:
+        """A copy of the diffusion head as a model of its own, whose weights the host never moves while it is in use.
+
+        For a host that does so with the whole model: its own head is then never read, and not brought to the device.
+        """
+        patcher = self.patcher
+        head = patcher.model.diffusion_model.head.copied(torch.float32, patcher.offload_device)
+        result = comfy.model_patcher.ModelPatcher(head, patcher.load_device, patcher.offload_device)
+        free_together(result, self.preparations)
+        return result
+
+
+def free_together(patcher: comfy.model_patcher.ModelPatcher, preparations: Preparations) -> None:
+    """Free what was prepared of a model when the host unloads it."""
+
+    def on_detach(patcher: comfy.model_patcher.ModelPatcher, unpatch_all: bool) -> None:
+        if unpatch_all:  # else the weights stay: the host does so before it brings the same model again
+            preparations.clear()
+
+    patcher.add_callback(CallbacksMP.ON_DETACH, on_detach)
 
 
 class HostModel(nn.Module):

@@ -8,7 +8,7 @@ from ..gtr_core.models.labels import class_names, imagenet_names, parse_labels
 from ..gtr_core.models.mar import MARSpec
 from ._api import MarModel, io
 from ._models import ModelHandle
-from .conditions import LABELS, label_tensor
+from .conditions import LABELS, label_tensor, one_encoder
 
 DEMO_PREFIX = "demo "
 # Follows the model: whatever is loaded, a graph with every value at its default runs.
@@ -56,7 +56,7 @@ class ClassCondition(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelHandle, class_name: str, class_list: str = "") -> io.NodeOutput:
         if model.spec.condition != "label":
-            raise GtRError(f"{model.spec.name} has no classes: use 'LightGen Text Encode' for it")
+            raise GtRError(f"{model.spec.name} has no classes: use {one_encoder(model.spec)} for it")
         labels = parse_labels(class_list, model.spec) if class_list.strip() else (chosen_label(class_name, model.spec),)
         return io.NodeOutput([[label_tensor(labels), {"pooled_output": None, LABELS: labels}]])
 

@@ -1,7 +1,7 @@
 """What the sampler reads from a CONDITIONING wire, and which edits of stock nodes it understands.
 
-A label's tensor holds label + 1 and a text's its states, so a zeroed one is recognised in both. Whatever else a node
-changed is refused: an image that ignores an edit looks as if the edit had no effect.
+A label's tensor holds label + 1, a prompt's its ids + 1 and a text's its states, so a zeroed one is recognised in all.
+Whatever else a node changed is refused: an image that ignores an edit looks as if the edit had no effect.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from torch import Tensor
 
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import ModelSpec
+from ..gtr_core.models.prompts import EditCondition, pad_prompts
 from ._api import io
 
 logger = logging.getLogger("gtr_mar")
 
-LABELS, PROMPTS = "gtr_labels", "gtr_prompts"
+LABELS, PROMPTS, IDS, PICTURES = "gtr_labels", "gtr_prompts", "gtr_ids", "gtr_pictures"
+# The node that makes a condition, by what a model is conditioned on.
+ENCODERS = {"label": "Class Label", "text": "LightGen Text Encode", "prompt": "Harmon Text Encode"}
 TEXT_ENCODER = "load flan-t5-xxl with CLIPLoader, type 'ltxv'"
 # What our nodes and plain text encoders put beside the tensor.
-OWN = {"label": {LABELS, "pooled_output"}, "text": {PROMPTS, "pooled_output", "attention_mask"}}
+OWN = {
+    "label": {LABELS, "pooled_output"},
+    "text": {PROMPTS, "pooled_output", "attention_mask"},
+    "prompt": {IDS, PICTURES, "pooled_output"},
+}
 # What other nodes put there: what it asks for, and how to get something like it.
 UNMASKED = "to change a part of an image, give the latent a mask (Set Latent Noise Mask)"
 UNSCALED = "set cfg in the sampler instead"
@@ -82,6 +89,11 @@ def labels_for_batch(
     return torch.tensor([known[k % len(known)] for k in images])
 
 
+def one_encoder(spec: ModelSpec) -> str:
+    """The node that makes conditions for a model, for messages."""
+    return f"'{ENCODERS[spec.condition]}'"
+
+
 def label_tensor(labels: Sequence[int]) -> Tensor:
     """What travels on the wire for class labels, (n, 1, 1): label + 1, so that only a zeroed one is zero."""
     return torch.tensor(labels, dtype=torch.float32)[:, None, None] + 1
@@ -100,7 +112,7 @@ def texts_for_batch(
     Output of stock text encoders is cut or padded with a warning. Raises GtRError.
     """
     states, extra = only_entry(conditioning, what)
-    if LABELS in extra or not isinstance(states, Tensor) or states.ndim != 3:
+    if LABELS in extra or IDS in extra or not isinstance(states, Tensor) or states.ndim != 3:
         raise GtRError(
             f"{what} is not a text: expected the output of 'LightGen Text Encode'; {spec.name} cannot use class labels"
         )
@@ -137,8 +149,42 @@ def texts_for_batch(
     return states[[k % len(states) for k in images]]
 
 
+def prompts_for_batch(
+    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool = False
+) -> Tensor | EditCondition:
+    """Ids of prompts (B, n) int64, with pictures where those are to be changed: image k of the original batch gets the
+    k-th, in turn. A zeroed conditioning is the unconditional prompt. Raises GtRError."""
+    values, extra = only_entry(conditioning, what)
+    ids = extra.get(IDS)
+    if ids is None:
+        raise GtRError(
+            f"{what} is not a prompt for {spec.name}: expected the output of {one_encoder(spec)}; {spec.name} reads "
+            "prompts itself, and uses neither class labels nor another text encoder"
+        )
+    check_extras(extra, spec, what, masked)
+    given = prompt_tensor(ids)
+    if values.shape != given.shape or not ((values == given) | (values == 0)).all():
+        raise GtRError(
+            f"{what} joins, blends or scales prompts (Conditioning Concat, Average, Multiply), which {spec.name} "
+            "cannot read: write them as one prompt instead"
+        )
+    check_count("prompts", len(ids), images)
+    zeroed = (values == 0).flatten(1).all(1).tolist()
+    pictures = extra.get(PICTURES)
+    unconditional = spec.empty_prompt if pictures is None else spec.empty_edit
+    prompts = [unconditional if nothing else row for row, nothing in zip(ids, zeroed)]
+    rows = [k % len(prompts) for k in images]
+    condition = pad_prompts([prompts[row] for row in rows])
+    return condition if pictures is None else EditCondition(condition, pictures[rows])
+
+
+def prompt_tensor(ids: Sequence[Sequence[int]]) -> Tensor:
+    """What travels on the wire for prompts, (n, ids, 1): id + 1, and 0 where a prompt has ended."""
+    return (pad_prompts(ids) + 1).float()[..., None]
+
+
 # What reads a CONDITIONING, by what a model is conditioned on.
-READERS = {"label": labels_for_batch, "text": texts_for_batch}
+READERS = {"label": labels_for_batch, "text": texts_for_batch, "prompt": prompts_for_batch}
 
 
 def read_condition(

@@ -116,6 +116,40 @@ class LoadLightGen(io.ComfyNode):
         )
 
 
+class LoadHarmon(io.ComfyNode):
+    """Harmon or UniPic checkpoint -> MAR_MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GtR_LoadHarmon",
+            display_name="Load Harmon / UniPic Model",
+            category="GtR/loaders",
+            description="Loads a Harmon, RecA or UniPic model (text to image, 512 or 1024 px); its language model is "
+            "in the same file. Files go to models/diffusion_models. Use it with the KL-16 VAE. The published weights "
+            "are for non-commercial use.",
+            search_aliases=["harmon", "reca", "unipic", "skywork", "text to image", "t2i", "checkpoint", "gtr"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=files.file_names("diffusion_models"),
+                    tooltip="A .safetensors, .pth or .bin file in models/diffusion_models, or any part of a file in "
+                    "parts.",
+                ),
+                weight_dtype_input(),
+            ],
+            outputs=[MarModel.Output(display_name="model", tooltip=MODEL_OUTPUT)],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, int]:
+        return files.file_fingerprint("diffusion_models", model_name)
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
+        return io.NodeOutput(files.load_handle("Harmon", model_name, weight_dtype))
+
+
 class LoadMARVAE(io.ComfyNode):
     """KL-16 file or l-DeTok tokenizer -> VAE."""
 

@@ -14,7 +14,7 @@ from ..gtr_core.plans.fts import FTS
 from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
 from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
-from ._device import activation_budget, bring_to_device, host_runtime, peak_bytes
+from ._device import activation_budget, bring_to_device, fitting_threads, host_runtime, keep_for_the_next, peak_bytes
 from ._models import ModelHandle
 from ._progress import RunMonitor, show_text
 from .conditions import read_condition
@@ -38,9 +38,11 @@ class Sampler(io.ComfyNode):
             "image of seed + k, whatever the batch size. A latent with a noise mask keeps its other tokens.",
             search_aliases=["gtr", "mar sampler", "ksampler", "k-sampler", "generate", "t2i", "inpaint"],
             inputs=[
-                MarModel.Input("model", tooltip="The model that draws: from Load MAR Model or Load LightGen Model."),
+                MarModel.Input("model", tooltip="The model that draws, from one of the loaders of this pack."),
                 io.Conditioning.Input(
-                    "positive", tooltip="What to draw: Class Label for MAR, LightGen Text Encode for LightGen."
+                    "positive",
+                    tooltip="What to draw: Class Label for MAR, LightGen Text Encode for LightGen, Harmon Text Encode "
+                    "for Harmon and UniPic.",
                 ),
                 GtrSchedule.Input(
                     "schedule",
@@ -113,10 +115,9 @@ class Sampler(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="auto, while the whole model is on its device: CUDA graphs of the diffusion head, 16 bit "
-                    "in most of its steps where the transformer has 16 bit, packed weights on a processor with "
-                    "AVX-512. off: none of these. Images are the same up to rounding, which in 16 bit may show in "
-                    "details.",
+                    tooltip="auto: CUDA graphs of the diffusion head, 16 bit in most of its steps where the "
+                    "transformer has 16 bit, packed weights on a processor with AVX-512. off: none of these. Images "
+                    "are the same up to rounding, which in 16 bit may show in details.",
                 ),
                 io.Float.Input(
                     "cfg_start",
@@ -165,12 +166,13 @@ class Sampler(io.ComfyNode):
         condition = read(positive, what="positive")
         against = None if negative is None else read(negative, what="negative")
         runtime = host_runtime(model, accelerate=acceleration == "auto")
-        decoding = latent.plan(method, seed, runtime, activation_budget(model.patcher))
-        runtime = bring_to_device(model, decoding, runtime)
+        decoding = latent.plan(method, seed, runtime, activation_budget(model, runtime))
+        network, runtime = bring_to_device(model, decoding, runtime)
         monitor = RunMonitor(model, latent.canvas.grid, decoding.ar_steps)
-        network = model.patcher.model.diffusion_model
         tokens = latent.tokens()
-        decoded = decode(network, decoding, tokens, condition, negative=against, runtime=runtime, observer=monitor)
+        with fitting_threads(model, len(tokens), runtime):
+            decoded = decode(network, decoding, tokens, condition, negative=against, runtime=runtime, observer=monitor)
+        keep_for_the_next(model, runtime)
         show_text(f"done: {monitor.done} AR steps")
         done = decoding_report(decoding, decoded, model.spec, peak_bytes(model.patcher))
         report = "\n".join([*model.notes, done, *noted([schedule.remark, *latent.remarks()])])

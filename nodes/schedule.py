@@ -58,8 +58,9 @@ class Scheduler(io.ComfyNode):
                     "preset",
                     options=[*PRESETS, CUSTOM],
                     default="gtr-paper",
-                    tooltip="Start with gtr-paper (MAR) or gtr-lightgen (LightGen). origin is exact and slowest, "
-                    "gtr-extreme is for drafts, and the step, halton and disa presets are for comparison.",
+                    tooltip="Start with gtr-paper (MAR), gtr-lightgen (LightGen), gtr-harmon (Harmon) or gtr-unipic "
+                    "(UniPic). origin is exact and slowest, gtr-extreme is for drafts, and the step, halton and disa "
+                    "presets are for comparison.",
                 ),
                 io.Combo.Input(
                     "order",

@@ -50,12 +50,16 @@ class EncodeText(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: io.Clip.Type, text: str, one_per_line: bool = False) -> io.NodeOutput:
-        text = whole_characters(text)
-        prompts = [line for line in text.splitlines() if line.strip()] if one_per_line else [text]
         check_encoder(clip)
-        encoded = [encode(clip, prompt) for prompt in prompts or [""]]
+        encoded = [encode(clip, prompt) for prompt in lines_of(text, one_per_line)]
         states, masks = (torch.cat(parts) for parts in zip(*encoded))
         return io.NodeOutput([[states, {"pooled_output": None, "attention_mask": masks, PROMPTS: len(states)}]])
+
+
+def lines_of(text: str, one_per_line: bool) -> list[str]:
+    """The prompts of a text field: its lines with something in them, or all of it; at least one."""
+    text = whole_characters(text)
+    return ([line for line in text.splitlines() if line.strip()] if one_per_line else [text]) or [""]
 
 
 def whole_characters(text: str) -> str:

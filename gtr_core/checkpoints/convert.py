@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, check_cast, check_tensors, checked_model, ch
 from .metadata import spec_metadata, vae_metadata
 from .statistics import fold_statistics
 
-HEAD_PREFIX = "diffloss."
+HEAD = "diffloss"  # in the names of the diffusion head's weights
 
 
 def convert(
@@ -102,7 +102,7 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
 
 
 def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype | None) -> Tensor:
-    dtype = torch.float32 if name.startswith(HEAD_PREFIX) else dtype
+    dtype = torch.float32 if HEAD in name.split(".") else dtype
     if dtype is None:
         return checkpoint.tensors[name]
     check_cast(checkpoint, name, dtype)

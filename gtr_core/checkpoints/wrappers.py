@@ -167,15 +167,25 @@ def _state_dicts(names: Names) -> list[StateDict]:
     known = [(MODEL, family.weights, family.anchors) for family in FAMILIES.values()]
     known += [(VAE, "ema", family.anchors) for family in AUTOENCODERS.values()]
     places = [(prefix, *each) for each in known for prefix in _prefixes(names, each[-1])]
+    parts = {
+        prefix + part
+        for family in FAMILIES.values()
+        for part in family.parts
+        for prefix in _prefixes(names, family.anchors)
+    }
+    places = [place for place in places if place[0] not in parts]
     bare = {prefix for *_, anchors in known for prefix in _prefixes(names, tuple(map(_bare, anchors)))}
     if len(places) + len(bare) > MOST_SETS or len(names.lists) > MOST_LISTS:
         raise GtRError(f"it holds more than {MOST_SETS} models: choose the checkpoint of one")
     # What belongs to a state dict inside another one, or to a copy without dots, is not the outer one's.
     taken = {prefix for prefix, *_ in places} | {before[: before.rfind(".") + 1] for before in bare} - {""}
+    unused = {family.anchors: re.compile(family.unused) for family in FAMILIES.values() if family.unused}
     found = []
     for prefix, kind, usual, anchors in places:
         weights, certain = _label(names, prefix)
         tensors = _behind(names, prefix, anchors, tuple(other for other in taken if other != prefix))
+        if anchors in unused:
+            tensors = {name: tensor for name, tensor in tensors.items() if not unused[anchors].match(name)}
         others = {
             name[len(prefix) :]: what
             for name, what in names.others.items()

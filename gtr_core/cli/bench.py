@@ -44,7 +44,7 @@ def add_options(sub: Parser) -> None:
     sub.add_argument("--rounds", type=int, default=3)
     sub.add_argument("--png", metavar="FILE", help="draw the seconds, as .png, .svg or .pdf")
     sub.add_argument("--batch", type=int, default=1)
-    sub.add_argument("--size", help="LightGen: width x height in pixels")
+    sub.add_argument("--size", help="LightGen, Harmon: width x height in pixels")
     sub.add_argument("--cfg", type=float, default=3.0, help="guidance scale; 1 = off")
     add_runtime_options(sub)
     add_fts_options(sub)

@@ -1,4 +1,4 @@
-"""``generate``: images from classes or encoded prompts, or a given image of which a part is resampled."""
+"""``generate``: images from classes or prompts, or a given image of which a part is resampled."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..files import check_writable
 from ..models.autoencoder import Autoencoder
 from ..models.latents import latent_to_tokens
 from ..models.model import Model
+from ..models.prompts import EditCondition, pad_prompts
 from ..models.spec import ModelSpec
 from ..noise import image_seeds
 from ..pipeline import Canvas, Place, check_pair, decode, decode_images, encode_images, masked_tokens, plan_decoding
@@ -35,6 +36,7 @@ from .options import (
     add_guidance_options,
     add_method_options,
     add_model_options,
+    add_prompt_options,
     add_runtime_options,
     conditions_of,
     grid_of,
@@ -61,12 +63,14 @@ UNREADABLE = (
 
 def add_options(sub: Parser) -> None:
     add_method_options(sub)
-    add_model_options(sub, "MAR or LightGen")
+    add_model_options(sub, "MAR, LightGen, Harmon or UniPic")
     sub.add_argument("--class", dest="classes", default="0", help="indices or names, separated by commas")
     sub.add_argument(
         "--prompt-embeds", metavar="FILE", help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096)"
     )
-    sub.add_argument("--size", help="LightGen: width x height in pixels, such as 512x512")
+    add_prompt_options(sub)
+    sub.add_argument("--edit", metavar="FILE", help="UniPic: change this picture as the prompt says")
+    sub.add_argument("--size", help="LightGen, Harmon: width x height in pixels, such as 512x512")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--batch", type=int, help="images (default: one per class or prompt)")
     sub.add_argument("--image", metavar="FILE", help="start from this image: give a mask, a redraw or an outpaint too")
@@ -91,7 +95,7 @@ def run(options: Options) -> None:
     vae = load_vae(vae_path, device=runtime.device)
     check_pair(model, vae)
     spec, method = model.spec, method_of(options)
-    condition = condition_of(options, spec)
+    condition = condition_of(options, spec, vae)
     canvas = canvas_of(options, method, model, vae, len(condition))
     seeds = image_seeds(options.seed, len(condition))
     decoding = plan_decoding(spec, method, seeds, canvas.unknown.numpy(), runtime, overlap=canvas.overlap)
@@ -112,9 +116,9 @@ def run(options: Options) -> None:
     print_report(options, facts, "\n".join([report, *facts["files"]]))
 
 
-def condition_of(options: Options, spec: ModelSpec) -> Tensor:
+def condition_of(options: Options, spec: ModelSpec, vae: Autoencoder) -> Tensor | EditCondition:
     """One label or text per image: those given, repeated in order up to the batch size."""
-    given = conditions_of(options, spec, options.classes)
+    given = conditions_of(options, spec, options.classes, edit=bool(options.edit))
     batch = given.count if options.batch is None else options.batch
     if not 1 <= batch <= LARGEST_BATCH:
         raise GtRError(f"a batch of {batch}: expected at least 1 and at most {LARGEST_BATCH}")
@@ -124,7 +128,24 @@ def condition_of(options: Options, spec: ModelSpec) -> Tensor:
     rows = [k % given.count for k in range(batch)]
     if given.labels:
         return torch.tensor(given.labels)[rows]
+    if given.ids:
+        prompts = pad_prompts([given.ids[row] for row in rows])
+        return EditCondition(prompts, edited_picture(options, spec, vae, batch)) if options.edit else prompts
     return prompt_states(given.prompts, spec)[rows].float()
+
+
+def edited_picture(options: Options, spec: ModelSpec, vae: Autoencoder, batch: int) -> Tensor:
+    """The picture of --edit as tokens (batch, h, w, C). Raises GtRError."""
+    image = read_image(options.edit, "RGB")
+    grid = spec.latent.grid(image.shape[:2])
+    if grid != (grid_of(options.size, spec) or spec.grid):
+        size = spec.latent.pixels(grid)
+        raise GtRError(
+            f"the picture is {size} pixels: give --size {size.replace(' ', '')}, or scale it to "
+            f"{spec.latent.pixels(spec.grid)}, for which {spec.name} was trained"
+        )
+    tokens = latent_to_tokens(encode_images(vae, image[None]).cpu(), spec.latent)
+    return tokens.unflatten(1, grid).expand(batch, -1, -1, -1)
 
 
 def canvas_of(options: Options, method: Method, model: Model, vae: Autoencoder, batch: int) -> Canvas:

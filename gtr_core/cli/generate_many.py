@@ -28,6 +28,7 @@ from .options import (
     add_guidance_options,
     add_method_options,
     add_model_options,
+    add_prompt_options,
     add_runtime_options,
     add_worker_options,
     conditions_of,
@@ -43,14 +44,15 @@ from .options import (
 
 
 def add_options(sub: Parser) -> None:
-    add_model_options(sub, "MAR or LightGen")
+    add_model_options(sub, "MAR, LightGen, Harmon or UniPic")
     sub.add_argument("--classes", default="all", help="indices or names, separated by commas, or all; they take turns")
     sub.add_argument(
         "--prompt-embeds",
         metavar="FILE",
         help="LightGen: a .safetensors with 'prompt_embeds' (n, 128, 4096); its rows take turns",
     )
-    sub.add_argument("--size", help="LightGen: width x height in pixels, such as 512x512")
+    add_prompt_options(sub)
+    sub.add_argument("--size", help="LightGen, Harmon: width x height in pixels, such as 512x512")
     count = sub.add_mutually_exclusive_group()
     count.add_argument("--images", type=int, help="images in all")
     count.add_argument("--per-class", type=int, default=1, help="images of every class or prompt")
@@ -114,6 +116,7 @@ def job_of(options: Options) -> GenerationJob:
         output=Path(options.output).resolve(),
         labels=conditions.labels,
         prompts=conditions.prompts and conditions.prompts.resolve(),
+        ids=conditions.ids,
         grid=grid_of(options.size, spec),
         format=options.format,
         shard=max(options.shard, options.batch),

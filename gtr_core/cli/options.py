@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 
 from ..checkpoints import prompt_states
 from ..checkpoints.checkpoint import checked_model, read_checkpoint
+from ..checkpoints.tokenizer import REMEDY as TOKENIZER_REMEDY
+from ..checkpoints.tokenizer import load_tokenizer
 from ..demo import DEMO_MAR, DEMO_VAE
 from ..device import DTYPES, Runtime, best_dtype
-from ..errors import GtRError
+from ..errors import GtRError, first_line
 from ..jobs.workers import ENGINES, WorkerPool
 from ..models import ModelSpec, published_specs
 from ..models.labels import parse_labels
+from ..models.prompts import ids_of, length_note
 from ..plans.fts import FTS, SELECTIONS
 from ..plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
 from ..plans.orders import ORDERS
@@ -32,6 +36,7 @@ from ..sampling.reference import Reference
 DEMO, LAZYMAR, RECAP, REFERENCE, AUTO = "demo", "lazymar", "recap", "reference", "auto"
 CACHES = {LAZYMAR: LazyMAR, RECAP: ReCAP}
 LARGEST_BATCH = 4096
+LONGEST_PROMPTS = 64 << 20  # bytes of a file of prompts
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 Parser = argparse.ArgumentParser
 Options = argparse.Namespace
@@ -80,15 +85,31 @@ def model_spec(model: str) -> ModelSpec:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is asked for: ``labels``, or the file of encoded prompts and how many they are."""
+    """What is asked for: ``labels``, token ``ids`` of prompts, or the file of encoded ones and how many they are."""
 
     labels: tuple[int, ...] = ()
     prompts: Path | None = None
     count: int = 0
+    ids: tuple[tuple[int, ...], ...] = ()
 
 
-def conditions_of(options: Options, spec: ModelSpec, classes: str) -> Conditions:
-    """The classes (``all`` for every one) or the prompts, whichever the model takes. Raises GtRError."""
+def add_prompt_options(sub: Parser) -> None:
+    sub.add_argument("--prompt", action="append", metavar="TEXT", help="Harmon: what to draw; may be given again")
+    sub.add_argument("--prompts", metavar="FILE", help="Harmon: a text file, UTF-8, with one prompt per line")
+    sub.add_argument(
+        "--tokenizer", metavar="FOLDER", help="Harmon: Qwen2.5's vocab.json, merges.txt and tokenizer_config.json"
+    )
+
+
+def conditions_of(options: Options, spec: ModelSpec, classes: str, *, edit: bool = False) -> Conditions:
+    """The classes (``all`` for every one) or the prompts, whichever the model takes; with ``edit`` instructions to
+    change a picture. Raises GtRError."""
+    if spec.condition == "prompt":
+        return _prompts(options, spec, edit)
+    if edit:
+        raise GtRError(f"{spec.name} does not change pictures as a prompt says: leave out --edit")
+    if options.prompt or options.prompts:
+        raise GtRError(f"{spec.name} takes no prompt as it is written: leave out --prompt and --prompts")
     if spec.condition == "text":
         if not options.prompt_embeds:
             raise GtRError(f"{spec.name} draws from text: give its encoded prompts with --prompt-embeds FILE")
@@ -98,6 +119,35 @@ def conditions_of(options: Options, spec: ModelSpec, classes: str) -> Conditions
     everything = classes.strip().lower() == "all"
     labels = tuple(range(spec.classes)) if everything else parse_labels(classes, spec)
     return Conditions(labels, None, len(labels))
+
+
+def _prompts(options: Options, spec: ModelSpec, edit: bool) -> Conditions:
+    """Prompts as they are written, by the given tokenizer."""
+    texts = [*(options.prompt or ()), *(read_prompts(Path(options.prompts)) if options.prompts else ())]
+    if not texts or options.prompt_embeds:
+        raise GtRError(f"{spec.name} draws from prompts: give them with --prompt TEXT or --prompts FILE, nothing else")
+    if not options.tokenizer:
+        raise GtRError(f"{spec.name} needs Qwen2.5's tokenizer for prompts: {TOKENIZER_REMEDY} with --tokenizer")
+    encode = spec.encode_edits if edit else spec.encode_prompts
+    condition = encode(texts, load_tokenizer(options.tokenizer))
+    note = length_note(condition, spec)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    return Conditions(count=len(texts), ids=tuple(ids_of(condition)))
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file, one per line. Raises GtRError."""
+    try:
+        if path.stat().st_size > LONGEST_PROMPTS:
+            raise ValueError(f"more than {LONGEST_PROMPTS} bytes")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
+        raise GtRError(f"--prompts {path}: cannot be read ({first_line(error)}): expected a text in UTF-8") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise GtRError(f"--prompts {path}: expected one prompt per line, found none")
+    return prompts
 
 
 def grid_of(size: str | None, spec: ModelSpec) -> tuple[int, int] | None:

@@ -5,9 +5,12 @@ A graph holds addresses: it is used only while the weights stay where they are, 
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,6 +25,10 @@ BUCKETS = (8, 16, 32, 64, 128)
 
 # Evaluated rows of modulations that the graphs' common buffer holds.
 BUFFER_ROWS = 512
+
+# Bytes that the driver must have left for a recording: its memory is new. One that fails for want of memory leaves
+# torch's allocator unusable for the rest of the process (pytorch/pytorch 180395).
+MARGIN = 256 * 2**20
 
 # Rounding may take Triton's kernels so far from torch's own operations, as a part of the largest number.
 TOLERANCE, TOLERANCE_16_BIT = 1e-2, 1e-1
@@ -49,7 +56,7 @@ def advance_counted(
 class StepGraph:
     """One reverse step of up to ``size`` tokens on buffers of its own; a counter on the device says which step.
 
-    Raises RuntimeError where CUDA cannot record it. Without ``capture`` the step simply runs, on any device.
+    Raises RuntimeError where CUDA cannot record it. Without a ``capture`` the step simply runs, on any device.
     """
 
     def __init__(
@@ -59,7 +66,7 @@ class StepGraph:
         branches: int,
         buffer: Tensor,
         *,
-        capture: bool,
+        capture: Capture | None = None,
         step: StepFunction = advance_counted,
     ):
         self.head, self.branches, self.rows, self.step = head, branches, size * branches, step
@@ -71,7 +78,7 @@ class StepGraph:
         self.table = torch.zeros(self.steps, size, 4, **chain)
         self.scale = torch.ones((), **chain)
         self.counter = torch.zeros(1, dtype=torch.int64, device=buffer.device)
-        self.graph = self._capture() if capture else None
+        self.graph = None if capture is None else capture.record(self._step, self.counter.zero_)
 
     def load(self, modulations: Iterable[Tensor], table: Coefficients, noise: Tensor, scale: float) -> None:
         """The next k <= ``self.steps`` steps: modulations (k, rows, ...) per layer, table and noise (k, n, ...)."""
@@ -93,27 +100,69 @@ class StepGraph:
         self.step(self.head, self.x, self.modulations, self.table, self.noise, self.scale, self.counter, self.branches)
         self.counter += 1
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream(self.x.device)
-        stream.wait_stream(torch.cuda.current_stream(self.x.device))
+
+class Capture:
+    """Records the graphs of one run on a CUDA device: they share a pool of memory, as they never run at once, and with
+    all runs of the process one stream, as torch keeps a workspace for every stream that ever multiplied matrices."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream, self.pool = device, capture_stream(device), torch.cuda.graph_pool_handle()
+
+    def record(self, action: Callable[[], object], reset: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """A graph of ``action``, which runs once beforehand; ``reset`` undoes what that did.
+
+        Raises RuntimeError where CUDA cannot record it, or has no memory left to do so safely.
+        """
+        check_margin(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
-            self._step()  # libraries allocate their workspaces outside the recording
-            self.counter.zero_()
-            graph.capture_begin()
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream), collector_held():
+            action()  # libraries allocate their workspaces outside the recording
+            reset()
+            # What other threads ask of the device meanwhile neither breaks the recording nor fails.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
-                self._step()
+                action()
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream(self.x.device).wait_stream(stream)
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
         return graph
+
+
+@lru_cache(maxsize=None)
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that graphs are recorded on."""
+    return torch.cuda.Stream(device)
+
+
+def check_margin(device: torch.device) -> None:
+    """Raises RuntimeError where the driver has less than MARGIN left, with torch's own reserves given back."""
+    free, _ = torch.cuda.mem_get_info(device)
+    if free < MARGIN:
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+    if free < MARGIN:
+        raise RuntimeError(f"{free / 2**20:.0f} MiB of the device's memory are free, {MARGIN / 2**20:.0f} are needed")
+
+
+@contextmanager
+def collector_held() -> Iterator[None]:
+    """Python's collector may free a graph or memory of the device, which a recording does not survive."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class StepGraphs:
     """The graphs of one run. After a failure there are none: the run goes on without."""
 
     def __init__(self, head: DiffusionHead, *, capture: bool = True):
-        self.head, self.capture, self.usable, self.step = head, capture, True, advance_counted
+        self.head, self.recorded, self.usable, self.step = head, capture, True, advance_counted
+        self.capture: Capture | None = None
         self.graphs: dict[tuple[int, int], StepGraph] = {}
         self.buffer: Tensor | None = None
 
@@ -128,6 +177,7 @@ class StepGraphs:
             except RuntimeError as error:
                 self.usable = False
                 self.graphs.clear()
+                self.buffer = None
                 logger.warning("CUDA graphs are off for this run: %s", str(error).partition("\n")[0])
                 return None
         return self.graphs[size, branches]
@@ -136,6 +186,7 @@ class StepGraphs:
         if self.buffer is None:
             self.buffer = like.new_zeros(BUFFER_ROWS, sum(self.head.widths), dtype=self.head.dtype)
             self.step = fastest_step(self.head, self.buffer)
+            self.capture = Capture(self.buffer.device) if self.recorded else None
         return StepGraph(self.head, size, branches, self.buffer, capture=self.capture, step=self.step)
 
 
@@ -169,7 +220,7 @@ def disagreement(head: DiffusionHead, buffer: Tensor, step: StepFunction, branch
     )
     results = []
     for each in (advance_counted, step):
-        graph = StepGraph(head, 4, branches, buffer, capture=False, step=each)
+        graph = StepGraph(head, 4, branches, buffer, step=each)
         graph.x.copy_(x)
         graph.load(modulations.split(head.widths, dim=-1), Coefficients(*table.split(1, dim=-1)), noise, 3.0)
         for _ in range(2):

@@ -106,7 +106,7 @@ class DiffusionHead(nn.Module):
     """x (n, C) noisy tokens, t (n,) base timesteps 0..999, z (n, D) conditioning -> (n, 2C): eps, then v.
 
     Runs in the dtype of ``x``: keep that float32, the first reverse step amplifies errors (docs/upstream.md 1.7).
-    The copy that :meth:`low_precision` makes runs in its own ``dtype`` and takes precomputed modulations only.
+    What :meth:`copied` makes in 16 bit runs in its own ``dtype`` and takes precomputed modulations only.
     """
 
     dtype = torch.float32
@@ -122,10 +122,11 @@ class DiffusionHead(nn.Module):
         )
         self.final_layer = FinalLayer(spec.width, 2 * spec.channels, operations=operations, **factory)
 
-    def low_precision(self, dtype: torch.dtype) -> DiffusionHead:
-        """A copy in 16 bit, of torch's own layers, where the weights are now."""
+    def copied(self, dtype: torch.dtype, device: torch.device | str | None = None) -> DiffusionHead:
+        """A copy of torch's own layers in ``dtype``, on the device or where the weights are now."""
         copy = DiffusionHead(self.spec, device="meta").requires_grad_(False)
-        copy.load_state_dict({name: weights.to(dtype) for name, weights in self.state_dict().items()}, assign=True)
+        weights = {name: t.to(t.device if device is None else device, dtype) for name, t in self.state_dict().items()}
+        copy.load_state_dict(weights, assign=True)
         copy.dtype = dtype
         return copy
 

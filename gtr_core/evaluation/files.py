@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import load_model, load_vae
-from ..device import Runtime
+from ..device import Preparations, Runtime
 from .classifier import load_classifier
 from .evaluate import Evaluation, FeatureExtractor
 from .features import ClassifierFeatures
@@ -30,7 +30,7 @@ class EvaluationFiles:
     def open(self, device: str) -> Evaluation:
         """Everything on a device. Raises GtRError for files that cannot be read or do not fit each other."""
         model = load_model(self.model, device=device, dtype=self.dtype)
-        runtime = Runtime(device, self.dtype, self.accelerate)
+        runtime = Runtime(device, self.dtype, self.accelerate, preparations=Preparations())
         return Evaluation(model, load_vae(self.vae, device=device), self.open_extractor(device), runtime)
 
     def open_extractor(self, device: str) -> FeatureExtractor:

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from ..checkpoints import load_model, load_vae, prompt_states
 from ..checkpoints.checkpoint import checked_model, read_checkpoint, usable_vae
-from ..device import Runtime
+from ..device import Preparations, Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError, first_line
 from ..files import digest, lock, make_folder, replace_file, write_tensors
 from ..models import Model
 from ..models.autoencoder import Autoencoder
+from ..models.prompts import pad_prompts
 from ..noise import image_seeds
 from ..pipeline import check_pair, decode_images, generate_latents
 from ..plans.method import Method
@@ -37,12 +38,14 @@ from .workers import Worker, WorkerPool
 
 VERSION, FORMATS, MANIFESTS = 1, ("png", "safetensors"), ("parquet", "jsonl")
 RECORDS = ".records"  # the folder of what is known of every finished piece
+SOURCES = {"label": "classes", "text": "encoded text", "prompt": "prompts"}
 OUTPUT_NAME = re.compile(r"\d{6,}\.(png|safetensors)")
 
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """What is wanted. Plain data: paths are absolute, ``prompts`` is a file of text states instead of ``labels``.
+    """What is wanted. Plain data: paths are absolute; instead of ``labels`` there are token ``ids`` of prompts, or
+    ``prompts`` is a file of text states.
 
     ``shard`` images are one task and one safetensors file; they are made ``batch`` at a time.
     """
@@ -55,6 +58,7 @@ class GenerationJob:
     output: Path
     labels: tuple[int, ...] = ()
     prompts: Path | None = None
+    ids: tuple[tuple[int, ...], ...] = ()
     grid: tuple[int, int] | None = None
     format: str = "png"
     shard: int = CHUNK
@@ -68,8 +72,13 @@ class GenerationJob:
                 f"{self.images} images in shards of {self.shard}, batch {self.batch}: expected at least 1 image, and a "
                 "batch from 1 to the size of a shard"
             )
-        if bool(self.labels) == bool(self.prompts):
-            raise GtRError("expected classes, or encoded prompts for a model that draws from text")
+        if sum(map(bool, (self.labels, self.prompts, self.ids))) != 1:
+            raise GtRError("expected classes, or prompts for a model that draws from text")
+
+    @property
+    def condition(self) -> str:
+        """What the images are of, as in ``ModelSpec.condition``."""
+        return "label" if self.labels else "text" if self.prompts else "prompt"
 
     @property
     def starts(self) -> range:
@@ -88,9 +97,6 @@ class GenerationJob:
         """The file of what is known of a finished piece."""
         return self.output / RECORDS / f"{start:06}.json"
 
-    def runtime(self, device: str) -> Runtime:
-        return Runtime(device, self.dtype, self.accelerate)
-
 
 @dataclass(frozen=True)
 class Keys:
@@ -108,12 +114,11 @@ def keys_of(job: GenerationJob, device: str) -> Keys:
     """Reads the weights and the prompts. Raises GtRError when they do not fit the job."""
     spec, tensors = checked_model(read_checkpoint(job.model))
     vae_spec, vae_tensors = usable_vae(read_checkpoint(job.vae))
-    text = spec.condition == "text"
-    if text != bool(job.prompts):
-        raise GtRError(f"{spec.name} draws from {'text: give its encoded prompts' if text else 'classes, not text'}")
+    if spec.condition != job.condition:
+        raise GtRError(f"{spec.name} draws from {SOURCES[spec.condition]}, not from {SOURCES[job.condition]}")
     if job.grid is not None:
         spec.check_grid(job.grid)
-    conditions = tuple(map(str, job.labels))
+    conditions = tuple(map(str, job.labels or job.ids))
     if job.prompts:
         conditions = tuple(digest({"text": row}) for row in prompt_states(job.prompts, spec))
     settings = job.method.settings() | {"grid": job.grid or spec.grid, "format": job.format, "seed": job.seed}
@@ -134,6 +139,11 @@ class Generator:
         return load_model(self.job.model, device=self.device, dtype=self.job.dtype)
 
     @cached_property
+    def runtime(self) -> Runtime:
+        """For all pieces: what is prepared for one serves the next."""
+        return Runtime(self.device, self.job.dtype, self.job.accelerate, preparations=Preparations())
+
+    @cached_property
     def vae(self) -> Autoencoder:
         return load_vae(self.job.vae, device=self.device)
 
@@ -143,7 +153,9 @@ class Generator:
         return prompt_states(self.job.prompts, self.model.spec) if self.job.prompts else None
 
     def condition(self, images: range) -> Tensor:
-        """Of some images: labels or text states, in turn."""
+        """Of some images: labels, prompts or text states, in turn."""
+        if self.job.ids:
+            return pad_prompts([self.job.ids[index % len(self.job.ids)] for index in images])
         if self.states is None:
             return torch.tensor([self.job.labels[index % len(self.job.labels)] for index in images])
         return self.states[[index % len(self.states) for index in images]].float()
@@ -156,12 +168,7 @@ class Generator:
             some = range(first, min(first + job.batch, indices.stop))
             latents.append(
                 generate_latents(
-                    self.model,
-                    job.method,
-                    self.condition(some),
-                    job.seed + first,
-                    grid=job.grid,
-                    runtime=job.runtime(self.device),
+                    self.model, job.method, self.condition(some), job.seed + first, grid=job.grid, runtime=self.runtime
                 )
             )
             images.append(decode_images(self.vae, latents[-1]))

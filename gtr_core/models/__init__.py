@@ -10,6 +10,7 @@ import torch
 from ..errors import GtRError
 from .autoencoder import Autoencoder, AutoencoderFamily, AutoencoderSpec
 from .detok import DETOK_FAMILY
+from .harmon import HARMON_FAMILY
 from .lightgen import LIGHTGEN_FAMILY
 from .mar import MAR_FAMILY
 from .model import Model
@@ -17,7 +18,15 @@ from .shapes import Shapes, describe_names
 from .spec import Family, ModelSpec
 from .vae import VAE_FAMILY
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (MAR_FAMILY, LIGHTGEN_FAMILY)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (MAR_FAMILY, LIGHTGEN_FAMILY, HARMON_FAMILY)}
+
+
+# What is taken for a model of a family: a name in its files, and what it is.
+NEIGHBOURS = {
+    "model.layers.0.self_attn.q_proj.weight": "a language model alone: Harmon's own file holds it already",
+    "transformer_blocks.0.attn.to_q.weight": "a diffusion transformer, such as UniPic 2 and 3, which is no masked "
+    "autoregressive model: ComfyUI's own loaders are for those",
+}
 
 AUTOENCODERS: dict[str, AutoencoderFamily] = {family.spec.family: family for family in (VAE_FAMILY, DETOK_FAMILY)}
 
@@ -38,12 +47,13 @@ def infer_spec(shapes: Shapes, stored: Mapping[str, Any], *, heads: int | None =
     Raises GtRError naming what does not fit.
     """
     family = recognise(shapes)
+    neighbour = next((what for name, what in NEIGHBOURS.items() if name in shapes), None)
+    if family is None and neighbour is not None:
+        raise GtRError(f"not a model of {_families()} but {neighbour}; choose another file")
     if family is None:
         other = recognise_autoencoder(shapes)
         found = describe_names(shapes) if other is None else f"{other.spec.family}, which goes where a VAE does"
-        raise GtRError(
-            f"not a model: expected a checkpoint of {' or '.join(FAMILIES)}, found {found}; choose another file"
-        )
+        raise GtRError(f"not a model: expected a checkpoint of {_families()}, found {found}; choose another file")
     surplus = set(stored) - {*family.spec.stored, "depths"}
     if surplus:
         raise GtRError(
@@ -63,6 +73,12 @@ def build_autoencoder(spec: AutoencoderSpec, device: torch.device | str = "cpu")
 def recognise_autoencoder(shapes: Shapes) -> AutoencoderFamily | None:
     """The family of a VAE's or tokenizer's state dict; None for what is neither."""
     return next((family for family in AUTOENCODERS.values() if family.matches(shapes)), None)
+
+
+def _families() -> str:
+    """Their names, for messages."""
+    *names, last = FAMILIES
+    return f"{', '.join(names)} or {last}"
 
 
 def published_specs() -> Mapping[str, ModelSpec]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,12 @@ class Model(nn.Module):
     def head(self) -> DiffusionHead:
         return self.diffloss["net"]
 
+    def with_head(self, head: DiffusionHead) -> Model:
+        """The same model with another head; all else is shared."""
+        twin = copy.copy(self)
+        twin._modules = self._modules | {"diffloss": nn.ModuleDict({"net": head})}
+        return twin
+
     @property
     def dtype(self) -> torch.dtype:
         """The transformer's."""
@@ -84,8 +91,9 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def embed(self, conditions: Conditions, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The conditions (B, ...), one per guidance branch, embedded in ``dtype``; None is the learned null one."""
+    def embed(self, conditions: Conditions, device: torch.device | str, dtype: torch.dtype) -> tuple[Any, ...]:
+        """The conditions (B, ...), one per guidance branch, embedded in ``dtype`` as :meth:`reference` takes them; None
+        is the learned null one."""
         raise NotImplementedError
 
     def start(
@@ -138,7 +146,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def reference(
-        self, tokens: Tensor, positions: Positions, embedded: Sequence[Tensor], grid: tuple[int, int]
+        self, tokens: Tensor, positions: Positions, embedded: Sequence[Any], grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
         """The same numbers as :meth:`forward`, computed as the original code does: every block at every position,
         nothing remembered and nothing shared. ``embedded`` comes from :meth:`embed`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -56,7 +56,8 @@ class ModelSpec:
     origin: ClassVar[str]
     """The preset that a model's speed is compared with: what the original code does by default."""
     condition: ClassVar[str]
-    """What the model is conditioned on: 'label' (int64, -1 = none) or 'text' (states of a text encoder)."""
+    """What the model is conditioned on: 'label' (int64, -1 = none), 'text' (states of a text encoder) or 'prompt' (ids
+    of its tokens, int64, -1 = no more)."""
     supports_lazymar: ClassVar[bool] = False
     supports_recap: ClassVar[bool] = False
     stored: ClassVar[tuple[str, ...]] = ("name", "grid", "heads", "latent", "diffusion", "norm_eps")
@@ -113,6 +114,17 @@ class ModelSpec:
         """Conditions for a benchmark."""
         raise NotImplementedError
 
+    def encode_prompts(self, prompts: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
+        """The condition (prompts, ids) int64 of texts, for a model that is conditioned on prompts.
+
+        ``tokenize`` makes ids of a text. Raises GtRError for a prompt that is too long.
+        """
+        raise NotImplementedError
+
+    def encode_edits(self, instructions: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
+        """The same of instructions to change a picture, for an ``EditCondition``."""
+        raise NotImplementedError
+
     def transformer_flops(self, known: int, masked: int) -> Flops:
         """FLOPs of one evaluation for one image and one guidance branch, ``masked`` counting targets and context."""
         raise NotImplementedError
@@ -125,6 +137,10 @@ class ModelSpec:
         """Bytes that a run keeps of the condition of one image and one guidance branch."""
         return self.dim * itemsize
 
+    def reader_bytes(self, known: int, itemsize: int) -> int:
+        """Bytes of activations in layers that are no blocks of the transformer, of one image in one guidance branch."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Family:
@@ -135,7 +151,8 @@ class Family:
     completed by what the file's metadata stores, and raises GtRError. ``published`` are specs that people name.
     ``weights`` says which of a training checkpoint's weights the original code samples with: ``ema`` or ``model``.
     ``latent_of(shapes, traces)`` says what the latents are where the metadata does not; families whose latents are
-    always the same have none.
+    always the same have none. ``parts`` are prefixes of what alone looks like another family's model, ``unused``
+    matches the names of what files hold beside the model: it is not loaded.
     """
 
     spec: type[ModelSpec]
@@ -145,6 +162,8 @@ class Family:
     published: Mapping[str, ModelSpec] = field(default_factory=dict)
     weights: str = "ema"
     latent_of: Callable[[Shapes, Traces], LatentSpec] | None = None
+    parts: tuple[str, ...] = ()
+    unused: str | None = None
     parsers: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     """How metadata fields of this family alone are read; they raise ValueError."""
 

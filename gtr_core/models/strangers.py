@@ -22,11 +22,6 @@ STRANGERS = (
         "choose a MAR file",
     ),
     Stranger(
-        "a Harmon or UniPic model, a language model around a MAR, which is not read as a MAR",
-        ("mar.diffloss.net.input_proj.weight", "proj_in.0.weight", "proj_out.0.weight"),
-        "choose a MAR file",
-    ),
-    Stranger(
         "a MAETok or SoftVQ tokenizer, whose latents lie in one row and make no grid; it is not supported",
         ("encoder.latent_tokens", "decoder.latent_pos_embed"),
         "choose the KL-16 VAE or the l-DeTok tokenizer",

@@ -60,6 +60,16 @@ PRESETS: dict[str, Schedule] = {
             "gtr-lightgen", "gtr", (10, 6, 4, 2), decoder_scope="stage", note="for 1024 tokens, fits the paper's 3.3 x"
         ),
         Schedule("gtr-lightgen-fast", "gtr", (12, 4, 2, 2), decoder_scope="stage", note="for 1024 tokens, fits 3.8 x"),
+        Schedule(
+            "harmon-origin", "random", (64,), diffusion=(100, 100, 100), note="Harmon's: 64 AR, 100 diffusion steps"
+        ),
+        Schedule("gtr-harmon", "gtr", (12, 6, 4, 2), decoder_scope="stage", note="for 1024 tokens, about 5.2 x"),
+        Schedule("gtr-harmon-fast", "gtr", (12, 4, 2, 2), decoder_scope="stage", note="for 1024 tokens, about 6.4 x"),
+        Schedule(
+            "unipic-origin", "random", (32,), diffusion=(100, 100, 100), note="UniPic's: 32 AR, 100 diffusion steps"
+        ),
+        Schedule("gtr-unipic", "gtr", (12, 6, 4, 3, 2), decoder_scope="stage", note="for 4096 tokens, about 3.9 x"),
+        Schedule("gtr-unipic-fast", "gtr", (8, 4, 3, 2, 1), decoder_scope="stage", note="for 4096 tokens, about 5.6 x"),
     )
 }
 

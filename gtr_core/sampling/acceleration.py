@@ -1,9 +1,10 @@
-"""What a run prepares to be faster: copies of layers and recorded graphs of its own, that nobody else sees and that go
-with it. The model stays as it is (docs/performance.md)."""
+"""What a run prepares to be faster: copies of layers and recorded graphs of its own, that nobody else sees. They go
+with the run, or stay for the next where the runtime keeps them. The model stays as it is (docs/performance.md)."""
 
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +24,14 @@ logger = logging.getLogger("gtr_mar")
 class Prepared:
     """A model as a run evaluates it.
 
-    ``low_precision`` is its head in 16 bit, ``graphs`` are those of the head that most diffusion steps use.
+    ``low_precision`` is its head in 16 bit, ``graphs`` are those of the head that most diffusion steps use;
+    ``packed_bytes`` are what packed weights take.
     """
 
     model: Model
     low_precision: DiffusionHead | None = None
     graphs: StepGraphs | None = None
+    packed_bytes: int = 0
 
 
 def prepare(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
@@ -39,10 +42,29 @@ def prepare(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
     cache = plan.method.cache
     if not runtime.accelerate or not (cache is None or cache.accelerated):
         return Prepared(model)
+    if runtime.preparations is None:
+        return _prepared(model, plan, runtime)
+    prepared = runtime.preparations.get(_key(model, plan, runtime), lambda: _prepared(model, plan, runtime))
+    if not prepared.packed_bytes and prepared.graphs is None:
+        runtime.preparations.clear()  # nothing that takes time: the next run may have room for more
+    return prepared
+
+
+def _key(model: Model, plan: Plan, runtime: Runtime) -> tuple:
+    """Equal for runs that can share what is prepared: the same weights in their places, and the same layers packed."""
+    places = tuple(parameter.data_ptr() for parameter in model.parameters())
+    packed_size = packed_bytes(model, runtime.dtype, _smallest_packed(plan, runtime))
+    hardware = runtime.hardware.fast_dtypes, runtime.hardware.wide_vectors
+    how = str(runtime.device), runtime.dtype, *hardware, packed_size, plan.method.cache is None
+    return weakref.ref(model), places, how
+
+
+def _prepared(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
+    cache = plan.method.cache
     fast = runtime.dtype in runtime.hardware.fast_dtypes
     low_precision = graphs = None
     if cache is None:
-        low_precision = model.head.low_precision(runtime.dtype) if fast and runtime.dtype.itemsize == 2 else None
+        low_precision = model.head.copied(runtime.dtype) if fast and runtime.dtype.itemsize == 2 else None
         graphs = StepGraphs(low_precision or model.head) if runtime.type == "cuda" else None
     prepared = Prepared(model, low_precision, graphs)
     if runtime.type == "cpu" and fast and runtime.hardware.wide_vectors:
@@ -53,7 +75,7 @@ def prepare(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
 def _pack(plain: Prepared, plan: Plan, runtime: Runtime) -> Prepared:
     """With packed weights; after one line in the log without, where they have no room or cannot be had."""
     dtype, free = runtime.dtype, runtime.available_bytes
-    smallest = runtime.hardware.smallest_packed // plan.batch
+    smallest = _smallest_packed(plan, runtime)
     modules = [plain.model, *([] if plain.low_precision is None else [plain.low_precision])]
     size = sum(packed_bytes(module, dtype, smallest) for module in modules)
     if not size:
@@ -63,8 +85,13 @@ def _pack(plain: Prepared, plan: Plan, runtime: Runtime) -> Prepared:
         reason = f"with {size / 2**30:.1f} GiB for them the run needs more than the {free / 2**30:.1f} GiB left"
     if reason is None:
         try:
-            return Prepared(*(packed(module, dtype, smallest) for module in modules))
+            return Prepared(*(packed(module, dtype, smallest) for module in modules), packed_bytes=size)
         except FAILURES as error:
             reason = str(error).partition("\n")[0]
     logger.warning("Weights are not packed for this run: %s", reason)
     return plain
+
+
+def _smallest_packed(plan: Plan, runtime: Runtime) -> int:
+    """Weights of the smallest layer that pays for the plan's batch."""
+    return runtime.hardware.smallest_packed // plan.batch

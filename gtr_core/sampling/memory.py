@@ -17,6 +17,8 @@ from ..plans.plan import Plan, Step
 # Tensors of (rows, dim) that live at once in a block: residual, norm, q, k, v, output; and the MLP's two.
 BLOCK_TENSORS = 6
 HEAD_TENSORS = 10
+# Of CUDA graphs: two segments of the allocator, 2 and 20 MiB, and the workspace that matrix products have on a stream.
+GRAPHS_OVERHEAD = (2 + 20 + 32) * 2**20
 
 
 def images_at_once(spec: ModelSpec, positions: int, branches: int, runtime: Runtime) -> int:
@@ -57,7 +59,8 @@ def activation_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
         block = together * sequence * spec.dim * (BLOCK_TENSORS + 2 * spec.mlp_ratio) * itemsize
         scores = together * spec.heads * sequence**2 * itemsize
         loop = rows * step.tokens * spec.head.width * HEAD_TENSORS * 4 + modulations
-        peak = max(peak, block + scores, loop + _step_noise(plan, step, spec))
+        reader = together * spec.reader_bytes(step.known.shape[1], itemsize)
+        peak = max(peak, block + scores, reader, loop + _step_noise(plan, step, spec))
     low_precision = sum(p.numel() for p in head.parameters()) * itemsize if itemsize == 2 else 0
     graphs = graphs_bytes(spec, itemsize) if runtime.accelerate and runtime.type == "cuda" and not cached else 0
     kept = plan.method.cache.kept_bytes(plan, spec, itemsize) if cached else 0
@@ -71,9 +74,11 @@ def _step_noise(plan: Plan, step: Step, spec: ModelSpec) -> int:
 
 
 def graphs_bytes(spec: ModelSpec, itemsize: int) -> int:
-    """What CUDA graphs keep: the common buffer, and every graph's own activations."""
-    columns = sum(_empty_head(spec.head).widths)
-    return (BUFFER_ROWS * columns + 2 * sum(BUCKETS) * HEAD_TENSORS * spec.head.width) * itemsize
+    """What CUDA graphs keep: the common buffer, the pool that they share, as large as the largest one's activations
+    and what allocator and libraries round up to, and every graph's noise."""
+    columns, channels = sum(_empty_head(spec.head).widths), spec.head.channels
+    pool = 2 * max(BUCKETS) * HEAD_TENSORS * spec.head.width * itemsize + GRAPHS_OVERHEAD
+    return BUFFER_ROWS * columns * itemsize + pool + 2 * len(BUCKETS) * BUFFER_ROWS * (channels + 4) * 4
 
 
 @lru_cache(maxsize=16)
@@ -92,10 +97,16 @@ def images_that_fit(budget: int, plan: Plan, spec: ModelSpec, runtime: Runtime) 
 
 
 def check_run(plan: Plan, spec: ModelSpec, runtime: Runtime) -> None:
-    """Raises GtRError for a run that main memory cannot hold; what fits on an accelerator its driver decides."""
+    """Raises GtRError for a run that main memory cannot hold; what fits on an accelerator its driver decides.
+
+    What an earlier run left prepared makes room first.
+    """
     needed = noise_bytes(plan, spec)
     if runtime.type == "cpu":
         needed = max(needed, activation_bytes(plan, spec, runtime))
     available = runtime.available_bytes
+    if available is not None and needed > available and runtime.preparations is not None:
+        runtime.preparations.clear()
+        available = runtime.available_bytes
     if available is not None:
         check_budget(needed, f"{plan.batch} x {plan.tokens} tokens need", available)

@@ -62,8 +62,9 @@ def sample(
     """Decode tokens (B, L, C) float32 in model scale by ``plan``.
 
     ``condition`` is what the model's family conditions on (MAR: labels (B,) int64, -1 = unconditional; LightGen: text
-    states (B, T, caption_dim)). Guidance leads away from ``negative``, by default from what the model learned for no
-    condition. ``tokens`` (B, L, C) gives the values of positions that the plan leaves alone; they come back unchanged.
+    states (B, T, caption_dim); Harmon: ids of prompts (B, n) int64, -1 = no more). Guidance leads away from
+    ``negative``, by default from what the model learned for no condition. ``tokens`` (B, L, C) gives the values of
+    positions that the plan leaves alone; they come back unchanged.
     ``callback`` is called before every AR step, every 8 diffusion steps and at the end; an exception that it raises
     cancels the run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
     """

@@ -14,7 +14,7 @@ HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview
 # From the ground up: a folder imports only what stands above it in this list. models and plans are neighbours that
 # do not know each other.
 LAYERS = (
-    {"errors"},
+    {"errors", "openmp"},
     {"noise", "device", "files"},
     {"diffusion"},
     {"models", "plans"},

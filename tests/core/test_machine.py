@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from gtr_pack.gtr_core import device as hardware
@@ -40,6 +42,24 @@ def test_bfloat16_on_processors_with_units_for_it(capabilities, dtypes, monkeypa
 def test_16_bit_on_cuda_devices_with_units_for_it(generation, dtypes, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
     assert fast_dtypes("cuda") == dtypes
+
+
+@pytest.mark.parametrize(
+    "name, first",
+    [
+        ("gfx1030", torch.float16),
+        ("gfx906:sramecc+:xnack-", torch.float16),
+        ("gfx90a:sramecc+:xnack-", torch.bfloat16),
+        ("gfx942", torch.bfloat16),
+        ("gfx1100", torch.bfloat16),
+        ("gfx1201", torch.bfloat16),
+    ],
+)
+def test_16_bit_on_amd_devices_by_their_units(name, first, monkeypatch):
+    """ROCm counts its versions otherwise: RDNA 2, without units for bfloat16, is 10.3."""
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=name))
+    assert best_dtype("cuda") == first and fast_dtypes("cuda")[-1] == torch.float32
 
 
 def test_a_stated_machine_is_believed():

@@ -122,7 +122,7 @@ def test_a_batch_that_does_not_fit_runs_in_parts(graph: Graph, monkeypatch: pyte
     whole, report = graph.sample(**inputs)
     assert "parts" not in report
     budget = asked[0] // 2
-    monkeypatch.setattr(graph.pack.module("nodes.sampler"), "activation_budget", lambda patcher: budget)
+    monkeypatch.setattr(graph.pack.module("nodes.sampler"), "activation_budget", lambda *_: budget)
     parts, report = graph.sample(**inputs)
     torch.testing.assert_close(parts["samples"], whole["samples"], rtol=5e-3, atol=5e-3)
     assert "parts of at most" in report and asked[1] <= budget
@@ -222,6 +222,145 @@ def test_dynamic_vram_construction(graph: Graph, monkeypatch: pytest.MonkeyPatch
         network.embed_labels(labels, torch.float32),
         graph.model.patcher.model.diffusion_model.embed_labels(labels, torch.float32),
     )
+
+
+def moving_model(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A model that the host may move while it runs, as its default is on NVIDIA cards."""
+    import comfy.model_patcher
+
+    def move(layer: torch.nn.Module, inputs: Any) -> None:
+        for name, parameter in layer.named_parameters(recurse=False):
+            setattr(layer, name, torch.nn.Parameter(parameter.clone(), requires_grad=False))
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self) -> bool:
+            return True
+
+        def load(self, *arguments: Any, **settings: Any) -> None:
+            super().load(*arguments, **settings)
+            for layer in self.model.modules():
+                if hasattr(layer, "comfy_cast_weights"):
+                    layer.comfy_cast_weights = True
+                    layer.register_forward_pre_hook(move)
+
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Dynamic)
+    return graph.one("GtR_LoadMAR", model_name=DEMO, weight_dtype="default")
+
+
+def make_useless(module: torch.nn.Module) -> None:
+    """New weights that whoever reads them notices; those of a copy stay."""
+    for parameter in module.parameters():
+        parameter.data = torch.full_like(parameter, float("nan"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_model_that_moves_has_a_head_that_stays(
+    graph: Graph, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own head is never read, and what accelerates is made of the copy; the host holds that as a second model."""
+    import comfy.model_management as mm
+
+    machine = core(graph, "device").Machine((torch.bfloat16, torch.float32))
+    other, moving = (replace(moving_model(graph, monkeypatch), machine=machine) for _ in range(2))
+    for model in (other, moving):
+        model.patcher.model.manual_cast_dtype = dtype
+    expected, _ = graph.sample(model=graph.model if dtype == torch.float32 else other)
+    prepared, prepare = [], core(graph, "sampling.sampler").prepare
+    monkeypatch.setattr(
+        core(graph, "sampling.sampler"), "prepare", lambda *a: prepared.append(prepare(*a)) or prepared[-1]
+    )
+    mm.unload_all_models()
+    network = moving.patcher.model.diffusion_model
+    copy = moving.head.model
+    make_useless(network.head)
+    found, _ = graph.sample(model=moving)
+    assert torch.equal(found["samples"], expected["samples"])
+    assert prepared[0].model.head is copy and prepared[0].model.decoder_blocks is network.decoder_blocks
+    assert (prepared[0].low_precision is not None) == (dtype == torch.bfloat16)
+    assert {each.model for each in mm.current_loaded_models} == {moving.patcher, moving.head}
+    assert moving.head.model_size() == sum(p.nbytes for p in copy.parameters())
+    mm.unload_all_models()
+    assert mm.current_loaded_models == []
+
+
+def test_a_head_that_finds_no_room_is_not_used(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model then runs as the host has it, and nothing is accelerated."""
+    moving, device = moving_model(graph, monkeypatch), graph.pack.module("nodes._device")
+    expected, _ = graph.sample(acceleration="off")
+    monkeypatch.setattr(device, "stays_resident", lambda patcher: False)
+    make_useless(moving.head.model)
+    found, _ = graph.sample(model=moving)
+    assert torch.equal(found["samples"], expected["samples"])
+
+
+def test_a_model_that_fits_in_part_has_a_head_that_stays(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, residents = graph.pack.module("nodes._device"), []
+    resident = device.stays_resident
+
+    def stays(patcher: Any) -> bool:
+        residents.append(patcher)
+        return patcher is not graph.model.patcher and resident(patcher)
+
+    monkeypatch.setattr(device, "stays_resident", stays)
+    graph.sample()
+    assert residents == [graph.model.patcher, graph.model.head]
+
+
+def test_the_room_for_a_head_of_its_own_is_counted(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    moving, device = moving_model(graph, monkeypatch), graph.pack.module("nodes._device")
+    plain, with_head = (device.activation_budget(moving, device.host_runtime(moving, wish)) for wish in (False, True))
+    assert plain - with_head == moving.head.model_size() > 0
+
+
+def test_what_a_prompt_prepared_serves_the_next_until_memory_is_freed(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queued prompts of one model pack its weights once; the host's 'free memory' frees them."""
+    import comfy.model_management as mm
+
+    acceleration, packs = core(graph, "sampling.acceleration"), []
+    reason = acceleration.unavailable_reason(torch.float32)
+    if reason is not None:
+        pytest.skip(f"layers cannot be packed here: {reason}")
+    pack, machine = acceleration.packed, core(graph, "device").Machine(wide_vectors=True, smallest_packed=0)
+    monkeypatch.setattr(acceleration, "packed", lambda *arguments: packs.append(arguments) or pack(*arguments))
+    model = replace(graph.model, machine=machine, preparations=core(graph, "device").Preparations())
+    first, _ = graph.sample(model=model)
+    second, _ = graph.sample(model=model)
+    other, _ = graph.sample(model=model, seed=6, latent_image=graph.latent(1), positive=graph.condition("1"))
+    assert len(packs) == 1 and torch.equal(first["samples"], second["samples"])
+    torch.testing.assert_close(other["samples"], first["samples"][1:], rtol=5e-3, atol=5e-3)
+    mm.unload_all_models()
+    assert model.preparations.value is None
+    graph.sample(model=model)
+    assert len(packs) == 2 and model.preparations.value is not None
+    scarce = replace(machine, available_bytes=2 * model.preparations.value.packed_bytes)
+    monkeypatch.setattr(core(graph, "pipeline"), "check_run", lambda *_: None)
+    graph.sample(model=replace(model, machine=scarce))
+    assert model.preparations.value is None
+
+
+@pytest.mark.parametrize(
+    "batch, chosen, during", [(1, {}, 1), (4, {}, 1), (5, {}, 3), (1, {"OMP_WAIT_POLICY": "passive"}, 3)]
+)
+def test_one_thread_is_enough_for_a_small_run(
+    graph: Graph, batch: int, chosen: dict, during: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it ends, also with an error, and only where nobody has said how threads wait."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    seen, before, device = [], torch.get_num_threads(), graph.pack.module("nodes._device")
+    runtime = core(graph, "device").Runtime()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyError), device.fitting_threads(graph.model, batch, runtime):
+            seen.append(torch.get_num_threads())
+            raise KeyError
+        assert (seen, torch.get_num_threads()) == ([during], 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_patcher_can_be_rebuilt_without_dynamic_vram(graph: Graph) -> None:

@@ -21,8 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = {
     "GtR_LoadMAR": (["model_name", "weight_dtype"], ["MAR_MODEL"]),
     "GtR_LoadLightGen": (["model_name", "weight_dtype", "weights", "corrected_positions"], ["MAR_MODEL"]),
+    "GtR_LoadHarmon": (["model_name", "weight_dtype"], ["MAR_MODEL"]),
     "GtR_LoadMARVAE": (["vae_name"], ["VAE"]),
     "GtR_EncodeText": (["clip", "text", "one_per_line"], ["CONDITIONING"]),
+    "GtR_EncodePrompt": (["model", "text", "one_per_line"], ["CONDITIONING"]),
+    "GtR_EncodeEdit": (["model", "picture", "text"], ["CONDITIONING"]),
     "GtR_ClassCondition": (["model", "class_name", "class_list"], ["CONDITIONING"]),
     "GtR_EmptyLatent": (["model", "width", "height", "batch_size"], ["LATENT"]),
     "GtR_Scheduler": (
@@ -106,7 +109,7 @@ def test_every_input_and_output_says_what_it_is_for(pack_nodes: dict[str, Any]) 
         assert all(len(tooltip) < 320 for tooltip in tooltips.values()), name
 
 
-FAMILY = re.compile("GtR|MAR|LightGen")
+FAMILY = re.compile("GtR|MAR|LightGen|Harmon")
 
 
 def test_names_tell_the_pack_from_others(pack_nodes: dict[str, Any]) -> None:
@@ -120,7 +123,7 @@ def test_names_tell_the_pack_from_others(pack_nodes: dict[str, Any]) -> None:
 
     assert {"GtR_Redraw", "GtR_Outpaint", "GtR_Sampler"} <= found("inpaint")
     assert {"GtR_ClassCondition", "GtR_LoadMAR"} <= found("imagenet")
-    assert {"GtR_LoadLightGen", "GtR_EncodeText"} <= found("t2i")
+    assert {"GtR_LoadLightGen", "GtR_EncodeText", "GtR_LoadHarmon", "GtR_EncodePrompt"} <= found("t2i")
 
 
 def test_the_class_input_offers_imagenet(pack_nodes: dict[str, Any]) -> None:
@@ -218,7 +221,7 @@ def test_bad_files_are_explained(client: Client, demo: dict, comfy_base: Path) -
     torch.save({"model": {"a": torch.zeros(2)}}, folder / "foreign.pth")
     for name, words in (
         ("broken.safetensors", "damaged or truncated"),
-        ("foreign.pth", "not a model: expected a checkpoint of MAR or LightGen"),
+        ("foreign.pth", "not a model: expected a checkpoint of MAR, LightGen or Harmon"),
     ):
         demo["1"]["inputs"]["model_name"] = name
         assert words in client.prompt(demo, expect_errors=True).error["exception_message"]

@@ -199,14 +199,15 @@ def test_named_models_are_described(path: Any, model_files: frozenset[str]) -> N
         value
         for node in read_json(path)["nodes"]
         for value in node.get("widgets_values") or ()
-        if isinstance(value, str) and value.endswith((".safetensors", ".pth", ".ckpt"))
+        if isinstance(value, str) and value.endswith((".safetensors", ".pth", ".ckpt", ".bin"))
     }
     notes = " ".join(node["widgets_values"][0] for node in read_json(path)["nodes"] if "Note" in node["type"])
     for name in named - sharing.MODELS.keys():
         assert name in notes and sharing.WITHOUT_ADDRESS[name] in notes
     for model in sharing.MODELS.values():
         # The address is that of the file itself: what it ends in is what is saved.
-        assert re.fullmatch(r"https://huggingface\.co/[^/]+/[^/]+/resolve/\S+\.(safetensors|pth|ckpt)", model["url"])
+        address = r"https://huggingface\.co/[^/]+/[^/]+/resolve/\S+\.(safetensors|pth|ckpt|bin)"
+        assert re.fullmatch(address, model["url"])
         assert model["directory"] in ("diffusion_models", "vae", "text_encoders")
         assert ("hash" in model) == ("hash_type" in model)
 
@@ -242,7 +243,8 @@ def plan_image(graph: rest.Graph) -> Image.Image:
     from gtr_pack.gtr_core.plans.presets import preset
 
     (name,) = (entry["inputs"]["preset"] for entry in graph.values() if entry["class_type"] == "GtR_Scheduler")
-    side = 32 if any(entry["class_type"] == "GtR_LoadLightGen" for entry in graph.values()) else 16
+    (size,) = (entry["inputs"]["width"] for entry in graph.values() if entry["class_type"] == "GtR_EmptyLatent")
+    side = size // 16 or 16
     plan = make_plan(Method(preset(name)), (side, side), (0,))
     colours = np.empty((side * side, 3))
     for index, step in enumerate(plan.steps):
@@ -251,7 +253,8 @@ def plan_image(graph: rest.Graph) -> Image.Image:
         colours[step.targets[0]] = 255 - (255 - np.asarray(STAGE_COLOURS[step.stage - 1])) * shade
     cell = sharing.THUMBNAIL // side
     tiles = colours.reshape(side, side, 3).repeat(cell, 0).repeat(cell, 1).astype(np.uint8)
-    tiles[::cell] = tiles[:, ::cell] = 255
+    if cell >= 8:
+        tiles[::cell] = tiles[:, ::cell] = 255
     return Image.fromarray(tiles)
 
 

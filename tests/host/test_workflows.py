@@ -19,7 +19,7 @@ API = ROOT / "workflows" / "api"
 SHIPPED = sorted(
     [*API.glob("*.json"), *(ROOT / "tests" / "released").glob("*/api/*.json")], key=lambda path: (path.name, path)
 )
-WEIGHTS = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
+WEIGHTS = (".safetensors", ".sft", ".pth", ".pt", ".ckpt", ".bin")
 
 
 def read(path: Path) -> Graph:

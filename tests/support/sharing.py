@@ -49,6 +49,16 @@ MODELS = {
             "url": f"{HUB}/jjaiweiyang/l-DeTok/resolve/main/detok-BB-gamm3.0-m0.7-decoder_tuned.pth",
         },
         {
+            "name": "harmon_1.5b.pth",
+            "directory": "diffusion_models",
+            "url": f"{HUB}/wusize/harmon/resolve/main/harmon_1.5b.pth",
+        },
+        {
+            "name": "unipic_1.5b.bin",
+            "directory": "diffusion_models",
+            "url": f"{HUB}/Skywork/Skywork-UniPic-1.5B/resolve/main/pytorch_model.bin",
+        },
+        {
             "name": "flan_t5_xxl_TE-only_FP16.safetensors",
             "directory": "text_encoders",
             "url": f"{HUB}/easygoing0114/flan-t5-xxl-fused/resolve/main/flan_t5_xxl_TE-only_FP16.safetensors",

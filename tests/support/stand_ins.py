@@ -16,7 +16,10 @@ from gtr_pack.gtr_core.models.vae import KLVAE, VAESpec
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .harmon import HOST_HARMON, HOST_UNIPIC, seeded_harmon
+
 MAR_FILE, VAE_FILE = "mar-base-ema.pth", "kl16.safetensors"
+HARMON_FILE, UNIPIC_FILE = "harmon_1.5b.pth", "unipic_1.5b.bin"
 LIGHTGEN_FILE, SD3_VAE_FILE = "lightgen-512.safetensors", "sd3.5_vae.safetensors"
 DETOK_KEY = "detok-BB-gamm3.0-m0.7"
 DETOK_MAR_FILE, DETOK_FILE = "detok-mar-base.pth", f"{DETOK_KEY}-decoder_tuned.pth"
@@ -35,7 +38,12 @@ def write_all(models: Path) -> frozenset[str]:
     save_file(lightgen.state_dict(), models / "diffusion_models" / LIGHTGEN_FILE, spec_metadata(lightgen.spec, "model"))
     save_file(sd3_decoder(), models / "vae" / SD3_VAE_FILE)
     write_detok(models, ema)
-    return frozenset((MAR_FILE, VAE_FILE, LIGHTGEN_FILE, SD3_VAE_FILE, DETOK_MAR_FILE, DETOK_FILE))
+    for name, spec in ((HARMON_FILE, HOST_HARMON), (UNIPIC_FILE, HOST_UNIPIC)):
+        weights = {key: tensor.half() for key, tensor in seeded_harmon(spec).state_dict().items()}
+        save_file(weights, models / "diffusion_models" / name, spec_metadata(spec, "model"))
+    return frozenset(
+        (MAR_FILE, VAE_FILE, LIGHTGEN_FILE, SD3_VAE_FILE, DETOK_MAR_FILE, DETOK_FILE, HARMON_FILE, UNIPIC_FILE)
+    )
 
 
 def write_detok(models: Path, mar: dict[str, Tensor]) -> None:

@@ -4,7 +4,7 @@
     python run_csv.py prompts.csv --workflow demo.json --url http://127.0.0.1:8188 --out images
 
 The first row of the table names the columns. An empty cell keeps the workflow's value, and an empty row is skipped.
-    class, prompt                    the class list of Class Label, the text of LightGen Text Encode
+    class, prompt                    the class list of Class Label, the text of a text encode node of the pack
     seed, cfg, temperature, preset   of GtR Sampler and GtR Scheduler
     batch, name                      images per run, and the first part of the names of the saved files
     count                            runs of this row: run n has the seed + n x batch, so that no image comes twice
@@ -57,17 +57,17 @@ except ImportError as error:
     )
 
 Graph = dict[str, Any]
-COLUMNS = {
-    "class": ("GtR_ClassCondition", "class_list"),
-    "prompt": ("GtR_EncodeText", "text"),
-    "seed": ("GtR_Sampler", "seed"),
-    "cfg": ("GtR_Sampler", "cfg"),
-    "temperature": ("GtR_Sampler", "temperature"),
-    "preset": ("GtR_Scheduler", "preset"),
-    "batch": ("GtR_EmptyLatent", "batch_size"),
-    "name": ("", "filename_prefix"),
+COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
+    "class": (("GtR_ClassCondition",), "class_list"),
+    "prompt": (("GtR_EncodeText", "GtR_EncodePrompt"), "text"),
+    "seed": (("GtR_Sampler",), "seed"),
+    "cfg": (("GtR_Sampler",), "cfg"),
+    "temperature": (("GtR_Sampler",), "temperature"),
+    "preset": (("GtR_Scheduler",), "preset"),
+    "batch": (("GtR_EmptyLatent",), "batch_size"),
+    "name": ((), "filename_prefix"),
 }
-"""Short names of columns: the node's type (empty: any) and its input."""
+"""Short names of columns: the node's types (none: any) and its input."""
 FIELDS = ("row", "file", "seed", "seconds", "error", "key")
 SEEDS = 2**64
 STRIKES = 3
@@ -279,8 +279,8 @@ def resolve(workflow: Graph, columns: Iterable[str], info: Graph) -> dict[str, l
 
 
 def _targets(workflow: Graph, column: str, takes: dict[str, dict[str, Input]]) -> list[Input]:
-    class_type, short = COLUMNS.get(column.casefold(), ("", ""))
-    found = [node for node in workflow if short in takes[node] and class_type in ("", workflow[node]["class_type"])]
+    types, short = COLUMNS.get(column.casefold(), ((), ""))
+    found = [node for node in workflow if short in takes[node] and (not types or workflow[node]["class_type"] in types)]
     if short and found:
         return [takes[node][short] for node in found]
     hint = ""
@@ -299,8 +299,8 @@ def _targets(workflow: Graph, column: str, takes: dict[str, dict[str, Input]]) -
         return [takes[found[0]][column]]
     if found:
         hint = f"the nodes {', '.join(found)} have such an input: use {found[0]}.{column}"
-    types = {entry["class_type"] for entry in workflow.values()} | {""}
-    known = [name for name, (class_type, _) in COLUMNS.items() if class_type in types] + ["count"]
+    present = {entry["class_type"] for entry in workflow.values()}
+    known = [name for name, (types, _) in COLUMNS.items() if not types or present.intersection(types)] + ["count"]
     hint = hint or f"use {_listing(known, column)}, NODE.INPUT (such as {next(iter(workflow))}.INPUT) or TITLE.INPUT"
     raise Problem(f"column '{shorten(column)}' sets nothing in this workflow: {hint}")
 

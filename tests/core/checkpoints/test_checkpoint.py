@@ -124,7 +124,7 @@ def test_a_model_of_fewer_decoder_blocks_is_read_as_a_pruned_one(weights, spec, 
 
 def test_another_architecture_is_refused(golden_weights, good, refusal, tmp_path):
     save_file(golden_weights("vae_tiny_fp16"), tmp_path / "vae.safetensors")
-    assert "not a model: expected a checkpoint of MAR or LightGen" in refusal(tmp_path / "vae.safetensors")
+    assert "not a model: expected a checkpoint of MAR, LightGen or Harmon" in refusal(tmp_path / "vae.safetensors")
     assert "found KL VAE, which goes where a VAE does" in refusal(tmp_path / "vae.safetensors")
     with pytest.raises(GtRError, match="not a KL VAE .*found a MAR model; choose the model's VAE"):
         checked_vae(read_checkpoint(good))

@@ -182,14 +182,9 @@ def without_mar(prefix: str, names: str) -> dict[str, Tensor]:
 
 
 HIMAR = "cond_z_proj.weight cond_proj.weight encoder_task_emb.weight cond_diffloss.net.x_embedder.weight"
-HARMON = "llm.model.embed_tokens.weight proj_in.0.weight proj_out.0.weight"
 MAETOK = "encoder.latent_tokens encoder.model.norm.weight quant_conv.weight post_quant_conv.weight"
 STRANGERS = {
     "Hi-MAR": (lambda: mar() | without_mar("", HIMAR), "it is a Hi-MAR model, which draws in two scales"),
-    "Harmon": (
-        lambda: {f"mar.{name}": t for name, t in mar().items()} | without_mar("", HARMON),
-        "it is a Harmon or UniPic model",
-    ),
     "MAETok": (lambda: without_mar("", f"{MAETOK} decoder.latent_pos_embed"), "it is a MAETok or SoftVQ tokenizer"),
     "MAR on MAETok": (
         lambda: mar(32, (8, 16)),

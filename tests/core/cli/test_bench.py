@@ -39,7 +39,7 @@ def test_a_preset_can_have_a_dtype_of_its_own(run):
     "change, words",
     [
         (["--presets", ","], "nothing to measure"),
-        (["--presets", "fast"], "gtr-lightgen-fast, lazymar, reference"),
+        (["--presets", "fast"], "gtr-unipic-fast, lazymar, reference"),
         (["--presets", "origin@float8"], "'origin@float8': expected one of float32, float16, bfloat16"),
         (["--rounds", "0"], "nothing to measure"),
         (["--batch", "0"], "nothing to measure"),

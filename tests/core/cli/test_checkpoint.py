@@ -32,7 +32,7 @@ def test_convert_reports_what_it_wrote(run, tmp_path, capsys):
     [
         (["info", "nowhere"], "no file at nowhere"),
         (["info", "x" * 5000], "no file at"),
-        (["info", DEMO_JUDGE], "not a model: expected a checkpoint of MAR or LightGen"),
+        (["info", DEMO_JUDGE], "not a model: expected a checkpoint of MAR, LightGen or Harmon"),
         (["convert", "nowhere", "out.safetensors"], "no file at nowhere"),
         (["convert", DEMO_MAR, "out.pth"], "expected a name that ends in .safetensors"),
         (["convert", DEMO_MAR, "none/out.safetensors"], "no folder"),

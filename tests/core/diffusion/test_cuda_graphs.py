@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from gtr_pack.gtr_core.device import Runtime
 from gtr_pack.gtr_core.diffusion import cuda_graphs
-from gtr_pack.gtr_core.diffusion.cuda_graphs import TOLERANCE, StepGraphs, advance_counted, disagreement, fastest_step
+from gtr_pack.gtr_core.diffusion.cuda_graphs import (
+    MARGIN,
+    TOLERANCE,
+    StepGraphs,
+    advance_counted,
+    disagreement,
+    fastest_step,
+)
 from gtr_pack.gtr_core.diffusion.loop import HeadLoop
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
@@ -37,7 +45,7 @@ def test_the_step_that_a_graph_records_equals_chains_in_turn(scale, tiny_mar):
 
 
 def test_the_step_that_a_graph_records_in_16_bit_stays_close(first_step, demo_mar):
-    low_precision = demo_mar.head.low_precision(torch.bfloat16)
+    low_precision = demo_mar.head.copied(torch.bfloat16)
     assert error(first_step(low_precision, StepGraphs(low_precision, capture=False)), first_step(low_precision)) < 1e-2
 
 
@@ -75,6 +83,72 @@ def test_a_failure_to_record_is_one_line_and_no_more(tiny_mar, caplog):
     assert torch.equal(ours, plain) and not failing.usable
     assert [record.getMessage().count("\n") for record in caplog.records] == [0]
     assert caplog.records[0].getMessage().startswith("CUDA graphs are off for this run: ")
+
+
+@dataclass
+class StandIn:
+    """What a recording asks of CUDA, without it: every call is noted, ``free`` bytes of memory are left."""
+
+    free: int
+    calls: list[str] = field(default_factory=list)
+
+    def install(self, monkeypatch) -> StandIn:
+        stand_in, stream = self, SimpleNamespace(wait_stream=lambda other: None)
+
+        class Graph:
+            def capture_begin(self, pool, capture_error_mode):
+                stand_in.calls.append(f"begin {pool} {capture_error_mode} {gc.isenabled()}")
+
+            def capture_end(self):
+                stand_in.calls.append("end")
+
+            def replay(self):
+                """The steps of a recording run once, when they are recorded; here that is enough."""
+
+        for name, value in {
+            "CUDAGraph": Graph,
+            "Stream": lambda device: stand_in.calls.append("stream") or stream,
+            "current_stream": lambda device: stream,
+            "stream": lambda given: contextlib.nullcontext(),
+            "graph_pool_handle": lambda: stand_in.calls.append("pool") or "shared",
+            "mem_get_info": lambda device: (stand_in.free, 2**40),
+            "empty_cache": lambda: stand_in.calls.append("emptied"),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        cuda_graphs.capture_stream.cache_clear()
+        return self
+
+
+@pytest.fixture
+def no_stream_left():
+    """A stand-in's stream does not stay."""
+    yield
+    cuda_graphs.capture_stream.cache_clear()
+
+
+@pytest.mark.usefixtures("no_stream_left")
+def test_recordings_share_pool_and_stream_and_hold_the_collector(tiny_mar, monkeypatch):
+    """Of all graphs of a run, and the stream of all runs; other threads may use the device meanwhile."""
+    cuda = StandIn(MARGIN).install(monkeypatch)
+    for _ in range(2):
+        graphs = StepGraphs(tiny_mar.head)
+        for tokens in (3, 12, 4):
+            assert graphs.find(tokens, 2, torch.zeros(1)) is graphs.graphs[8 if tokens < 9 else 16, 2]
+    recorded = ["begin shared thread_local False", "end"]
+    assert cuda.calls == ["stream", "pool", *recorded, *recorded, "pool", *recorded, *recorded]
+    assert gc.isenabled()
+
+
+@pytest.mark.usefixtures("no_stream_left")
+def test_nothing_is_recorded_without_a_margin_of_memory(tiny_mar, monkeypatch, caplog):
+    """A recording that fails for want of memory leaves torch's allocator unusable."""
+    cuda = StandIn(MARGIN // 2).install(monkeypatch)
+    graphs = StepGraphs(tiny_mar.head)
+    assert graphs.find(3, 2, torch.zeros(1)) is None and graphs.buffer is None
+    assert cuda.calls == ["stream", "pool", "emptied"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "CUDA graphs are off for this run: 128 MiB of the device's memory are free, 256 are needed"
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")

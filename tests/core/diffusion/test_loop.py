@@ -44,7 +44,7 @@ def test_a_clipped_chain_amplifies_less():
 
 def test_a_head_in_16_bit_where_nothing_amplifies_its_rounding(first_step, demo_mar):
     """Against float32. The first step in bfloat16 as well is many times worse."""
-    exact, low_precision = first_step(), demo_mar.head.low_precision(torch.bfloat16)
+    exact, low_precision = first_step(), demo_mar.head.copied(torch.bfloat16)
     found = (first_step(low_precision) - exact).abs().mean()
     careless = (first_step(low_precision, amplification=float("inf")) - exact).abs().mean()
     print(f"mean error {found:.4f}, with the first step {careless:.4f}, of {exact.std():.2f}")

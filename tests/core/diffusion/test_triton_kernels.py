@@ -20,7 +20,7 @@ from gtr_core.diffusion.triton_kernels import advance
 head, generator = DiffusionHead(HeadSpec(16, 64, 96, 3)).requires_grad_(False), torch.Generator().manual_seed(1)
 for parameter in head.parameters():
     parameter.normal_(0.0, 0.2, generator=generator)
-for each in (head, head.low_precision(torch.bfloat16)):
+for each in (head, head.copied(torch.bfloat16)):
     print(*(disagreement(each, torch.zeros(16, sum(head.widths), dtype=each.dtype), advance, n) for n in (1, 2)))
 """
 

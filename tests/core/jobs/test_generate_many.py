@@ -177,14 +177,14 @@ def test_jobs_that_cannot_be_are_refused(job, text_job):
         ({"images": 0}, "expected at least 1 image"),
         ({"batch": 0}, "a batch from 1 to the size of a shard"),
         ({"batch": 3}, "a batch from 1 to the size of a shard"),
-        ({"labels": ()}, "expected classes, or encoded prompts"),
-        ({"prompts": text_job.prompts}, "expected classes, or encoded prompts"),
+        ({"labels": ()}, "expected classes, or prompts"),
+        ({"prompts": text_job.prompts}, "expected classes, or prompts"),
     ):
         with pytest.raises(GtRError, match=words):
             replace(job, **change)
-    with pytest.raises(GtRError, match="draws from classes, not text"):
+    with pytest.raises(GtRError, match="draws from classes, not from encoded text"):
         make(replace(job, labels=(), prompts=text_job.prompts))
-    with pytest.raises(GtRError, match="draws from text: give its encoded prompts"):
+    with pytest.raises(GtRError, match="draws from encoded text, not from classes"):
         make(replace(text_job, labels=(1,), prompts=None))
     with pytest.raises(GtRError, match="pixels only"):
         make(replace(job, grid=(4, 4)))

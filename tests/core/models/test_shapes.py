@@ -39,7 +39,7 @@ def test_the_number_of_heads_is_known_or_given():
 
 
 def test_what_is_no_model_is_described():
-    with pytest.raises(GtRError, match="expected a checkpoint of MAR or LightGen, found 1 tensors \\('weight'\\)"):
+    with pytest.raises(GtRError, match="a checkpoint of MAR, LightGen or Harmon, found 1 tensors \\('weight'\\)"):
         infer_spec({"weight": (1,)}, {})
     assert describe_names({}) == "no tensors"
 

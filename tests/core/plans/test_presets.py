@@ -12,7 +12,7 @@ from gtr_tests.plans import assert_covers
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("grid", [(16, 16), (32, 32), (12, 20)])
+@pytest.mark.parametrize("grid", [(16, 16), (32, 32), (12, 20), (64, 64)])
 def test_presets_cover_every_token(name, grid):
     assert_covers(make_plan(Method(preset(name)), grid, (5, 6)), np.ones(grid, bool))
 
@@ -35,6 +35,12 @@ def test_presets_never_change_meaning():
         "lightgen-origin": ("random", (32,), (50, 50, 50), "full"),
         "gtr-lightgen": ("gtr", (10, 6, 4, 2), (50, 20, 20), "stage"),
         "gtr-lightgen-fast": ("gtr", (12, 4, 2, 2), (50, 20, 20), "stage"),
+        "harmon-origin": ("random", (64,), (100, 100, 100), "full"),
+        "gtr-harmon": ("gtr", (12, 6, 4, 2), (50, 20, 20), "stage"),
+        "gtr-harmon-fast": ("gtr", (12, 4, 2, 2), (50, 20, 20), "stage"),
+        "unipic-origin": ("random", (32,), (100, 100, 100), "full"),
+        "gtr-unipic": ("gtr", (12, 6, 4, 3, 2), (50, 20, 20), "stage"),
+        "gtr-unipic-fast": ("gtr", (8, 4, 3, 2, 1), (50, 20, 20), "stage"),
     }
     assert {name: s.partition for name, s in PRESETS.items() if s.partition != "quincunx"} == {
         "gtr-best-4x": "diagonal",

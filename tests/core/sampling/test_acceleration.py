@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import weakref
@@ -10,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gtr_pack.gtr_core.device import Machine, Runtime
+from gtr_pack.gtr_core.device import Machine, Preparations, Runtime
+from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.noise import image_seeds
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
@@ -19,6 +21,7 @@ from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_pack.gtr_core.sampling import acceleration
 from gtr_pack.gtr_core.sampling.acceleration import prepare
 from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
+from gtr_pack.gtr_core.sampling.memory import activation_bytes, check_run
 from gtr_pack.gtr_core.sampling.packed_linear import PackedLinear
 from gtr_pack.gtr_core.sampling.reference import Reference
 from gtr_tests.packing import WIDE, linear_layers, needs_packing
@@ -75,6 +78,55 @@ def test_packed_weights_go_with_their_run(tiny_mar, monkeypatch):
     run(tiny_mar, METHOD, torch.tensor([3]), runtime=ACCELERATED)
     gc.collect()
     assert alive and [ref for ref in alive if ref() is not None] == []
+
+
+@needs_packing
+def test_what_is_kept_serves_the_next_run_of_the_same_weights(tiny_mar, lightgen, golden, monkeypatch):
+    """Whatever the plan and the batch, as long as the same layers pay; one set is kept at most."""
+    packs, pack, kept = [], acceleration.packed, Preparations()
+    monkeypatch.setattr(acceleration, "packed", lambda module, *rest: packs.append(module) or pack(module, *rest))
+    runtime = replace(ACCELERATED, preparations=kept)
+    labels = torch.tensor([3, 8])
+    alone = run(tiny_mar, METHOD, labels, runtime=ACCELERATED)
+    packs.clear()
+    assert torch.equal(run(tiny_mar, METHOD, labels, runtime=runtime), alone)
+    assert torch.equal(run(tiny_mar, METHOD, labels, runtime=runtime), alone)
+    run(tiny_mar, replace(METHOD, schedule=LAZY.schedule), torch.tensor([3]), runtime=runtime)
+    assert packs == [tiny_mar] and kept.value.packed_bytes > 0
+    prepare(tiny_mar, plan_of(2, LAZY), runtime)  # without the head in 16 bit, whose dtype it could not use
+    first = weakref.ref(kept.value)
+    run(lightgen, METHOD, golden("lightgen_tiny_backbone")["text_in"], grid=(8, 8), runtime=runtime)
+    gc.collect()
+    assert packs == [tiny_mar, tiny_mar, lightgen] and first() is None
+    other = copy.deepcopy(tiny_mar)
+    prepare(other, plan_of(2), runtime)
+    other.decoder_embed.weight = nn.Parameter(other.decoder_embed.weight.clone(), requires_grad=False)
+    prepare(other, plan_of(2), runtime)
+    assert packs[3:] == [other, other]
+    kept.clear()
+    assert torch.equal(run(tiny_mar, METHOD, labels, runtime=runtime), alone)
+
+
+@needs_packing
+def test_what_an_earlier_run_left_makes_room_first(tiny_mar):
+    kept, plan = Preparations(), plan_of(2)
+    prepare(tiny_mar, plan, replace(ACCELERATED, preparations=kept))
+    needed = activation_bytes(plan, tiny_mar.spec, ACCELERATED)
+    check_run(
+        plan, tiny_mar.spec, replace(ACCELERATED, machine=replace(WIDE, available_bytes=needed), preparations=kept)
+    )
+    assert kept.value is not None
+    with pytest.raises(GtRError):
+        scarce = replace(WIDE, available_bytes=needed - 1)
+        check_run(plan, tiny_mar.spec, replace(ACCELERATED, machine=scarce, preparations=kept))
+    assert kept.value is None
+
+
+def test_nothing_that_is_quickly_made_is_kept(tiny_mar, monkeypatch, caplog):
+    """The next run may have the room for packed weights that this one had not."""
+    kept = Preparations()
+    prepare(tiny_mar, plan_of(1), replace(ACCELERATED, machine=no_memory(monkeypatch), preparations=kept))
+    assert kept.value is None
 
 
 @pytest.mark.parametrize(

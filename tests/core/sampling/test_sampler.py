@@ -25,7 +25,7 @@ from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_pack.gtr_core.sampling.reference import Reference
 from gtr_pack.gtr_core.sampling.sampler import sample
 from gtr_tests.models import SMALL_MAR, seeded_mar
-from gtr_tests.runs import MetaNoise, inputs_of
+from gtr_tests.runs import inputs_of
 from gtr_tests.runs import run as run_method
 
 GTR = Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4), decoder_scope="stage")
@@ -155,16 +155,6 @@ def test_no_global_state_changes(small_mar):
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
     assert before[2] == torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("selection", ["high", "random"])
-def test_no_host_sync_in_the_loop(selection):
-    """On the meta device there are no values: item(), nonzero() or a branch on a tensor would raise."""
-    model = MAR(SMALL_MAR, device="meta")
-    plan = make_plan(replace(METHOD, fts=FTS(0.25, 8, selection)), (6, 6), (1, 2))
-    labels = torch.zeros(2, dtype=torch.int64)
-    out = sample(model, plan, labels, MetaNoise((1, 2), 4), runtime=Runtime("meta"))
-    assert out.shape == (2, 36, 4) and out.device.type == "meta"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
