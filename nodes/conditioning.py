@@ -30,7 +30,15 @@ class ClassCondition(io.ComfyNode):
             display_name="Class Label (MAR)",
             category="GtR/conditioning",
             description="What a class-conditional model draws: one class, or a list with one class per image.",
-            search_aliases=["imagenet", "imagenet class", "class conditioning", "prompt", "mar class", "demo class", "gtr"],
+            search_aliases=[
+                "imagenet",
+                "imagenet class",
+                "class conditioning",
+                "prompt",
+                "mar class",
+                "demo class",
+                "gtr",
+            ],
             inputs=[
                 MarModel.Input("model", tooltip="The model that will draw: its classes are the ones to choose from."),
                 io.Combo.Input(

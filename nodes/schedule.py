@@ -52,7 +52,15 @@ class Scheduler(io.ComfyNode):
             category="GtR/sampling/schedulers",
             description="Generation then Reconstruction: a checkerboard of structure tokens slowly, then all other "
             "tokens in very few steps, with fewer diffusion steps as the image takes shape.",
-            search_aliases=["gtr", "generation then reconstruction", "mar schedule", "checkerboard", "sigmas", "steps", "preset"],
+            search_aliases=[
+                "gtr",
+                "generation then reconstruction",
+                "mar schedule",
+                "checkerboard",
+                "sigmas",
+                "steps",
+                "preset",
+            ],
             inputs=[
                 io.Combo.Input(
                     "preset",
