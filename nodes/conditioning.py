@@ -11,7 +11,10 @@ from ._models import ModelHandle
 from .conditions import LABELS, label_tensor, one_encoder
 
 DEMO_PREFIX = "demo "
+# Follows the model: whatever is loaded, a graph with every value at its default runs.
+DEFAULT, EXAMPLE = "default", "golden retriever"
 CLASS_OPTIONS = [
+    DEFAULT,
     *(f"{label}: {name}" for label, name in enumerate(imagenet_names())),
     *(f"{DEMO_PREFIX}{label}: {name}" for label, name in enumerate(DEMO_NAMES)),
 ]
@@ -27,14 +30,23 @@ class ClassCondition(io.ComfyNode):
             display_name="Class Label (MAR)",
             category="GtR/conditioning",
             description="What a class-conditional model draws: one class, or a list with one class per image.",
-            search_aliases=["imagenet", "imagenet class", "class conditioning", "prompt", "mar class", "gtr"],
+            search_aliases=[
+                "imagenet",
+                "imagenet class",
+                "class conditioning",
+                "prompt",
+                "mar class",
+                "demo class",
+                "gtr",
+            ],
             inputs=[
                 MarModel.Input("model", tooltip="The model that will draw: its classes are the ones to choose from."),
                 io.Combo.Input(
                     "class_name",
                     options=CLASS_OPTIONS,
-                    default="207: golden retriever",
-                    tooltip="One of the 1000 ImageNet classes, or a class of the demo model.",
+                    default=DEFAULT,
+                    tooltip="One of the 1000 ImageNet classes, or a class of the demo model: those of the model that is "
+                    "connected. default: its golden retriever, or its first class.",
                 ),
                 io.String.Input(
                     "class_list",
@@ -59,15 +71,17 @@ class ClassCondition(io.ComfyNode):
 
 def chosen_label(option: str, spec: MARSpec) -> int:
     """The label of a combo entry, checked against the model's own classes."""
-    number, _, name = option.removeprefix(DEMO_PREFIX).partition(": ")
     names = class_names(spec)
+    if option == DEFAULT:
+        return names.index(EXAMPLE) if EXAMPLE in names else 0
+    number, _, name = option.removeprefix(DEMO_PREFIX).partition(": ")
     if not number.isdecimal() or int(number[:9]) >= len(names) or names[int(number)] != name:
         raise GtRError(
             f"class '{option}' is not one of {spec.name}'s {len(names)} classes (0: {names[0]}, ...): "
             + (
-                f"choose an entry that begins with '{DEMO_PREFIX.strip()}'"
+                f"choose 'default' or an entry that begins with '{DEMO_PREFIX.strip()}'"
                 if names == DEMO_NAMES
-                else "choose another entry, or give indices in class_list"
+                else "choose 'default' or another entry, or give indices in class_list"
             )
         )
     return int(number)

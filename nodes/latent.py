@@ -30,6 +30,9 @@ UNUSED_IMAGE = (
     "the latent holds an image and no mask, so nothing of the image was kept: connect Redraw Stages to vary it, or Set "
     "Latent Noise Mask to change a part of it"
 )
+EMPTY_MASK = (
+    "the mask covers nothing, so nothing was drawn: paint over what is to change, in Load Image with Open in MaskEditor"
+)
 
 
 class EmptyLatent(io.ComfyNode):
@@ -42,7 +45,7 @@ class EmptyLatent(io.ComfyNode):
             display_name="Empty MAR Latent",
             category="GtR/latent",
             description="An empty latent with the size and channels of the model.",
-            search_aliases=["mar latent", "empty latent image", "size", "gtr"],
+            search_aliases=["mar latent", "empty latent image", "size", "batch", "gtr"],
             inputs=[
                 MarModel.Input("model", tooltip="The model that will draw: its size and channels are used."),
                 io.Int.Input(
@@ -149,7 +152,7 @@ class LatentBatch:
         """What the user should know about how this latent was used."""
         samples = self.canvas.latents
         unused = not self.has_mask and bool((samples != samples.flatten()[0]).any())
-        return [UNUSED_IMAGE] if unused else []
+        return [UNUSED_IMAGE] * unused + [EMPTY_MASK] * (not self.canvas.unknown.any())
 
     def masked(self, canvas: Canvas) -> io.Latent.Type:
         """The LATENT of another canvas of the same images: its mask covers the pixels of the tokens to draw, once for

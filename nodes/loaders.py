@@ -34,7 +34,16 @@ class LoadMAR(io.ComfyNode):
             category="GtR/loaders",
             description="Loads a masked autoregressive model (MAR-B, L, H or another size). Files go to "
             "models/diffusion_models; the demo model is part of the pack.",
-            search_aliases=["mar", "masked autoregressive", "checkpoint", "imagenet", "class conditional", "gtr"],
+            search_aliases=[
+                "mar",
+                "masked autoregressive",
+                "checkpoint",
+                "imagenet",
+                "demo",
+                "demo model",
+                "gtr",
+                "gtr-mar",
+            ],
             inputs=[
                 io.Combo.Input(
                     "model_name",

@@ -52,7 +52,15 @@ class Scheduler(io.ComfyNode):
             category="GtR/sampling/schedulers",
             description="Generation then Reconstruction: a checkerboard of structure tokens slowly, then all other "
             "tokens in very few steps, with fewer diffusion steps as the image takes shape.",
-            search_aliases=["gtr", "generation then reconstruction", "mar schedule", "sigmas", "steps", "preset"],
+            search_aliases=[
+                "gtr",
+                "generation then reconstruction",
+                "mar schedule",
+                "checkerboard",
+                "sigmas",
+                "steps",
+                "preset",
+            ],
             inputs=[
                 io.Combo.Input(
                     "preset",
@@ -132,6 +140,16 @@ class Scheduler(io.ComfyNode):
             ],
             outputs=[GtrSchedule.Output(display_name="schedule", tooltip=SCHEDULE_OUTPUT)],
         )
+
+    @classmethod
+    def validate_inputs(cls, steps: str | None) -> bool | str:
+        """Refuses what is no list of numbers before the run; None stands for a linked value. The host would show an
+        error once for every input that is asked for here, so it is this one only."""
+        try:
+            numbers("steps", steps or "", int)
+        except GtRError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(

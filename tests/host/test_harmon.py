@@ -227,7 +227,7 @@ def test_the_host_moves_the_model(host_pack: Any, model: Any) -> None:
     assert not mm.current_loaded_models and torch.equal(draw(host_pack, model, fox), first)
 
 
-def small_graph(name: str = "harmon_gtr", **changes: Any) -> dict[str, Any]:
+def small_graph(name: str = "harmon_text_to_image", **changes: Any) -> dict[str, Any]:
     """A shipped workflow with a small image and few steps."""
     graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     graph["5"]["inputs"].update(width=128, height=96)

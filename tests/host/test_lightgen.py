@@ -220,7 +220,7 @@ def test_mistakes_are_explained(host_pack: Any, clip: Any, model: Any, t5: Any) 
 
 def small_graph(**changes: Any) -> dict[str, Any]:
     """The shipped workflow with the tests' T5, a small image and few steps."""
-    graph = json.loads((ROOT / "workflows" / "api" / "lightgen_gtr.json").read_text(encoding="utf-8"))
+    graph = json.loads((ROOT / "workflows" / "api" / "lightgen_text_to_image.json").read_text(encoding="utf-8"))
     graph["2"] = {"class_type": "GtRTest_TinyT5", "inputs": {"masked": True}}
     graph["5"]["inputs"].update(width=128, height=64)
     graph["6"]["inputs"].update(preset="custom", steps="6, 3, 2")

@@ -223,6 +223,50 @@ def test_a_template_has_a_thumbnail(client: Client, model_files: frozenset[str],
     assert len(served) < 80_000
 
 
+def test_the_example_fits_the_template(client: Client, update: bool) -> None:
+    """An image of the demo model at its own size; where it is transparent, Load Image has a mask."""
+    graph = read_json(WORKFLOWS / "api" / "demo_inpaint.json")
+    (scale,) = (entry["inputs"] for entry in graph.values() if entry["class_type"] == "ImageScale")
+    if update:
+        image = example(client)
+        image.save(sharing.EXAMPLE, optimize=True)
+    (named,) = (entry["inputs"]["image"] for entry in graph.values() if entry["class_type"] == "LoadImage")
+    assert named == sharing.EXAMPLE.name
+    image = Image.open(io.BytesIO(rest.fetch(f"{client.url}/extensions/gtr-mar/{named}")))
+    assert image.mode == "RGBA" and image.size == (scale["width"], scale["height"])
+    masked = (np.asarray(image.getchannel("A")) == 0).mean()
+    assert 0.1 < masked < 0.5
+
+
+def example(client: Client) -> Image.Image:
+    """What the template draws from: an image of its class with a transparent square in the middle."""
+    graph = read_json(WORKFLOWS / "api" / "demo.json")
+    for inputs in (entry["inputs"] for entry in graph.values()):
+        inputs.update({key: value for key, value in {"seed": 4, "batch_size": 1}.items() if key in inputs})
+    (node,) = (node for node, entry in graph.items() if entry["class_type"] == "SaveImage")
+    image = decoded(client.prompt(graph).images[node][0]).convert("RGBA")
+    alpha = Image.new("L", image.size, 255)
+    alpha.paste(0, tuple(side * quarter // 4 for quarter in (1, 3) for side in image.size))
+    image.putalpha(alpha)
+    return image
+
+
+@by_name
+def test_a_template_explains_itself(pack_nodes: dict[str, Any], path: Any) -> None:
+    """A note, groups, another seed in every Run, a size for a laptop's screen; titles are left to the language."""
+    workflow = read_json(path)
+    (note,) = (node["widgets_values"][0] for node in workflow["nodes"] if "Note" in node["type"])
+    assert all(words in note for words in ("## ", "**Files.**", "1. "))
+    for node in workflow["nodes"]:
+        for model in node.get("properties", {}).get("models", ()):
+            assert model["url"] in note and f"`models/{model['directory']}`" in note
+        assert node.get("title") != pack_nodes.get(node["type"], {}).get("display_name", "")
+    assert len(workflow["groups"]) >= 3
+    assert any("randomize" in (node.get("widgets_values") or ()) for node in workflow["nodes"])
+    right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in workflow["nodes"]) for axis in (0, 1))
+    assert right <= 1800 and bottom <= 1050, "the page would show it so small that no text is drawn"
+
+
 def thumbnail(client: Client, name: str, model_files: frozenset[str]) -> Image.Image:
     """What the workflow makes with the demo model; for a model that is not part of the pack, its plan."""
     graph = read_json(WORKFLOWS / "api" / f"{name}.json")
@@ -230,6 +274,8 @@ def thumbnail(client: Client, name: str, model_files: frozenset[str]) -> Image.I
         value in model_files for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)
     ):
         return plan_image(graph)
+    if name == "demo_inpaint":
+        rest.upload(client.url, sharing.EXAMPLE.name, sharing.EXAMPLE.read_bytes())
     shown = [node for node, entry in graph.items() if entry["class_type"] in ("SaveImage", "PreviewImage")]
     run = client.prompt(graph)
     return montage([[decoded(image) for image in run.images[node]] for node in shown])

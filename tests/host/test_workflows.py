@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gtr_tests import rest, sharing
 from gtr_tests.rest import Graph
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def demo() -> Graph:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=["-".join(path.relative_to(ROOT).parts[-3:]) for path in SHIPPED])
 def test_runs(client: Client, model_files: frozenset[str], path: Path) -> None:
+    rest.upload(client.url, sharing.EXAMPLE.name, sharing.EXAMPLE.read_bytes())
     graph = with_one_image(with_small_text_encoder(read(path)))
     missing = weights(graph) - model_files
     if missing:

@@ -14,6 +14,7 @@ from .environment import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WORKFLOWS = ROOT / "workflows"
 BLUEPRINTS = ROOT / "subgraphs"
+EXAMPLE = ROOT / "web" / "gtr_example.png"
 THUMBNAIL = 384
 # Their options are the files of the user, and the demo model's classes, which come and go with it.
 FILE_INPUTS = {"model_name", "vae_name"}

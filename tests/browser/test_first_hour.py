@@ -1,0 +1,135 @@
+"""What a person meets first: an empty canvas, settings that count, errors that say what is wrong, the own language."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gtr_tests.sharing import BLUEPRINTS, WORKFLOWS, read_json
+
+if TYPE_CHECKING:
+    from gtr_tests.frontend import FrontEnd
+    from gtr_tests.server import ComfyServer
+    from playwright.sync_api import Browser
+
+# Nodes from the search and wires, and not one value set.
+BUILD = """() => { const graph = window.app.graph; graph.clear();
+    const add = (type, x, y) => { const node = window.LiteGraph.createNode(type); node.pos = [x, y]; graph.add(node);
+        return node; };
+    const model = add('GtR_LoadMAR', 0, 0), vae = add('GtR_LoadMARVAE', 0, 150);
+    const label = add('GtR_ClassCondition', 350, 0), latent = add('GtR_EmptyLatent', 350, 150);
+    const schedule = add('GtR_Scheduler', 350, 350), sampler = add('GtR_Sampler', 750, 0);
+    const decode = add('VAEDecode', 1150, 0), image = add('PreviewImage', 1150, 100);
+    for (const target of [label, latent, sampler]) model.connect(0, target, 0);
+    label.connect(0, sampler, 1); schedule.connect(0, sampler, 2); latent.connect(0, sampler, 3);
+    sampler.connect(0, decode, 0); vae.connect(0, decode, 1); decode.connect(0, image, 0); }"""
+CHANGE = """([type, name, value]) => { const node = window.app.graph._nodes.find(n => n.type === type);
+    const widget = node.widgets.find(w => w.name === name); widget.value = value; widget.callback?.(value); }"""
+MENU = """() => { const widget = window.app.graph._nodes.find(n => n.type === 'GtR_ClassCondition').widgets[0];
+    return [widget.value, widget.options.values]; }"""
+WIDGETS = """type => window.app.graph._nodes.find(n => n.type === type).widgets
+    .filter(w => w.name !== 'control_after_generate').map(w => [w.name, !w.hidden, Boolean(w.disabled)])"""
+SHOWN = """([type, names]) => { const node = window.app.graph._nodes.find(n => n.type === type);
+    const text = document.querySelector(`[data-node-id='${node.id}']`).innerText;
+    return names.filter(name => text.includes(name)); }"""
+COMMAND = "name => window.app.extensionManager.command.execute(name)"
+
+
+def change(front: FrontEnd, node_type: str, name: str, value: Any) -> None:
+    """Set a widget as a person does."""
+    front.page.evaluate(CHANGE, [node_type, name, value])
+
+
+def counted(front: FrontEnd, node_type: str) -> list[str]:
+    """The widgets that are seen and can be set."""
+    return [name for name, seen, greyed in front.page.evaluate(WIDGETS, node_type) if seen and not greyed]
+
+
+def test_every_value_at_its_default_draws_an_image(front: FrontEnd) -> None:
+    """And its report is still there after another tab and after a reload."""
+    front.open()
+    with front.setting("Comfy.Workflow.Persist", True):
+        front.page.evaluate(BUILD)
+        assert "execution_success" in [name for name, _ in front.click_run()]
+        (report,) = front.widget_texts("GtR_Sampler", "gtr_report")
+        assert report.startswith("gtr-paper on demo: 1 image")
+        front.page.evaluate(COMMAND, "Comfy.NewBlankWorkflow")
+        front.page.wait_for_function("() => window.app.graph._nodes.length === 0", timeout=20_000)
+        front.page.evaluate(COMMAND, "Workspace.PreviousOpenedWorkflow")
+        front.page.wait_for_function("() => window.app.graph._nodes.length === 8", timeout=20_000)
+        assert front.widget_texts("GtR_Sampler", "gtr_report") == [report]
+        front.page.wait_for_timeout(1500)  # the page saves what is open a moment after the last change
+        front.open()
+        front.page.wait_for_function("() => window.app.graph._nodes.length === 8", timeout=20_000)
+        assert front.widget_texts("GtR_Sampler", "gtr_report") == [report]
+
+
+def test_the_class_menu_follows_the_model(front: FrontEnd) -> None:
+    front.open()
+    front.page.evaluate(BUILD)
+    front.page.wait_for_timeout(500)
+    value, classes = front.page.evaluate(MENU)
+    assert value == "default" and all(name.startswith("demo ") for name in classes if name != "default")
+    change(front, "GtR_ClassCondition", "class_name", classes[-1])
+    change(front, "GtR_LoadMAR", "model_name", "mar-base-ema.pth")
+    value, classes = front.page.evaluate(MENU)
+    assert value == "default" and len(classes) == 1001 and "207: golden retriever" in classes
+    change(front, "GtR_ClassCondition", "class_list", "1, 2")
+    assert counted(front, "GtR_ClassCondition") == ["class_list"], "a list that is used instead greys the menu"
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes-2"])
+def test_what_a_preset_ignores_is_folded_away(front: FrontEnd, nodes_2: bool) -> None:
+    front.open()
+    with front.setting("Comfy.VueNodes.Enabled", nodes_2):
+        front.page.evaluate(BUILD)
+        assert counted(front, "GtR_Scheduler") == ["preset"]
+        low = front.nodes()[4].size[1]
+        change(front, "GtR_Scheduler", "preset", "custom")
+        assert counted(front, "GtR_Scheduler")[:3] == ["preset", "order", "steps"]
+        assert front.nodes()[4].size[1] > low
+        if nodes_2:
+            front.page.wait_for_timeout(1000)
+            assert front.page.evaluate(SHOWN, ["GtR_Scheduler", ["partition", "rates"]]) == ["partition", "rates"]
+        change(front, "GtR_Scheduler", "steps", "8, 3, 2")
+        change(front, "GtR_Scheduler", "preset", "gtr-paper")
+        seen = [(name, greyed) for name, seen, greyed in front.page.evaluate(WIDGETS, "GtR_Scheduler") if seen]
+        assert seen == [("preset", False), ("steps", True)], "what was changed without effect is seen, greyed"
+        if nodes_2:
+            front.page.wait_for_timeout(1000)
+            assert front.page.evaluate(SHOWN, ["GtR_Scheduler", ["partition", "rates", "steps"]]) == ["steps"]
+
+
+def test_an_error_says_its_line_on_the_page(front: FrontEnd) -> None:
+    front.open()
+    front.page.evaluate(BUILD)
+    front.page.wait_for_timeout(500)
+    change(front, "GtR_Scheduler", "preset", "custom")
+    change(front, "GtR_Scheduler", "steps", "a, b")
+    front.page.locator("[data-testid='queue-button']").first.click()
+    front.page.get_by_text("GtR Scheduler rejected the value for steps").first.wait_for(timeout=20_000)
+    change(front, "GtR_Scheduler", "steps", "24, 6, 2")
+    change(front, "GtR_ClassCondition", "class_list", "disk")
+    _, failed = next(event for event in front.click_run() if event[0] == "execution_error")
+    assert failed["exception_type"] == "gtr_mar.GtRError"
+    front.page.locator(".p-toast-message-error").get_by_text("has no class 'disk'").wait_for(timeout=20_000)
+
+
+@pytest.mark.parametrize(
+    "path", [WORKFLOWS / "demo.json", BLUEPRINTS / "MAR + GtR.json"], ids=["template", "blueprint"]
+)
+def test_titles_are_in_the_persons_language(
+    browser: Browser, comfy_server: ComfyServer, pack_nodes: dict[str, Any], tmp_path: Path, path: Path
+) -> None:
+    from gtr_tests.frontend import FrontEnd, new_page
+
+    names = read_json(WORKFLOWS.parent / "locales" / "zh" / "nodeDefs.json")
+    with new_page(browser, "zh-CN") as page:
+        front = FrontEnd(page, comfy_server.url, sorted(pack_nodes), tmp_path)
+        front.open()
+        front.load(read_json(path))
+        inside = "() => (window.app.graph._nodes[0].subgraph ?? window.app.graph)._nodes.map(n => [n.type, n.title])"
+        shown = [(kind, title) for kind, title in page.evaluate(inside) if kind in names]
+        assert len(shown) >= 7 and shown == [(kind, names[kind]["display_name"]) for kind, _ in shown]
+        front.screenshot(f"titles-{path.stem}")
