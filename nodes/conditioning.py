@@ -45,8 +45,8 @@ class ClassCondition(io.ComfyNode):
                     "class_name",
                     options=CLASS_OPTIONS,
                     default=DEFAULT,
-                    tooltip="One of the 1000 ImageNet classes, or a class of the demo model: those of the model that is "
-                    "connected. default: its golden retriever, or its first class.",
+                    tooltip="A class of the connected model: one of the 1000 of ImageNet, or one of the demo model. "
+                    "default: its golden retriever, or its first class.",
                 ),
                 io.String.Input(
                     "class_list",

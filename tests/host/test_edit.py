@@ -169,7 +169,8 @@ def test_redraws_over_http(client: Client, comfy_base: Path, editing: Editing, r
 def test_the_shipped_outpainting(client: Client, comfy_base: Path, editing: Editing) -> None:
     before, after = latents(client, comfy_base, "outpaint")
     rows, columns = editing.grid
-    room = json.loads((API / "demo_outpaint.json").read_text(encoding="utf-8"))["11"]["inputs"]["right"] // editing.token
+    graph = json.loads((API / "demo_outpaint.json").read_text(encoding="utf-8"))
+    room = graph["11"]["inputs"]["right"] // editing.token
     drawn = torch.arange(columns + room).expand(rows, -1) >= columns
     padded = torch.nn.functional.pad(before, (0, room * editing.model.spec.latent.patch))
     assert after.shape == padded.shape
