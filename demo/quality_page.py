@@ -318,7 +318,8 @@ def write_page(folder: Path, target: Path) -> None:
             "Quality against FLOPs",
             budget,
             at,
-            "One line per family of methods. The vertical line marks the paper's claim. LazyMAR is missing, because it needs guidance.",
+            "One line per family of methods. The vertical line marks the paper's claim. LazyMAR is missing, because it "
+            "needs guidance.",
             budgets,
         ),
         *(
