@@ -110,7 +110,7 @@ def run(options: Options) -> None:
         )
     if options.figure:
         write_chart(options.figure, _draw(result))
-    what = "1 set" if options.folder else f"{options.seeds} seeds"
+    what = "1 set" if options.folder else f"{options.seeds} seed{'s' * (options.seeds != 1)}"
     lines = [tables.markdown(result)]
     if "floor_missing" in result:
         lines.append(f"no row of real images: {result['floor_missing']}")

@@ -66,5 +66,6 @@ class WorkProgress(AbstractContextManager):
             return
         rate = made / max(now - self._started, 1e-9)
         to_go = timedelta(seconds=round(left / rate))
-        line = f"{made} of {made + left} {self._unit}{what}, {rate:.3g} per second, {to_go} to go"
+        pace = f"{rate:.3g} per second" if rate >= 0.1 else f"{1 / rate:.3g} s each"
+        line = f"{made} of {made + left} {self._unit}{what}, {pace}, {to_go} to go"
         print(line, file=sys.stderr, flush=True)
