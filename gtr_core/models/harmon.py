@@ -3,15 +3,14 @@ every AR step (docs/upstream.md 9)."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
@@ -19,6 +18,7 @@ from ..errors import GtRError
 from .latents import LatentSpec
 from .layers import Attention, Block, block_flops, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
+from .position_tables import bilinear_weights, resized_table
 from .prompts import PICTURE, EditCondition, check_ids, ids_of, pad_prompts
 from .qwen import Prefix, Qwen, QwenSpec
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
@@ -239,9 +239,7 @@ class MaskedTransformer(nn.Module):
         image = table[:, table.shape[1] - side**2 :]
         if tuple(grid) == (side, side):
             return image[0].to(like)
-        square = rearrange(image.to(like.device, torch.float32), "b (p q) d -> b d p q", p=side)
-        resized = F.interpolate(square, size=tuple(grid), mode="bilinear", align_corners=False)
-        return rearrange(resized, "b d p q -> (b p q) d").to(like.dtype)
+        return resized_table(image[0].to(like.device, torch.float32), grid, bilinear_weights).to(like.dtype)
 
     def _rows(self, table: Tensor, positions: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
         """Rows of a position table for [buffer, positions]: (B, buffer + n, D)."""
@@ -327,6 +325,13 @@ class Harmon(Model):
     @property
     def head(self) -> DiffusionHead:
         return self.mar.diffloss["net"]
+
+    def with_head(self, head: DiffusionHead) -> Harmon:
+        """The head is MAR's."""
+        twin, mar = copy.copy(self), copy.copy(self.mar)
+        mar._modules = self.mar._modules | {"diffloss": nn.ModuleDict({"net": head})}
+        twin._modules = self._modules | {"mar": mar}
+        return twin
 
     def start(
         self, conditions: Conditions, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32

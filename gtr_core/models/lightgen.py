@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import ClassVar
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..device import upload
 from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
 from ..errors import GtRError
 from .latents import LatentSpec
 from .layers import Attention, Block, Mlp, block_flops, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
+from .position_tables import bicubic_weights, resized_table
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
 from .spec import Family, Flops, ModelSpec, check_depths, check_finite, uneven_depths
 
@@ -128,18 +126,6 @@ LIGHTGEN = LightGenSpec(
     caption_dim=4096,
     head=HeadSpec(channels=64, condition_dim=1024, width=1536, depth=8),
 )
-
-
-@lru_cache(maxsize=64)
-def bicubic_weights(side: int, length: int) -> np.ndarray:
-    """What torch's bicubic resize of ``side`` values makes of each of them, (length, side) float32.
-
-    As a table it needs no resize operation of the device, which not all have.
-    """
-    values = torch.eye(side, device="cpu").view(1, side, side, 1)
-    # An explicit factor, not a size: it defines the sampling grid that the model was trained with.
-    resized = F.interpolate(values, scale_factor=((length + 0.1) / side, 1.0), mode="bicubic")
-    return resized[0, :, :, 0].T.contiguous().numpy()
 
 
 class CrossAttention(nn.Module):
@@ -312,10 +298,7 @@ class LightGen(Model):
         if (height, width) == (side, side):
             return table[0].to(like)
         axes = (height, width) if self.spec.corrected_positions else (width, height)
-        square = rearrange(table[0].to(device=like.device, dtype=torch.float32), "(p q) d -> p q d", p=side)
-        rows, columns = (upload(torch.from_numpy(bicubic_weights(side, length)), like.device) for length in axes)
-        resized = torch.einsum("hp, pqd, wq -> hwd", rows, square, columns)
-        return rearrange(resized, "h w d -> (h w) d").to(like.dtype)
+        return resized_table(table[0].to(like.device, torch.float32), axes, bicubic_weights).to(like.dtype)
 
     def embed_known(self, tokens: Tensor, known: Tensor, grid: tuple[int, int]) -> Tensor:
         """Encoder input: tokens (B, L, C), known (B, K) positions -> (B, K, D)."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,7 +24,7 @@ PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "native_layer_norm", "convolution")
 
 class WithoutDriver(TorchFunctionMode):
     """What torch asks the device's driver for on its way to the operations, without it: ``t[...]``, of slices where it
-    is assigned to, and ``t.copy_``."""
+    is assigned to, ``t.copy_``, and attention."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if any(isinstance(each, FakeTensor) for each in args):
@@ -32,9 +33,19 @@ class WithoutDriver(TorchFunctionMode):
             if function is Tensor.__setitem__:
                 target, value = indexed(*args[:2]), args[2]
                 return copied(target, value) if isinstance(value, Tensor) else target.fill_(value)
+            if function is F.scaled_dot_product_attention:
+                return attention(*args, **(kwargs or {}))
             if function is Tensor.copy_:
                 return copied(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> Tensor:
+    """Torch's own asks the driver which of its kernels to take."""
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if is_causal:
+        scores = scores + torch.full_like(scores, float("-inf")).triu(1)
+    return scores.softmax(-1) @ v
 
 
 def copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:

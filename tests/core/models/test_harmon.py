@@ -191,6 +191,13 @@ def test_images_of_one_batch_may_share_prompts_in_any_order(model):
     assert torch.equal(run(model, METHOD, mixed), together)
 
 
+def test_another_head_is_the_head_of_a_twin_only(model):
+    head = Harmon(SMALL_UNIPIC).head
+    twin = model.with_head(head)
+    assert twin.head is head and model.head is not head and twin.proj_in is model.proj_in
+    assert twin.state_dict().keys() == model.state_dict().keys()
+
+
 def test_how_a_prompt_is_filled_up_changes_nothing(model):
     wider = torch.nn.functional.pad(PROMPTS, (0, 5), value=-1)
     assert torch.equal(run(model, METHOD, wider), run(model, METHOD, PROMPTS))
