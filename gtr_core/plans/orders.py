@@ -62,33 +62,6 @@ def shuffled(
     return stream.permutation(subset)
 
 
-FORGET = 4
-"""What a recent position loses of its weight for every later one, in squared tokens."""
-
-
-def spread(
-    subset: np.ndarray, grid: tuple[int, int], stream: np.random.Generator, settings: OrderSettings
-) -> np.ndarray:
-    """Farthest points: every position lies as far as can be from all before it, and of equals from the latest ones.
-
-    Tokens of one AR step are then far from each other, and later ones near to what is known. The first is random.
-    """
-    row, column = np.divmod(subset, grid[1])
-    ties = stream.random(len(subset))
-    nearest = np.full(len(subset), np.inf)
-    recent = np.full(len(subset), np.inf)
-    order = np.empty_like(subset)
-    chosen = int(stream.integers(max(1, len(subset))))
-    for place in range(len(subset)):
-        order[place] = subset[chosen]
-        distance = (row - row[chosen]) ** 2 + (column - column[chosen]) ** 2
-        nearest = np.minimum(nearest, distance)
-        recent = np.minimum(recent + FORGET, distance)
-        farthest = np.flatnonzero(nearest == nearest.max())
-        chosen = farthest[(recent + ties)[farthest].argmax()]
-    return order
-
-
 def _fixed(sequence: Callable[[tuple[int, int], OrderSettings], np.ndarray]) -> Order:
     """An order that is a sequence over the whole grid, of which a stage takes its own positions."""
 
@@ -105,16 +78,11 @@ def _fixed(sequence: Callable[[tuple[int, int], OrderSettings], np.ndarray]) -> 
 
 ORDERS: dict[str, Order] = {
     "gtr": shuffled,
-    "gtr-spread": spread,
     "random": shuffled,
-    "spread": spread,
     "raster": _fixed(lambda grid, settings: raster_order(grid)),
     "subsample": _fixed(lambda grid, settings: subsample_order(grid, settings.phases)),
     "halton": _fixed(lambda grid, settings: halton_order(grid)),
 }
-
-STAGED = ("gtr", "gtr-spread")
-"""Orders of a partition's stages; the others have one stage."""
 
 
 def _radical_inverse(index: int, base: int, scale: int) -> int:

@@ -13,7 +13,7 @@ from ..errors import GtRError
 from ..noise import ORDER, generator
 from .fts import FTS
 from .method import Method
-from .orders import ORDERS, STAGED
+from .orders import ORDERS
 from .partition import check_grid, stage_of_tokens
 from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, respaced, steps_per_stage
 
@@ -217,7 +217,7 @@ def _subsets(schedule: Schedule, grid: tuple[int, int], unknown: np.ndarray | No
 def _counts(schedule: Schedule, whole: list[int], unknown: list[int]) -> list[list[int]]:
     """Tokens per AR step of every stage, for stages of which ``unknown`` of ``whole`` tokens are decoded."""
     steps = [-(-count * part // size) for count, part, size in zip(steps_per_stage(schedule, whole), unknown, whole)]
-    split = even_counts if schedule.order in STAGED else cosine_counts
+    split = even_counts if schedule.order == "gtr" else cosine_counts
     return [split(part, count) if count else [] for part, count in zip(unknown, steps)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..diffusion.chain import DiffusionSpec
 from ..errors import GtRError
-from .orders import ORDERS, PHASES, STAGED
+from .orders import ORDERS, PHASES
 from .partition import PARTITIONS
 
 PROFILES = ("linear", "disa-linear", "disa-cosine", "disa-two-stage")
@@ -68,7 +68,7 @@ class Schedule:
             raise GtRError(
                 f"schedule '{self.name}': rates {list(self.rates)} tokens per step, expected at least 1 each"
             )
-        if self.order not in STAGED and self.stages != 1:
+        if self.order != "gtr" and self.stages != 1:
             raise GtRError(f"schedule '{self.name}': order '{self.order}' has one stage, found {self.stages}")
         if len(self.diffusion) != 3 or not all(1 <= count <= 1000 for count in self.diffusion):
             raise GtRError(
@@ -130,7 +130,7 @@ def steps_per_stage(schedule: Schedule, sizes: list[int]) -> list[int]:
                 raise GtRError(
                     f"rate {rate:g} of stage {k} does not fit: the stage has {size} tokens; use a rate from 1 to {size}"
                 )
-    if schedule.order in STAGED:
+    if schedule.order == "gtr":
         for k, (size, count) in enumerate(zip(sizes, steps), start=1):
             if count > size:
                 raise GtRError(f"{count} AR steps do not fit stage {k}: it has {size} tokens; use at most {size}")

@@ -27,7 +27,7 @@ def test_even_counts_differ_by_one_at_most():
         (dict(order="gtr", rates=(0.5, 2.0)), "at least 1"),
         (dict(order="gtr", rates=(float("nan"), 2.0)), "at least 1"),
         (dict(order="random", steps=(4, 4)), "one stage"),
-        (dict(order="sideways", steps=(4,)), "expected one of gtr, gtr-spread, random, spread, raster"),
+        (dict(order="sideways", steps=(4,)), "expected one of gtr, random, raster"),
         (dict(order="gtr", steps=(4,), partition="hexagon"), "expected one of diagonal"),
         (dict(order="gtr", steps=(4,), decoder_scope="none"), "expected one of full"),
         (dict(order="gtr", steps=(4,), diffusion=(0, 20, 20)), "1 to 1000"),
