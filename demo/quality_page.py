@@ -165,8 +165,9 @@ def recap(result: dict) -> Sequence[str]:
         ("gtr 12,3,1 full ReCAP 1", "gtr 8,3,2 full"),
     )
     return [
-        f"{own.removeprefix('gtr ')} ({ratio(result, own)}) {versus(result, own, other)} against "
-        f"{other.removeprefix('gtr ')} without it ({ratio(result, other)})."
+        f"Against {other.removeprefix('gtr ')} without it ({ratio(result, other)}), {own.removeprefix('gtr ')} "
+        f"({ratio(result, own)}) {versus(result, own, other)}, and its coherence "
+        f"{versus(result, own, other, 'coherence')}."
         for own, other in pairs
     ]
 
@@ -257,7 +258,7 @@ def searched(result: dict | None, folder: str, name: str) -> list[str]:
 def observations(result: dict | None, folder: str) -> list[str]:
     title = "## Why a checkerboard"
     if result is None:
-        return [title, "Not run yet."]
+        return []
     spread, count = result["spread"], result["images"]
     near = [
         f"with {known} known tokens it falls from {_interval(found['1'])} at distance 1 to {_interval(found['4'])} at 4"
@@ -286,7 +287,7 @@ Say = Callable[..., Sequence[str]]
 def section(title: str, result: dict | None, folder: str, about: str, say: Say, *others: dict | None) -> list[str]:
     """Heading, what was done, plot, findings, and where everything else is."""
     if result is None:
-        return [f"## {title}", about, "Not run yet."]
+        return []
     name = result["experiment"]
     return [
         f"## {title}",
@@ -353,9 +354,7 @@ def write_page(folder: Path, target: Path) -> None:
             "`gtr-full` with classifier-free guidance from the first step on, or from a later one.",
             guidance,
         ),
-        "## Search",
-        SEARCH,
-        "\n".join(searches or ["Not run yet."]),
+        *(["## Search", SEARCH, "\n".join(searches)] if searches else []),
         *section(
             "The presets on new seeds",
             found["best"],

@@ -41,7 +41,7 @@ PRESETS: dict[str, Schedule] = {
             "gtr",
             (12, 1, 1, 2, 2),
             diffusion=(25, 15, 25),
-            note="found by a search at 4 x on the demo model",
+            note="found by a search at 4 x on an earlier demo model",
         ),
         Schedule(
             "gtr-best-6x",
@@ -49,7 +49,7 @@ PRESETS: dict[str, Schedule] = {
             (8, 2, 2, 3, 2),
             diffusion=(75, 15, 15),
             decoder_scope="stage",
-            note="found by a search at 6 x on the demo model",
+            note="found by a search at 6 x on an earlier demo model",
         ),
         Schedule(
             "lightgen-origin", "random", (32,), diffusion=(50, 50, 50), note="LightGen's: 32 AR, 50 diffusion steps"
