@@ -48,7 +48,7 @@ BATCHES = (1, 4, 16, 64)
 GIB, MIB = 2**30, 2**20
 
 MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
-QUALITY = "eval --presets gtr-paper,origin --images 340 --seeds 3 --cfg 1 --work output/eval"
+QUALITY = "eval --presets gtr-paper,origin --images 96 --seeds 3 --cfg 1 --work output/eval"
 MANY = "generate-many --preset gtr-extreme --images 64 --shard 8 --batch 8 --manifest jsonl"
 LIGHTGEN = "bench --model lightgen --size 512x512 --cfg 4 --rounds 3 --presets reference,"
 # What writes docs/figures/NAME.json, after `python -m gtr_core` and with --json.
@@ -61,9 +61,6 @@ COMMANDS = {
     + "lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
     "bench_harmon": "bench --model harmon-0.5b --rounds 1 "
     "--presets harmon-origin,gtr-harmon,harmon-origin@bfloat16,gtr-harmon@bfloat16",
-    # On a processor with AVX2 and without AVX-512.
-    "bench_mar_b_avx2": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS}",
-    "bench_lightgen_avx2": LIGHTGEN + "gtr-lightgen,gtr-lightgen-fast",
     **{f"batch_demo_{n}": f"bench --model demo --presets gtr-full --rounds 5 --batch {n}" for n in BATCHES},
     **{
         f"batch_mar_b_{n}": f"bench --model mar-b --dtype bfloat16 --presets gtr-extreme --rounds 3 --batch {n}"
@@ -449,12 +446,6 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "bench-harmon": bench_dtypes(
         "bench_harmon", "Bars of the median seconds per image of Harmon-0.5B, the original schedule longest"
-    ),
-    "bench-mar-b-avx2": bench_dtypes(
-        "bench_mar_b_avx2", "Bars of the median seconds per image of MAR-B on a processor without AVX-512"
-    ),
-    "bench-lightgen-avx2": bench_dtypes(
-        "bench_lightgen_avx2", "Bars of the median seconds per image of LightGen on a processor without AVX-512"
     ),
     "batches": batches,
     "precision": precision,
