@@ -45,6 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, WORK = ROOT / "docs" / "quality", ROOT / "demo" / "runs" / "quality"
 # In bfloat16, in a third of the time: what that changes is far within the noise (docs/performance.md).
 FILES = EvaluationFiles(DEMO_MAR, DEMO_VAE, DEMO_JUDGE, dtype=torch.bfloat16, accelerate=True)
+EXACT = replace(FILES, dtype=torch.float32, accelerate=False)
 PAPER_CLAIM = 3.72
 
 
@@ -265,7 +266,7 @@ def point(row: dict, label: str) -> figures.Point:
 
 def observe(count: int, redraws: int) -> dict:
     """The two observations: change by distance from a decoded token, and spread of redrawn halves."""
-    evaluation = FILES.open("cpu")
+    evaluation = EXACT.open("cpu")
     model, vae = evaluation.model, evaluation.vae
     real = observations.real_tokens(model, vae, count, 11)
     result = {
@@ -297,7 +298,7 @@ def observe(count: int, redraws: int) -> dict:
 
 def heat(count: int) -> np.ndarray:
     """Where FTS spends its extra diffusion steps: images of the first classes with their heat maps below them."""
-    evaluation, own, spent = FILES.open("cpu"), fts().methods[1], []
+    evaluation, own, spent = EXACT.open("cpu"), fts().methods[1], []
     model = evaluation.model
     plan = make_plan(own, model.spec.grid, image_seeds(0, count))
     latents = generate_latents(

@@ -20,7 +20,7 @@ from ._models import ModelHandle
 # Main memory that must be left, as a multiple of what is kept for the next prompt.
 MEMORY_LEFT = 3
 # Parameters times images up to which one thread is enough: four images of the demo model.
-SMALL = 2**23
+SMALL = 5 * 2**22
 
 
 def host_runtime(model: ModelHandle, accelerate: bool) -> Runtime:

@@ -142,7 +142,7 @@ class Scheduler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: str | None) -> bool | str:
+    def validate_inputs(cls, steps: str | None = None) -> bool | str:
         """Refuses what is no list of numbers before the run; None stands for a linked value. The host would show an
         error once for every input that is asked for here, so it is this one only."""
         try:

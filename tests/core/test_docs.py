@@ -96,7 +96,7 @@ def check_python_page(scope: dict[str, Any], printed: str) -> None:
     before, after = (scope["latent_to_tokens"](scope[name], scope["spec"].latent) for name in ("latents", "after"))
     assert before[kept.flatten(1)].equal(after[kept.flatten(1)]) and not before.equal(after)
     assert "AR step 7 of 7, 256 tokens known" in printed and "TFLOPs per image" in printed
-    assert "classes 0 to 9" in printed.splitlines()[-1]
+    assert "classes 0 to 11" in printed.splitlines()[-1]
 
 
 COMMANDS = re.compile(r"^(?:python -m gtr_core|gtr) (.+?)(?: +#.*)?$", re.MULTILINE)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FIGURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)#]+)")
-MEGABYTES = 10
+MEGABYTES = 16
 GENERATE = ["generate", "--steps", "1,1,1", "--diffusion", "2,2,2", "--fts", "off", "--device", "cpu", "-o", "a.png"]
 
 

@@ -31,9 +31,9 @@ from gtr_core import cli, files
 def stand(*_):
     print("here", flush=True)
     time.sleep(600)
-def half(file, tensors, metadata):
+def half(file, tensors, metadata, on_written):
     whole = io.BytesIO()
-    write(whole, tensors, metadata)
+    write(whole, tensors, metadata, on_written)
     file.write(whole.getvalue()[: whole.tell() // 2])
     file.flush()
     stand()
@@ -169,7 +169,7 @@ def test_an_evaluation_that_is_killed_goes_on(
         stderr=subprocess.PIPE,
     )
     try:
-        assert process.stderr.readline().startswith("1 of 2: gtr-extreme, seed 0")
+        assert process.stderr.readline().startswith("1 of 2 pieces (gtr-extreme, seed 0")
         assert "-m" in program or process.stdout.readline() == "here\n"
     finally:
         process.kill()

@@ -114,10 +114,8 @@ def square(rows: int, columns: int) -> torch.Tensor:
 
 
 def structure_kept(rows: int, columns: int) -> torch.Tensor:
-    """All but stage 1 of three: even rows of the even colour are kept."""
-    drawn = torch.ones(rows, columns, dtype=torch.bool)
-    drawn[::2, ::2] = False
-    return drawn
+    """All but stage 1 of three: what (row + column) mod 4 = 0 holds is kept."""
+    return (torch.arange(rows)[:, None] + torch.arange(columns)) % 4 != 0
 
 
 SHIPPED: dict[str, Callable[[int, int], torch.Tensor]] = {"inpaint": square, "variations": structure_kept}
@@ -125,7 +123,7 @@ SHIPPED: dict[str, Callable[[int, int], torch.Tensor]] = {"inpaint": square, "va
 
 def latents(client: Client, base: Path, name: str, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a shipped editing workflow with few steps; its image's latent before and after."""
-    graph = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+    graph = json.loads((API / f"demo_{name}.json").read_text(encoding="utf-8"))
     graph["5"]["inputs"].update(
         preset="custom", steps="3, 2, 1", diffusion_start=4, diffusion_end=3, diffusion_reconstruction=3
     )

@@ -337,7 +337,7 @@ def test_wrong_images_and_combinations_end_in_one_line(
 @pytest.mark.parametrize(
     "change, words",
     [
-        (["--class", "10"], "class 10 is out of range: demo has classes 0 to 9"),
+        (["--class", "12"], "class 12 is out of range: demo has classes 0 to 11"),
         (["--class", "-1"], "out of range"),
         (["--class", "zebra"], "demo has no class 'zebra'"),
         (["--class", " , "], "no class given"),

@@ -86,7 +86,7 @@ def test_flops_have_the_keys_that_scripts_read(run):
         (["schedule", "--grid", "16"], "expected rows x columns"),
         (["schedule", "--grid", "0x4"], "expected at least 1 x 1"),
         (["schedule", "--rates", "2.67,10.67,200"], "rate 200 of stage 3 does not fit"),
-        (["schedule", "--steps", "1,1,1,1", "--grid", "1x8"], "empty subset"),
+        (["schedule", "--steps", "1,1,1,1", "--grid", "1x8", "--partition", "quincunx"], "empty subset"),
         (["schedule", "--grid", "100000x100000"], "at most 256 x 256"),
         (["schedule", "--steps", "1000000000"], "expected 1 to 65536"),
         (["schedule", "--order", "random", "--steps", "3,2"], "order 'random' has one stage, found 2"),
