@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from gtr_tests import rest, sharing
 from safetensors.torch import load_file
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 API = Path(__file__).resolve().parents[2] / "workflows" / "api"
 DEMO = "demo (built-in)"
-GIVEN, DRAWN = "7", "20"
+# The nodes that give the latent of the image and of what becomes of it.
+GIVEN = {"inpaint": "11", "variations": "7", "outpaint": "7"}
+DRAWN = "20"
 """The nodes of the shipped editing workflows that make the image and change it."""
 
 
@@ -129,7 +132,9 @@ def latents(client: Client, base: Path, name: str, **changes: Any) -> tuple[torc
     )
     for node, inputs in changes.items():
         graph[node.lstrip("n")]["inputs"].update(inputs)
-    for node in (GIVEN, DRAWN):
+    if name == "inpaint":
+        rest.upload(client.url, sharing.EXAMPLE.name, sharing.EXAMPLE.read_bytes())
+    for node in (GIVEN[name], DRAWN):
         graph[f"9{node}"] = {
             "class_type": "SaveLatent",
             "inputs": {"samples": [node, 0], "filename_prefix": f"edit/{name}_{node}"},
@@ -137,7 +142,7 @@ def latents(client: Client, base: Path, name: str, **changes: Any) -> tuple[torc
     client.prompt(graph)
     files = [
         max((base / "output" / "edit").glob(f"{name}_{node}_*.latent"), key=lambda path: path.name)
-        for node in (GIVEN, DRAWN)
+        for node in (GIVEN[name], DRAWN)
     ]
     before, after = (load_file(file)["latent_tensor"] for file in files)
     return before, after
