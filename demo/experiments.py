@@ -43,7 +43,7 @@ from . import figures, observations, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, WORK = ROOT / "docs" / "quality", ROOT / "demo" / "runs" / "quality"
-# In bfloat16, in a third of the time: what that changes is far within the noise (docs/performance.md).
+# In bfloat16, in a third of the time; the observations below are exact.
 FILES = EvaluationFiles(DEMO_MAR, DEMO_VAE, DEMO_JUDGE, dtype=torch.bfloat16, accelerate=True)
 EXACT = replace(FILES, dtype=torch.float32, accelerate=False)
 PAPER_CLAIM = 3.72

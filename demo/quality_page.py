@@ -40,7 +40,8 @@ SEARCH = """The search draws random schedules of a given cost (FLOPs of MAR-H), 
 on twice the images, and repeats. The winner is compared with the paper's preset on seeds that the search has not
 seen."""
 
-HEAT = """FTS gives its extra diffusion steps to the lighter tokens (`python -m demo.experiments heat`)."""
+HEAT = """In these images FTS selects tokens at the upper and lower borders and some inside the sprites (`python -m
+demo.experiments heat`)."""
 
 
 def load(folder: Path, name: str) -> dict | None:
@@ -313,7 +314,7 @@ def write_page(folder: Path, target: Path) -> None:
     order, budget = found["orders"], found["budgets"]
     searches = [line for name in ("search-4x", "search-6x") for line in searched(found[name], at, name)]
     words = "Images, and below them the tokens that FTS gave extra diffusion steps"
-    heat = [f"![{words}]({at}/heat.png)", HEAT] if (folder / "heat.png").exists() else []
+    heat = [f"![{words}]({at}/heat.png)", HEAT] if found["fts"] is not None else []
     blocks = [
         "# Quality on the demo model",
         INTRODUCTION,
