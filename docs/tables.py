@@ -28,7 +28,6 @@ from gtr_core.costs.flops import report
 from gtr_core.costs.paper_table import SPEEDS
 from gtr_core.device import Machine, Runtime
 from gtr_core.drawing.bars import bar_chart, write_chart
-from gtr_core.evaluation.metrics import Interval
 from gtr_core.models import ModelSpec, build, published_specs
 from gtr_core.plans.fts import FTS
 from gtr_core.plans.method import Guidance, Method
@@ -44,11 +43,9 @@ FIGURES = ROOT / "docs" / "figures"
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("web/docs/**/*.md")))
 BLOCK = re.compile(r"<!-- (table|value): ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
 MARS = ("mar-b", "mar-l", "mar-h")
-BATCHES = (1, 4, 16, 64)
 GIB, MIB = 2**30, 2**20
 
 MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
-QUALITY = "eval --presets gtr-paper,origin --images 96 --seeds 3 --cfg 1 --work output/eval"
 MANY = "generate-many --preset gtr-extreme --images 64 --shard 8 --batch 8 --manifest jsonl"
 LIGHTGEN = "bench --model lightgen --size 512x512 --cfg 4 --rounds 3 --presets reference,"
 # What writes docs/figures/NAME.json, after `python -m gtr_core` and with --json.
@@ -61,13 +58,6 @@ COMMANDS = {
     + "lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
     "bench_harmon": "bench --model harmon-0.5b --rounds 1 "
     "--presets harmon-origin,gtr-harmon,harmon-origin@bfloat16,gtr-harmon@bfloat16",
-    **{f"batch_demo_{n}": f"bench --model demo --presets gtr-full --rounds 5 --batch {n}" for n in BATCHES},
-    **{
-        f"batch_mar_b_{n}": f"bench --model mar-b --dtype bfloat16 --presets gtr-extreme --rounds 3 --batch {n}"
-        for n in BATCHES
-    },
-    "quality_float32": QUALITY,
-    "quality_bfloat16": f"{QUALITY} --dtype bfloat16 --acceleration auto",
     **{f"many_{n}": f"{MANY} --workers {n} -o output/many_{n}" for n in (1, 2)},
 }
 # A machine of which only the room matters: a GPU with units for 16 bit.
@@ -369,42 +359,6 @@ def bench_dtypes(name: str, words: str) -> Callable[[], str]:
     return text
 
 
-def batches() -> str:
-    names = ("demo", "mar_b")
-    results = {(name, n): measured(f"batch_{name}_{n}") for name in names for n in BATCHES}
-    rows = []
-    for n in BATCHES:
-        cells = [f"{n}"]
-        for name in names:
-            row = results[name, n]["rows"][0]
-            cells += [digits(row["seconds"] / n), f"{row['peak_bytes'] / MIB:.0f}"]
-        rows.append(tuple(cells))
-    head = (
-        "batch", "demo, fp32, `gtr-full`: seconds per image ↓", "activations, MiB ↓",
-        "MAR-B, bf16, `gtr-extreme`: seconds per image ↓", "activations, MiB ↓",
-    )  # fmt: skip
-    commands = [re.sub(r"--batch \d+", "--batch N", command(results[name, 1])) for name in names]
-    first = results["demo", 1]
-    return "\n\n".join([code(*commands), table(head, rows), f"Measured on {machine(first)}. Medians over the rounds."])
-
-
-def precision() -> str:
-    single, low = measured("quality_float32"), measured("quality_bfloat16")
-    rows = []
-    for own, other in zip(single["rows"], low["rows"]):
-        figures = [Interval(**row["figures"]["frechet"]) for row in (own, other)]
-        rows.append((f"`{own['method']}`", *(f"{f.mean:.1f} ± {f.half:.1f}" for f in figures)))
-    seeds, images = len(single["seeds"]), single["images"]
-    head = ("preset", "fp32: Fréchet distance ↓", "bf16: Fréchet distance ↓")
-    return "\n\n".join(
-        [
-            code(command(single), command(low)),
-            table(head, rows),
-            f"The demo model, n = {seeds} × {images} images, mean ± half of the 95 % interval over the seeds.",
-        ]
-    )
-
-
 def scaling() -> str:
     results = [measured(f"many_{n}") for n in (1, 2)]
     rates = [result["images"] / result["seconds"] for result in results]
@@ -447,8 +401,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-harmon": bench_dtypes(
         "bench_harmon", "Bars of the median seconds per image of Harmon-0.5B, the original schedule longest"
     ),
-    "batches": batches,
-    "precision": precision,
     "scaling": scaling,
     # Values inside a sentence.
     "speed-mar-b": speed_of_mar_b,
