@@ -16,8 +16,8 @@ from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
 from ..errors import GtRError
 from .latents import LatentSpec
-from .layers import Attention, Block, block_flops, empty_parameter, sdpa
-from .model import Conditions, InParts, Model, Positions, pick
+from .layers import Attention, block_flops, blocks, empty_parameter, sdpa
+from .model import Conditions, InParts, Model, Positions, at_all_positions, pick
 from .position_tables import bilinear_weights, resized_table
 from .prompts import PICTURE, EditCondition, check_ids, ids_of, pad_prompts
 from .qwen import Prefix, Qwen, QwenSpec
@@ -175,11 +175,8 @@ class MaskedTransformer(nn.Module):
     def __init__(self, spec: HarmonSpec, *, operations, attention: Attention, **factory):
         super().__init__()
         self.spec = spec
+        layers = {"operations": operations, "attention": attention, **factory}
         dim, positions = spec.dim, spec.buffer + spec.table**2
-
-        def blocks(depth: int) -> nn.ModuleList:
-            layers = {"operations": operations, "attention": attention, **factory}
-            return nn.ModuleList(Block(dim, spec.heads, spec.mlp_ratio, spec.norm_eps, **layers) for _ in range(depth))
 
         def norm() -> nn.Module:
             return operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
@@ -188,12 +185,12 @@ class MaskedTransformer(nn.Module):
         self.z_proj = operations.Linear(spec.head.channels, dim, **factory)
         self.z_proj_ln = norm()
         self.encoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
-        self.encoder_blocks = blocks(spec.encoder_depth)
+        self.encoder_blocks = blocks(spec.encoder_depth, spec, **layers)
         self.encoder_norm = norm()
         self.decoder_embed = operations.Linear(dim, dim, **factory)
         self.mask_token = empty_parameter(1, 1, dim, **factory)
         self.decoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
-        self.decoder_blocks = blocks(spec.decoder_depth)
+        self.decoder_blocks = blocks(spec.decoder_depth, spec, **layers)
         self.decoder_norm = norm()
         self.diffusion_pos_embed_learned = empty_parameter(1, spec.table**2, dim, **factory)
         head = DiffusionHead(spec.head, operations=operations, device=factory["device"], dtype=torch.float32)
@@ -415,15 +412,7 @@ class Harmon(Model):
         if memory.canvas is not None or len(prompts) == memory.branches * len(places):
             return None
         alone = PromptMemory(memory.prompts, (prompts,))
-        nothing = masked[:, :0].expand(len(prompts), -1)
-        everything = Positions(nothing, masked.expand(len(prompts), -1), nothing)
-        tokens = tokens[:1].expand(len(prompts), -1, -1)
-        (z,) = in_parts(
-            len(prompts),
-            everything.count,
-            1,
-            lambda rows: self(tokens[rows], everything.images(rows), alone.images(rows), grid),
-        )
+        z = at_all_positions(self, tokens, masked, alone, len(prompts), grid, in_parts)
         return tuple(
             pick(torch.stack([z[prompts.index(prompt)] for prompt in branch]), places) for branch in memory.rows
         )

@@ -8,6 +8,7 @@ Constructors never initialise weights of their own: a host may build layers whos
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -63,6 +64,22 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class Sizes(Protocol):
+    """What a spec says about a block."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def mlp_ratio(self) -> int: ...
+
+    @property
+    def norm_eps(self) -> float: ...
+
+
 class Block(nn.Module):
     """Pre-norm ViT block (docs/upstream.md 1.3)."""
 
@@ -84,6 +101,11 @@ class Block(nn.Module):
     def feed_forward(self, x: Tensor) -> Tensor:
         """The second half of the block."""
         return x + self.mlp(self.norm2(x))
+
+
+def blocks(depth: int, spec: Sizes, **layers) -> nn.ModuleList:
+    """So many blocks of a model's sizes; ``layers`` are what a :class:`Block` takes by name."""
+    return nn.ModuleList(Block(spec.dim, spec.heads, spec.mlp_ratio, spec.norm_eps, **layers) for _ in range(depth))
 
 
 def block_flops(dim: int, mlp_ratio: int, queries: int, keys: int | None = None, fed: int | None = None) -> int:

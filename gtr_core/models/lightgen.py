@@ -16,7 +16,7 @@ from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
 from ..errors import GtRError
 from .latents import LatentSpec
-from .layers import Attention, Block, Mlp, block_flops, empty_parameter, sdpa
+from .layers import Attention, Mlp, block_flops, blocks, empty_parameter, sdpa
 from .model import Conditions, InParts, Model, Positions, pick
 from .position_tables import bicubic_weights, resized_table
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
@@ -185,18 +185,7 @@ class TextEmbedding(nn.Module):
     def __init__(self, spec: LightGenSpec, *, operations, attention, **factory):
         super().__init__()
         self.text_proj = TextProjection(spec.caption_dim, spec.dim, operations=operations, **factory)
-        self.text_aligner = nn.ModuleList(
-            Block(
-                spec.dim,
-                spec.heads,
-                spec.mlp_ratio,
-                spec.norm_eps,
-                operations=operations,
-                attention=attention,
-                **factory,
-            )
-            for _ in range(spec.aligner_depth)
-        )
+        self.text_aligner = blocks(spec.aligner_depth, spec, operations=operations, attention=attention, **factory)
         self.text_aligner_norm = operations.LayerNorm(spec.dim, eps=spec.norm_eps, **factory)
 
     def forward(self, text: Tensor) -> Tensor:
@@ -261,12 +250,12 @@ class LightGen(Model):
         self.z_proj = operations.Linear(spec.head.channels, dim, **factory)
         self.z_proj_ln = norm()
         self.encoder_pos_embed_learned = empty_parameter(1, spec.table**2, dim, **factory)
-        self.encoder_blocks = nn.ModuleList(Block(*block, **layers) for _ in range(spec.encoder_depth))
+        self.encoder_blocks = blocks(spec.encoder_depth, spec, **layers)
         self.encoder_norm = norm()
         self.decoder_embed = operations.Linear(dim, dim, **factory)
         self.mask_token = empty_parameter(1, 1, dim, **factory)
         self.decoder_pos_embed_learned = empty_parameter(1, spec.table**2, dim, **factory)
-        self.decoder_blocks = nn.ModuleList(Block(*block, **layers) for _ in range(spec.decoder_depth))
+        self.decoder_blocks = blocks(spec.decoder_depth, spec, **layers)
         self.decoder_norm = norm()
         self.last_embed = operations.Linear(dim, dim, **factory)
         self.last_pos_embed_learned = empty_parameter(1, spec.table**2, dim, **factory)

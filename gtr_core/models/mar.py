@@ -14,8 +14,8 @@ from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
 from ..errors import GtRError
 from .latents import DETOK, LatentSpec
-from .layers import Attention, Block, block_flops, empty_parameter, sdpa
-from .model import Conditions, InParts, Model, Positions, pick
+from .layers import Attention, block_flops, blocks, empty_parameter, sdpa
+from .model import Conditions, InParts, Model, Positions, at_all_positions, pick
 from .shapes import (
     HEADS_BY_WIDTH,
     Shapes,
@@ -169,21 +169,8 @@ class MAR(Model):
         super().__init__()
         self.spec = spec
         factory = {"device": device, "dtype": dtype}
+        layers = {"operations": operations, "attention": attention, **factory}
         dim, positions = spec.dim, spec.buffer + spec.tokens
-
-        def blocks(depth: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                Block(
-                    dim,
-                    spec.heads,
-                    spec.mlp_ratio,
-                    spec.norm_eps,
-                    operations=operations,
-                    attention=attention,
-                    **factory,
-                )
-                for _ in range(depth)
-            )
 
         def norm() -> nn.Module:
             return operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
@@ -193,12 +180,12 @@ class MAR(Model):
         self.z_proj = operations.Linear(spec.head.channels, dim, **factory)
         self.z_proj_ln = norm()
         self.encoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
-        self.encoder_blocks = blocks(spec.encoder_depth)
+        self.encoder_blocks = blocks(spec.encoder_depth, spec, **layers)
         self.encoder_norm = norm()
         self.decoder_embed = operations.Linear(dim, dim, **factory)
         self.mask_token = empty_parameter(1, 1, dim, **factory)
         self.decoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
-        self.decoder_blocks = blocks(spec.decoder_depth)
+        self.decoder_blocks = blocks(spec.decoder_depth, spec, **layers)
         self.decoder_norm = norm()
         self.diffusion_pos_embed_learned = empty_parameter(1, spec.tokens, dim, **factory)
         self.diffloss = nn.ModuleDict(
@@ -308,15 +295,7 @@ class MAR(Model):
         if count == memory.branches * len(places):
             return None
         labels = EmbeddedLabels((torch.cat(distinct),))
-        nothing = masked[:, :0].expand(count, -1)
-        everything = Positions(nothing, masked.expand(count, -1), nothing)
-        tokens = tokens[:1].expand(count, -1, -1)
-        (z,) = in_parts(
-            count,
-            everything.count,
-            1,
-            lambda rows: self(tokens[rows], everything.images(rows), labels.images(rows), grid),
-        )
+        z = at_all_positions(self, tokens, masked, labels, count, grid, in_parts)
         return tuple(pick(branch, places) for branch in z.split([len(rows) for rows in distinct]))
 
     def reference(

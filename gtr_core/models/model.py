@@ -153,6 +153,20 @@ class Model(nn.Module):
         raise NotImplementedError
 
 
+def at_all_positions(
+    model: Model, tokens: Tensor, masked: Tensor, memory: Memory, count: int, grid: tuple[int, int], in_parts: InParts
+) -> Tensor:
+    """z (count, M, D) before anything is known of ``count`` images of one guidance branch, at all positions ``masked``
+    (1, M): what :meth:`Model.first_step` computes once for images that share their condition."""
+    nothing = masked[:, :0].expand(count, -1)
+    everything = Positions(nothing, masked.expand(count, -1), nothing)
+    tokens = tokens[:1].expand(count, -1, -1)
+    (z,) = in_parts(
+        count, everything.count, 1, lambda rows: model(tokens[rows], everything.images(rows), memory.images(rows), grid)
+    )
+    return z
+
+
 def pick(values: Tensor, places: Tensor) -> Tensor:
     """Rows ``places`` (B, T) of values (B or 1, M, D): (B, T, D)."""
     return values.expand(len(places), -1, -1).gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
