@@ -164,6 +164,9 @@ def recap(result: dict) -> Sequence[str]:
         ("gtr 30,18,6 full ReCAP 2", "gtr 10,6,2 full"),
         ("gtr 24,6,2 stage ReCAP 1", "gtr 8,3,2 stage"),
         ("gtr 12,3,1 full ReCAP 1", "gtr 8,3,2 full"),
+        ("gtr 20,12,4 full ReCAP 1", "gtr 24,6,2 stage"),
+        ("gtr 20,12,4 full ReCAP 1", "gtr-best-4x"),
+        ("gtr 24,6,2 stage ReCAP 1", "gtr-best-6x"),
     )
     return [
         f"Against {other.removeprefix('gtr ')} without it ({ratio(result, other)}), {own.removeprefix('gtr ')} "
