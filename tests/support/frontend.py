@@ -25,6 +25,7 @@ CHROMIUM_FLAGS = (
 )
 READY = """types => window.app && window.app.extensionManager && window.LiteGraph && window.app.graph
     && types.every(type => type in window.LiteGraph.registered_node_types)"""
+SHOWN = "types => window.app.graph._nodes.some(n => types === null || types.includes(n.type))"
 EVENTS = (
     "execution_start",
     "execution_cached",
@@ -88,14 +89,14 @@ class FrontEnd:
         page.on("pageerror", lambda error: self.console.append(f"page error: {error}"))
 
     def open(self, template: str | None = None) -> None:
-        """Open the page, with one of the pack's templates if named, and wait until it can be used."""
+        """Open the page, with one of the pack's templates if named, and wait until it can be used.
+
+        Without a template the front end shows a workflow of its own; what is loaded before that one would be replaced.
+        """
         query = "" if template is None else "?" + urlencode({"template": template, "source": PACK})
         self.page.goto(f"{self.url}/{query}", wait_until="domcontentloaded")
         self.page.wait_for_function(READY, arg=self.types, timeout=60_000)
-        if template is not None:
-            self.page.wait_for_function(
-                "types => window.app.graph._nodes.some(n => types.includes(n.type))", arg=self.types, timeout=20_000
-            )
+        self.page.wait_for_function(SHOWN, arg=None if template is None else self.types, timeout=20_000)
 
     def browse_templates(self) -> None:
         """Open the template browser at this pack's templates."""
