@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from math import ceil
+from dataclasses import dataclass
+from math import ceil, prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +30,7 @@ from gtr_core.cli.options import named_schedule
 from gtr_core.costs.flops import report
 from gtr_core.costs.paper_table import SPEEDS
 from gtr_core.device import Machine, Runtime
-from gtr_core.drawing.bars import bar_chart, write_chart
+from gtr_core.drawing.bars import Line, bar_chart, line_chart, write_chart
 from gtr_core.models import ModelSpec, build, published_specs
 from gtr_core.plans.fts import FTS
 from gtr_core.plans.method import Guidance, Method
@@ -48,8 +51,10 @@ GIB, MIB = 2**30, 2**20
 MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
 MANY = "generate-many --preset gtr-extreme --images 64 --shard 8 --batch 8 --manifest jsonl"
 LIGHTGEN = "bench --model lightgen --size 512x512 --cfg 4 --rounds 3 --presets reference,"
-# What writes docs/figures/NAME.json, after `python -m gtr_core` and with --json.
-COMMANDS = {
+STAGES = ("15-3", "10-6-2", "10-4-2-2", "8-3-3-2-2")
+# What writes docs/figures/NAME.json, with --json: a verb of `python -m gtr_core`, or another module after -m. A tuple
+# writes a list of results.
+COMMANDS: dict[str, str | tuple[str, ...]] = {
     "bench_demo": "bench --model demo --rounds 3 "
     "--presets origin,step-16,step-8,halton-16,disa-24,disa-16,lazymar,gtr-paper,gtr-full,gtr-extreme",
     "bench_mar_b": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS},"
@@ -59,6 +64,21 @@ COMMANDS = {
     "bench_harmon": "bench --model harmon-0.5b --rounds 1 "
     "--presets harmon-origin,gtr-harmon,harmon-origin@bfloat16,gtr-harmon@bfloat16",
     **{f"many_{n}": f"{MANY} --workers {n} -o output/many_{n}" for n in (1, 2)},
+    **{f"ray_{n}": f"{MANY} --engine ray --workers {n} -o output/ray_{n}" for n in (1, 2)},
+    "startup": "-m docs.startup",
+    "growth_batch": (
+        *(f"bench --model demo --rounds 3 --presets gtr-paper --batch {n}" for n in (1, 2, 4, 8, 16, 32, 64)),
+        *(f"bench --model mar-b --rounds 1 --presets gtr-paper@bfloat16 --batch {n}" for n in (1, 4, 16, 64)),
+    ),
+    "growth_tokens": tuple(
+        f"bench --model {model} --rounds 1 --presets {name}@bfloat16 --cfg 4 --size {side}x{side}"
+        for model, name in (("lightgen", "gtr-lightgen"), ("harmon-0.5b", "gtr-harmon"))
+        for side in (256, 512, 1024)
+    ),
+    "growth_stages": tuple(
+        f"bench --model {model} --rounds 3 --presets " + ",".join(f"gtr-full:{steps}{dtype}" for steps in STAGES)
+        for model, dtype in (("demo", ""), ("mar-b", "@bfloat16"))
+    ),
 }
 # A machine of which only the room matters: a GPU with units for 16 bit.
 GPU = Machine((torch.bfloat16, torch.float16, torch.float32))
@@ -68,8 +88,8 @@ class Missing(LookupError):
     """A table needs a file of docs/figures that is not there."""
 
 
-def measured(name: str) -> dict:
-    """What the command of this name wrote."""
+def measured(name: str) -> Any:
+    """What the command of this name wrote, or the list of what its commands wrote."""
     path = FIGURES / f"{name}.json"
     if not path.is_file():
         raise Missing(name)
@@ -360,15 +380,87 @@ def bench_dtypes(name: str, words: str) -> Callable[[], str]:
 
 
 def scaling() -> str:
-    results = [measured(f"many_{n}") for n in (1, 2)]
+    """Workers of both engines; the speed-up is each engine's own."""
+    results = [measured(f"{engine}_{n}") for engine in ("many", "ray") for n in (1, 2)]
     rates = [result["images"] / result["seconds"] for result in results]
     rows = [
-        (f"{n}", f"{result['seconds']:.1f}", digits(rate), times(rate / rates[0]))
-        for n, result, rate in zip((1, 2), results, rates)
+        (engine, f"{n}", f"{result['seconds']:.1f}", digits(rate), times(rate / one))
+        for engine, n, result, rate, one in zip(
+            ("local", "local", "ray", "ray"), (1, 2, 1, 2), results, rates, (rates[0], rates[0], rates[2], rates[2])
+        )
     ]
-    head = ("workers", "seconds, loading included ↓", "images per second ↑", "speed-up ↑")
+    head = ("engine", "workers", "seconds, loading included ↓", "images per second ↑", "speed-up ↑")
     where = f"Measured on {machine(results[0])}, one run each. Workers have one thread."
     return "\n\n".join([code(*map(command, results)), table(head, rows), where])
+
+
+def startup() -> str:
+    result = measured("startup")
+    rows = [(row["what"], seconds(row)) for row in result["rows"]]
+    where = f"Measured on {machine(result)}. Medians of {result['rounds']} rounds with their range, in new processes."
+    return "\n\n".join([code(command(result)), table(("what", "seconds ↓"), rows), where])
+
+
+# -- growth ------------------------------------------------------------------------------------------------------------
+
+
+def over(name: str, x: Callable[[dict], float]) -> list[Line]:
+    """A line per model of results with one preset each: seconds per image over ``x`` of the result."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for result in measured(name):
+        (row,) = result["rows"]
+        label = f"{called(result)}, {row['preset'].partition('@')[0]}, {row['dtype']}"
+        lines.setdefault(label, []).append((x(result), row["seconds"] / result["batch"]))
+    return [Line(label, points) for label, points in lines.items()]
+
+
+def over_stages() -> list[Line]:
+    lines = []
+    for result in measured("growth_stages"):
+        stages = [row["preset"].partition(":")[2].count("-") + 1 for row in result["rows"]]
+        seconds = [row["seconds"] for row in result["rows"]]
+        lines.append(Line(f"{called(result)}, {result['rows'][0]['dtype']}", list(zip(stages, seconds))))
+    return lines
+
+
+def called(result: dict) -> str:
+    """A model's name in a figure."""
+    return {"mar-b": "MAR-B", "lightgen": "LightGen", "harmon-0.5b": "Harmon-0.5B"}.get(result["model"], "demo model")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A figure of seconds per image over something that grows; ``words`` describe the figure to who cannot see it."""
+
+    lines: Callable[[], list[Line]]
+    x_label: str
+    words: str
+
+
+GROWTH = {
+    "growth_batch": Growth(
+        lambda: over("growth_batch", lambda result: result["batch"]),
+        "images in a batch",
+        "Seconds per image over the size of the batch",
+    ),
+    "growth_tokens": Growth(
+        lambda: over("growth_tokens", lambda result: prod(result["grid"])),
+        "tokens of the image",
+        "Seconds per image over the number of tokens",
+    ),
+    "growth_stages": Growth(over_stages, "stages K", "Seconds per image over the number of stages"),
+}
+
+
+def growth(name: str) -> Callable[[], str]:
+    """The figure, its commands, and where they ran."""
+
+    def text() -> str:
+        results = measured(name)
+        where = f"Measured on {machine(results[0])}."
+        return "\n\n".join([chart(name, GROWTH[name].words), code(*map(command, results)), where])
+
+    return text
 
 
 def speed_of_mar_b() -> str:
@@ -402,6 +494,8 @@ TABLES: dict[str, Callable[[], str]] = {
         "bench_harmon", "Bars of the median seconds per image of Harmon-0.5B, the original schedule longest"
     ),
     "scaling": scaling,
+    "startup": startup,
+    **{name.replace("_", "-"): growth(name) for name in GROWTH},
     # Values inside a sentence.
     "speed-mar-b": speed_of_mar_b,
     "flops-mar-h": lambda: f"{flops('mar-h', 'gtr-paper')[1]:.1f}×",
@@ -438,6 +532,11 @@ def filled(text: str, missing: set[str]) -> str:
 def draw(name: str) -> None:
     """The chart of a result of `bench`."""
     result = measured(name)
+    if name in GROWTH:
+        write_chart(
+            FIGURES.parent / f"{name}.png", line_chart(GROWTH[name].lines(), GROWTH[name].x_label, "seconds per image")
+        )
+        return
     rows = [
         (row["preset"], row["seconds"], f"{digits(row['seconds'])} s, {times(row['ratio'])}") for row in result["rows"]
     ]
@@ -446,13 +545,22 @@ def draw(name: str) -> None:
 
 
 def measure(name: str) -> None:
-    """Run the command behind a file of docs/figures."""
-    words = [sys.executable, "-m", "gtr_core", *COMMANDS[name].split(), "--json"]
-    if name.startswith("many"):
+    """Run the commands behind a file of docs/figures; the paths in it are relative to the repository."""
+    chosen = COMMANDS[name]
+    results = [run(line) for line in ((chosen,) if isinstance(chosen, str) else chosen)]
+    facts = json.dumps(results[0] if isinstance(chosen, str) else results, indent=1)
+    FIGURES.mkdir(exist_ok=True)
+    (FIGURES / f"{name}.json").write_text(facts.replace(f"{ROOT}{os.sep}", "") + "\n", encoding="utf-8")
+
+
+def run(line: str) -> dict:
+    """What one command prints."""
+    program = [] if line.startswith("-m ") else ["-m", "gtr_core"]
+    words = [sys.executable, *program, *line.split(), "--json"]
+    if "-o" in words:
         shutil.rmtree(ROOT / words[-2], ignore_errors=True)  # else the images of an earlier run would be counted
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    FIGURES.mkdir(exist_ok=True)
-    (FIGURES / f"{name}.json").write_text(json.dumps(json.loads(done.stdout), indent=1) + "\n", encoding="utf-8")
+    return json.loads(done.stdout)
 
 
 def main() -> None:
@@ -468,7 +576,7 @@ def main() -> None:
             page.write_text(after, encoding="utf-8")
             print(f"wrote {page.relative_to(ROOT)}")
     for name in COMMANDS:
-        if name.startswith("bench") and (FIGURES / f"{name}.json").is_file():
+        if name.startswith(("bench", "growth")) and (FIGURES / f"{name}.json").is_file():
             draw(name)
     for name in COMMANDS:
         if name in missing:

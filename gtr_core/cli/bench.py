@@ -43,7 +43,8 @@ def add_options(sub: Parser) -> None:
         metavar="NAME,NAME,...",
         default=f"origin,{DEFAULT_PRESET}",
         help="the others are compared with the first; also lazymar, and reference: the origin as the original code "
-        "runs it; NAME+recap and NAME+lazymar have that cache; NAME@dtype has a --dtype of its own",
+        "runs it; NAME:15-3 has these AR steps per stage, NAME+recap and NAME+lazymar have that cache, and NAME@dtype "
+        "has a --dtype of its own",
     )
     sub.add_argument("--rounds", metavar="N", type=int, default=3, help="runs of every preset, which take turns")
     sub.add_argument("--figure", metavar="FILE", help="draw the seconds, as .png, .svg or .pdf")

@@ -66,8 +66,8 @@ def add_options(sub: Parser) -> None:
         "--presets",
         metavar="NAME,NAME,...",
         default=f"origin,{DEFAULT_PRESET}",
-        help="the others are compared with the first; also lazymar, step-N, halton-N, reference, NAME+recap and "
-        "NAME+lazymar",
+        help="the others are compared with the first; also lazymar, step-N, halton-N, reference, NAME:15-3 with these "
+        "AR steps per stage, NAME+recap and NAME+lazymar",
     )
     sub.add_argument("--folder", metavar="DIR", help="measure the images that generate-many made there, and make none")
     sub.add_argument("--images", metavar="N", type=int, default=300, help="per seed; classes take turns")

@@ -38,6 +38,8 @@ DEMO, LAZYMAR, RECAP, REFERENCE, AUTO = "demo", "lazymar", "recap", "reference",
 DEFAULT_PRESET = "gtr-paper"
 # Presets of any number of AR steps, made from those of 16.
 STEPPED = re.compile(r"(step|halton)-(\d{1,5})")
+# AR steps per stage behind the name of a preset.
+STAGES = re.compile(r"\d{1,5}(-\d{1,5})*")
 CACHES = {LAZYMAR: LazyMAR, RECAP: ReCAP}
 LARGEST_BATCH = 4096
 LONGEST_PROMPTS = 64 << 20  # bytes of a file of prompts
@@ -272,7 +274,16 @@ def schedule_of(options: Options) -> Schedule:
 
 
 def named_schedule(name: str, others: Sequence[str] = ()) -> Schedule:
-    """A preset, ``step-N`` or ``halton-N``, or ``lazymar``'s schedule. Raises GtRError that also names ``others``."""
+    """A preset, ``step-N`` or ``halton-N``, or ``lazymar``'s schedule. Raises GtRError that also names ``others``.
+
+    ``NAME:15-3`` has these AR steps per stage instead of its own.
+    """
+    name, colon, steps = name.partition(":")
+    if colon:
+        if not STAGES.fullmatch(steps):
+            raise GtRError(f"'{name}:{steps}': expected AR steps per stage after the colon, such as {name}:15-3")
+        changes = {"steps": tuple(map(int, steps.split("-"))), "rates": (), "note": ""}
+        return replace(named_schedule(name, others), name=f"{name}:{steps}", **changes)
     if name == LAZYMAR:
         return replace(preset("origin"), name=LAZYMAR)
     stepped = STEPPED.fullmatch(name)

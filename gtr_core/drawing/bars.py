@@ -1,4 +1,4 @@
-"""Charts, drawn with matplotlib (in the extra ``eval``): bars with intervals, and how every chart looks."""
+"""Charts, drawn with matplotlib (in the extra ``eval``): bars with intervals, lines, and how every chart looks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +70,34 @@ def bar_chart(rows: Sequence[tuple[str, float, str]], title: str, errors: Sequen
         axes.set_xticks([])
         axes.margins(x=0, y=0.02)
         axes.invert_yaxis()
+    return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named series of (x, y), both above 0."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
+    """Lines with a mark at every point, both axes logarithmic, so that a straight line is a power law."""
+    with new_chart(6.4, 3.2) as (figure, axes):
+        for line, colour, marker in zip(lines, cycle(COLOURS), cycle("osD^")):
+            axes.plot(*zip(*line.points), color=colour, marker=marker, markersize=5, linewidth=1.2, label=line.name)
+            for x, y in line.points:
+                axes.annotate(f"{y:.3g}", (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        places = sorted({x for line in lines for x, _ in line.points})
+        axes.set_xticks(places, [f"{x:g}" for x in places])
+        axes.minorticks_off()
+        axes.margins(y=0.2)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        grid_lines(axes)
+        figure.legend(loc="outside upper left")
     return figure
 
 

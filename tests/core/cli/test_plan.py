@@ -62,6 +62,13 @@ def test_any_number_of_steps_is_a_preset(run):
     assert run("schedule", "--preset", "halton-9")["steps"][0]["positions"]
 
 
+def test_a_preset_with_other_steps_per_stage_has_them_in_its_name(run):
+    facts = run("schedule", "--preset", "gtr-full:15-3")
+    assert facts["preset"] == "gtr-full:15-3" and [step["stage"] for step in facts["steps"]] == [1] * 15 + [2] * 3
+    changed = run("schedule", "--preset", "gtr-full", "--steps", "15,3")
+    assert changed["steps"] == facts["steps"]
+
+
 def test_seeds_wrap_around(run):
     assert run("schedule", "--seed", "-1") == run("schedule", "--seed", 2**64 - 1)
 
@@ -81,6 +88,8 @@ def test_flops_have_the_keys_that_scripts_read(run):
         (["schedule", "--figure", "p.jpg"], "expected a name that ends in .png, .svg or .pdf"),
         (["schedule", "--preset", "fast"], "unknown preset 'fast': expected one of origin"),
         (["schedule", "--preset", "step-0"], "expected 1 to 65536"),
+        (["schedule", "--preset", "gtr-full:"], "such as gtr-full:15-3"),
+        (["schedule", "--preset", "gtr-full:7-x"], "such as gtr-full:15-3"),
         (["schedule", "--preset", "gtr-paper", "--order", "raster"], "order 'raster' has one stage, found 3"),
         (["schedule", "--steps", "8,3,2", "--rates", "2,8,64"], "give exactly one of the two"),
         (["schedule", "--grid", "16"], "expected rows x columns"),
