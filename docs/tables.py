@@ -84,6 +84,13 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
 GPU = Machine((torch.bfloat16, torch.float16, torch.float32))
 
 
+def commands(name: str) -> list[str]:
+    """The commands behind a file of docs/figures, as the pages show them."""
+    chosen = COMMANDS[name]
+    lines = (chosen,) if isinstance(chosen, str) else chosen
+    return [f"python {line}" if line.startswith("-m ") else f"python -m gtr_core {line}" for line in lines]
+
+
 class Missing(LookupError):
     """A table needs a file of docs/figures that is not there."""
 
@@ -546,17 +553,15 @@ def draw(name: str) -> None:
 
 def measure(name: str) -> None:
     """Run the commands behind a file of docs/figures; the paths in it are relative to the repository."""
-    chosen = COMMANDS[name]
-    results = [run(line) for line in ((chosen,) if isinstance(chosen, str) else chosen)]
-    facts = json.dumps(results[0] if isinstance(chosen, str) else results, indent=1)
+    results = [run(line) for line in commands(name)]
+    facts = json.dumps(results[0] if isinstance(COMMANDS[name], str) else results, indent=1)
     FIGURES.mkdir(exist_ok=True)
     (FIGURES / f"{name}.json").write_text(facts.replace(f"{ROOT}{os.sep}", "") + "\n", encoding="utf-8")
 
 
 def run(line: str) -> dict:
     """What one command prints."""
-    program = [] if line.startswith("-m ") else ["-m", "gtr_core"]
-    words = [sys.executable, *program, *line.split(), "--json"]
+    words = [sys.executable, *line.split()[1:], "--json"]
     if "-o" in words:
         shutil.rmtree(ROOT / words[-2], ignore_errors=True)  # else the images of an earlier run would be counted
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -148,9 +148,18 @@ def test_every_table_has_its_place(writers: dict[str, ModuleType]) -> None:
 def test_measured_files_are_what_their_commands_wrote(writers: dict[str, ModuleType]) -> None:
     tables = writers["docs.tables"]
     for path in tables.FIGURES.glob("*.json"):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        assert tables.command(result) == f"python -m gtr_core {tables.COMMANDS[path.stem]}"
-        assert result["machine"]["threads"] >= 1
+        text = path.read_text(encoding="utf-8")
+        results = json.loads(text) if isinstance(json.loads(text), list) else [json.loads(text)]
+        assert list(map(tables.command, results)) == tables.commands(path.stem)
+        assert all(result["machine"]["threads"] >= 1 for result in results)
+        assert '"/' not in text, "a path of the machine"
+
+
+def test_commands_behind_the_files_are_understood(writers: dict[str, ModuleType]) -> None:
+    tables = writers["docs.tables"]
+    for line in (line for name in tables.COMMANDS for line in tables.commands(name)):
+        module, *words = shlex.split(line)[2:]
+        assert importlib.util.find_spec(module) if module != "gtr_core" else cli.parsed([*words, "--json"]).json
 
 
 ROW = {"tflops": 2.367, "seconds": 6.254, "seconds_range": [6.1, 6.42], "ratio": 23.14}
