@@ -124,9 +124,19 @@ def remove_abandoned(path: Path) -> None:
     A process holds a lock on the file that it writes, which the system ends with it; where files cannot be locked, an
     hour without a change tells.
     """
-    pattern = re.compile(re.escape(_start_of_parts(path)) + r"\d+-\d+\.part")
+    _remove_parts(path.parent, re.escape(_start_of_parts(path)))
+
+
+def remove_all_abandoned(folder: Path) -> None:
+    """The same for all files of a folder; nothing where there is no folder."""
+    _remove_parts(folder, r"\..{1,40}\.")
+
+
+def _remove_parts(folder: Path, start: str) -> None:
+    """Abandoned parts whose names begin so, a regular expression."""
+    pattern = re.compile(start + r"\d+-\d+\.part")
     with suppress(OSError):
-        for entry in os.scandir(path.parent):
+        for entry in os.scandir(folder):
             if pattern.fullmatch(entry.name) and _abandoned(Path(entry.path)):
                 os.unlink(entry.path)
 

@@ -20,7 +20,7 @@ from ..costs.report import image_facts
 from ..device import Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError
-from ..files import digest, make_folder
+from ..files import digest, make_folder, remove_all_abandoned
 from ..jobs.resume import CHUNK, MOST_IMAGES, key_of, resume
 from ..jobs.workers import MakeWorker, Worker, WorkerPool
 from ..models import Model
@@ -198,6 +198,7 @@ def evaluate(
         if effort.open is not None
         else lambda device: partial(evaluation.make, effort.batch, effort.kept)
     )
+    remove_all_abandoned(effort.kept.work)
     found = resume(todo, lambda task: evaluation.stored(task, effort.kept), effort.pool, make_worker, on_done)
     features = dict(zip(todo, found.results))
     return {

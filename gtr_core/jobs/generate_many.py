@@ -27,7 +27,7 @@ from ..costs.report import image_facts
 from ..device import Preparations, Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError, first_line
-from ..files import digest, lock, make_folder, replace_file, write_tensors
+from ..files import digest, lock, make_folder, remove_all_abandoned, replace_file, write_tensors
 from ..models import Model
 from ..models.autoencoder import Autoencoder
 from ..models.prompts import pad_prompts
@@ -241,9 +241,12 @@ def finished(job: GenerationJob, keys: Keys, start: int) -> list[dict] | None:
 
 @contextmanager
 def claim(job: GenerationJob) -> Iterator[None]:
-    """Hold the job's folder, made first if it is missing. Raises GtRError when another job is at work in it."""
+    """Hold the job's folder, made first if it is missing, without what killed workers left in it. Raises GtRError when
+    another job is at work in it."""
     make_folder(job.output / RECORDS)
     with lock(job.output / RECORDS / "lock", "generate-many"):
+        for folder in (job.output, job.output / RECORDS):
+            remove_all_abandoned(folder)
         yield
 
 

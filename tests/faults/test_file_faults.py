@@ -178,8 +178,10 @@ def test_an_evaluation_that_is_killed_goes_on(
     assert len(stored) == 1 and len(half) == ("-c" in program)
     (kept,) = (work / name for name in stored)
     made_at = kept.stat().st_mtime_ns
+    for part in half:
+        os.utime(part, (0, 0))
     rows, files, made = evaluated(evaluation, work, capsys)
-    assert made == 1 and kept.stat().st_mtime_ns == made_at and list(work.glob("*.part")) == half
+    assert made == 1 and kept.stat().st_mtime_ns == made_at and not list(work.glob("*.part"))
     assert (rows, files, 2) == evaluated(evaluation, tmp_path / "undisturbed", capsys)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,6 +81,15 @@ def test_an_image_is_what_generate_makes(job, tiny_mar):
     latents = generate_latents(tiny_mar, METHOD, [3, 1], 7 + 4)
     found = [np.array(Image.open(job.output / f"{index:06}.png")) for index in (4, 5)]
     assert np.array_equal(np.stack(found), decode_images(load_vae(VAE), latents))
+
+
+def test_what_killed_workers_left_half_written_goes_with_the_next_run(job):
+    make(job)
+    before = contents(job.output)
+    for name in (".000000.png.12-34.part", ".records/.000000.json.12-34.part"):
+        (job.output / name).touch()
+        os.utime(job.output / name, (0, 0))
+    assert make(job).made == 0 and contents(job.output) == before
 
 
 def test_the_manifest_has_a_row_per_image(job):
