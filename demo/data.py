@@ -2,8 +2,8 @@
 
 The class is given, which of its four sprites is drawn is the model's own choice: a sampler that draws tokens at once
 before enough is known mixes two sprites, the failure that decoding in parallel has on photographs as well. Sizes are
-few and places are whole tokens (a token is 8 x 8 pixels), so that a small model can learn them; the colours of the
-background, brightness and mirror are free.
+few and places are whole tokens (a token is 8 x 8 pixels), so that a small model can learn them; brightness and the
+colours of the background are free.
 """
 
 from __future__ import annotations
