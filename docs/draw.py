@@ -108,7 +108,7 @@ def banner() -> Image.Image:
     for text, top, size, colour in (
         ("GtR", 150, 168, INK),
         ("Generation then Reconstruction", 345, 36, INK),
-        ("MAR, Harmon, UniPic and LightGen in ComfyUI", 395, 28, (230, 170, 120)),
+        ("MAR, Harmon, UniPic and LightGen in ComfyUI", 397, 24, (230, 170, 120)),
     ):
         pen.text((64, top), text, font=ImageFont.load_default(size), fill=colour)
     return sheet
