@@ -15,6 +15,7 @@ import gtr_pack.gtr_core as gtr
 import pytest
 from gtr_pack.gtr_core import cli
 from gtr_pack.gtr_core.plans.presets import PRESETS
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/**/*.md")]
@@ -127,7 +128,7 @@ def writers() -> dict[str, ModuleType]:
     """The modules that write numbers into pages, imported as their commands import them."""
     sys.path.insert(0, str(ROOT))
     try:
-        return {name: importlib.import_module(name) for name in ("docs.tables", "demo.quality_page")}
+        return {name: importlib.import_module(name) for name in ("docs.tables", "docs.draw", "demo.quality_page")}
     finally:
         sys.path.remove(str(ROOT))
 
@@ -198,3 +199,10 @@ def test_a_table_without_its_file_stays_and_is_reported(
 def test_the_page_on_quality_is_what_its_results_say(writers: dict[str, ModuleType], tmp_path: Path) -> None:
     writers["demo.quality_page"].write_page(ROOT / "docs" / "quality", tmp_path / "quality.md")
     assert (tmp_path / "quality.md").read_bytes() == (ROOT / "docs" / "quality.md").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["origin", "gtr-paper", "gtr-lightgen"])
+def test_the_plans_are_drawn_as_they_are_today(name: str, writers: dict[str, ModuleType]) -> None:
+    drawn = writers["docs.draw"].plan_image(name).quantize(64, dither=Image.Dither.NONE).convert("RGB")
+    shown = Image.open(ROOT / "docs" / f"plan_{name}.png").convert("RGB")
+    assert drawn.tobytes() == shown.tobytes(), "run python -m docs.draw"
