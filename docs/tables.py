@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ GIB, MIB = 2**30, 2**20
 
 MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
 MANY = "generate-many --preset gtr-extreme --images 64 --shard 8 --batch 8 --manifest jsonl"
-LIGHTGEN = "bench --model lightgen --size 512x512 --cfg 4 --rounds 3 --presets reference,"
+LIGHTGEN = "bench --model lightgen --size 512x512 --cfg 4 --rounds 1 --presets reference,"
 STAGES = ("15-3", "10-6-2", "10-4-2-2", "8-3-3-2-2")
 # What writes docs/figures/NAME.json, with --json: a verb of `python -m gtr_core`, or another module after -m. A tuple
 # writes a list of results.
@@ -62,10 +63,11 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     "bench_lightgen": LIGHTGEN
     + "lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
     "bench_harmon": "bench --model harmon-0.5b --rounds 1 "
-    "--presets harmon-origin,gtr-harmon,harmon-origin@bfloat16,gtr-harmon@bfloat16",
+    "--presets reference,harmon-origin,gtr-harmon,harmon-origin@bfloat16,gtr-harmon@bfloat16",
     **{f"many_{n}": f"{MANY} --workers {n} -o output/many_{n}" for n in (1, 2)},
     **{f"ray_{n}": f"{MANY} --engine ray --workers {n} -o output/ray_{n}" for n in (1, 2)},
     "startup": "-m docs.startup --rounds 3",
+    "waiting": "-m docs.waiting --rounds 5",
     "int8": "-m docs.int8 --images 96 --seeds 3",
     "growth_batch": (
         *(f"bench --model demo --rounds 3 --presets gtr-paper --batch {n}" for n in (1, 2, 4, 8, 16, 32, 64)),
@@ -126,7 +128,7 @@ def times(ratio: float) -> str:
 
 def seconds(row: dict) -> str:
     low, high = row["seconds_range"]
-    return f"{digits(row['seconds'])} ({digits(low)} to {digits(high)})"
+    return digits(low) if low == high else f"{digits(row['seconds'])} ({digits(low)} to {digits(high)})"
 
 
 def command(result: dict) -> str:
@@ -143,11 +145,10 @@ def machine(result: dict) -> str:
 
 def conditions(result: dict) -> str:
     """Under a table of `bench`."""
-    peak = result["process_peak_bytes"]
-    return (
-        f"Measured on {machine(result)}. Medians of {result['rounds']} interleaved rounds with their range, batch "
-        f"{result['batch']}, guidance and FTS on."
-        + (f" The process held at most {peak / GIB:.1f} GiB, the weights of all dtypes included." if peak else "")
+    peak, rounds = result["process_peak_bytes"], result["rounds"]
+    how = "One run each" if rounds == 1 else f"Medians of {rounds} interleaved rounds with their range"
+    return f"Measured on {machine(result)}. {how}, batch {result['batch']}, guidance and FTS on." + (
+        f" The process held at most {peak / GIB:.1f} GiB, the weights of all dtypes included." if peak else ""
     )
 
 
@@ -409,6 +410,23 @@ def startup() -> str:
     return "\n\n".join([code(command(result)), table(("what", "seconds ↓"), rows), where])
 
 
+def waiting() -> str:
+    result = measured("waiting")
+    rows = [
+        (
+            row["way"],
+            *(f"{digits(median(row[k]))} ({digits(min(row[k]))} to {digits(max(row[k]))})" for k in ("idle", "busy")),
+        )
+        for row in result["rows"]
+    ]
+    head = ("threads wait", "alone: seconds ↓", "beside busy programs: seconds ↓")
+    n = len(result["rows"][0]["idle"])
+    where = (
+        f"Measured on {machine(result)}, with {result['busy_programs']} busy programs. Medians of {n} with their range."
+    )
+    return "\n\n".join([code(command(result)), table(head, rows), where])
+
+
 def int8() -> str:
     """One line of a list: what int8 would give."""
     result = measured("int8")
@@ -515,10 +533,11 @@ TABLES: dict[str, Callable[[], str]] = {
         "bench_lightgen", "Bars of the median seconds per image of LightGen, the reference implementation longest"
     ),
     "bench-harmon": bench_dtypes(
-        "bench_harmon", "Bars of the median seconds per image of Harmon-0.5B, the original schedule longest"
+        "bench_harmon", "Bars of the median seconds per image of Harmon-0.5B, the reference implementation longest"
     ),
     "scaling": scaling,
     "startup": startup,
+    "waiting": waiting,
     **{name.replace("_", "-"): growth(name) for name in GROWTH},
     # Values inside a sentence.
     "speed-mar-b": speed_of_mar_b,
