@@ -145,7 +145,8 @@ def machine(result: dict) -> str:
 
 def conditions(result: dict) -> str:
     """Under a table of `bench`."""
-    peak, rounds = result["process_peak_bytes"], result["rounds"]
+    peak = result["process_peak_bytes"]
+    rounds = result["rounds"]
     how = "One run each" if rounds == 1 else f"Medians of {rounds} interleaved rounds with their range"
     return f"Measured on {machine(result)}. {how}, batch {result['batch']}, guidance and FTS on." + (
         f" The process held at most {peak / GIB:.1f} GiB, the weights of all dtypes included." if peak else ""
