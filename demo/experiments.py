@@ -243,11 +243,12 @@ def plot(result: dict) -> None:
         group: [point(rows[name], name if result["groups"] else "") for name in names]
         for group, names in groups.items()
     }
-    figure = figures.error_bars(
+    draw = figures.panels if result["groups"] else figures.error_bars
+    figure = draw(
         points,
         x_label="FLOPs of the origin / FLOPs",
-        y_label="Frechet distance, mean and 95 % interval",
-        marks={"paper: 3.72×": PAPER_CLAIM},
+        y_label="Fréchet distance, mean and 95 % interval",
+        mark=figures.Mark(f"paper: {PAPER_CLAIM}×", PAPER_CLAIM),
     )
     write_chart(OUTPUT / f"{result['experiment']}.png", figure)
 

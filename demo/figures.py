@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Which corner of its label is next to a point of a group: neighbours do not write over each other.
-SIDES = (("bottom", "left"), ("bottom", "right"), ("top", "left"), ("bottom", "left"))
+MARKERS = "osD^vP"
 
 
 def grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 2) -> Image.Image:
@@ -58,54 +57,69 @@ class Point:
     label: str = ""
 
 
-def error_bars(
-    groups: dict[str, Sequence[Point]],
-    *,
-    x_label: str,
-    y_label: str,
-    lines: bool = True,
-    marks: dict[str, float] | None = None,
-) -> Figure:
-    """Points with error bars on linear axes from 0; ``marks`` are named vertical lines."""
+@dataclass(frozen=True)
+class Mark:
+    """A value of the x axis with a name."""
+
+    name: str
+    x: float
+
+
+def error_bars(groups: dict[str, Sequence[Point]], *, x_label: str, y_label: str, mark: Mark) -> Figure:
+    """Points with error bars on linear axes from 0, each group in a colour of its own; ``mark`` is a vertical line."""
     with new_chart(7.5, 4.4) as (figure, axes):
-        for (name, group), colour, marker, side in zip(groups.items(), cycle(COLOURS), cycle("osD^vP"), cycle(SIDES)):
-            x, y = [point.x for point in group], [point.y for point in group]
-            spread = [[point.y - point.low for point in group], [point.high - point.y for point in group]]
-            axes.plot(x, y, color=colour, marker=marker, markersize=5, linestyle="-" if lines else "", label=name)
-            axes.errorbar(x, y, spread, fmt="none", color=colour, capsize=2.5, linewidth=1.2)
-            for point in group:
-                _beside(axes, point, side, tuple(0.7 * channel for channel in colour))
-        for name, value in (marks or {}).items():
-            axes.axvline(value, color=rgb(FAINT), linestyle="--", linewidth=1, zorder=0)
-            axes.annotate(
-                name,
-                (value, 1),
-                (-4, -4),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-            )
-        axes.set_xlim(0, 1.08 * max([*(p.x for group in groups.values() for p in group), *(marks or {}).values()]))
-        axes.set_ylim(0, 1.08 * max(point.high for group in groups.values() for point in group))
+        for (name, group), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS)):
+            _points(axes, group, colour, marker, label=name)
+        _frame(axes, groups, mark.x)
+        axes.annotate(
+            mark.name,
+            (mark.x, 1),
+            (-4, -4),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+        )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        grid_lines(axes)
         figure.legend(loc="outside right upper")
     return figure
 
 
-def _beside(axes: Axes, point: Point, side: tuple[str, str], colour: tuple[float, ...]) -> None:
-    """A point's label; its corner ``side`` (vertical, horizontal) is next to the point."""
-    vertical, horizontal = side
-    offset = (6 if horizontal == "left" else -6, 3 if vertical == "bottom" else -3)
-    axes.annotate(
-        point.label,
-        (point.x, point.y),
-        offset,
-        textcoords="offset points",
-        va=vertical,
-        ha=horizontal,
-        fontsize=8,
-        color=colour,
-    )
+def panels(groups: dict[str, Sequence[Point]], *, x_label: str, y_label: str, mark: Mark, columns: int = 4) -> Figure:
+    """The same with a panel for each group: its points, which a list names, and those of all other groups faintly."""
+    rows = math.ceil(len(groups) / columns)
+    with new_chart(2.6 * columns, 3.1 * rows) as (figure, axes):
+        axes.remove()
+        for axes, name, colour in zip(figure.subplots(rows, columns, sharey=True).flat, groups, cycle(COLOURS)):
+            for other, group in groups.items():
+                if other != name:
+                    axes.plot([p.x for p in group], [p.y for p in group], "o", markersize=3, color=rgb(FAINT))
+            _points(axes, groups[name], colour, "o")
+            labels = "\n".join(f"{point.label}  {point.x:.2f}×" for point in groups[name])
+            axes.text(0.98, 0.98, labels, transform=axes.transAxes, ha="right", va="top", fontsize=7.5)
+            _frame(axes, groups, mark.x, room=1.5)
+            axes.set_title(name)
+        for unused in figure.axes[len(groups) :]:
+            unused.remove()
+        figure.supxlabel(x_label, fontsize=9)
+        figure.supylabel(y_label, fontsize=9)
+    return figure
+
+
+def _points(
+    axes: Axes, group: Sequence[Point], colour: tuple[float, ...], marker: str, label: str | None = None
+) -> None:
+    """A group: marks, a line from one to the next, and intervals."""
+    x, y = [point.x for point in group], [point.y for point in group]
+    spread = [[point.y - point.low for point in group], [point.high - point.y for point in group]]
+    axes.plot(x, y, color=colour, marker=marker, markersize=5, label=label)
+    axes.errorbar(x, y, spread, fmt="none", color=colour, capsize=2.5, linewidth=1.2)
+
+
+def _frame(axes: Axes, groups: dict[str, Sequence[Point]], mark: float, room: float = 1.08) -> None:
+    """Axes from 0 that hold all groups, with ``room`` times their height, and a vertical line at ``mark``."""
+    axes.axvline(mark, color=rgb(FAINT), linestyle="--", linewidth=1, zorder=0)
+    axes.set_xlim(0, 1.08 * max([mark, *(point.x for group in groups.values() for point in group)]))
+    axes.set_ylim(0, room * max(point.high for group in groups.values() for point in group))
+    grid_lines(axes)
