@@ -350,8 +350,8 @@ def write_page(folder: Path, target: Path) -> None:
             "Quality against FLOPs",
             budget,
             at,
-            "One panel per family of methods, with all other points in grey. The vertical line marks the paper's claim. "
-            "LazyMAR is missing, because it needs guidance.",
+            "One panel per family of methods, with all other points in grey. The vertical line marks the paper's "
+            "claim. LazyMAR is missing, because it needs guidance.",
             budgets,
         ),
         *(
