@@ -57,9 +57,11 @@ IMAGE = """type => { const n = window.app.graph._nodes.find(n => n.type === type
     return image && image.naturalWidth > 0 ? [image.naturalWidth, image.naturalHeight] : null; }"""
 DROP = """([data, name, type]) => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
     const transfer = new DataTransfer(); transfer.items.add(new File([bytes], name, {type})); return transfer; }"""
+# A message in the corner of the page, as older and newer front ends show it.
+TOAST = ".p-toast-message-error, ol.fixed > li"
 COMPLAINTS = (
     "[data-testid='error-overlay'], [data-testid^='missing-'], [data-testid='dialog-overlay'], "
-    "[role='dialog'], .p-toast-message-error"
+    f"[role='dialog'], {TOAST}"
 )
 HELP, INFO = ".node-help-content", "[data-testid='info-button']"
 SELECTED = """id => { const canvas = window.app.canvas; const node = window.app.graph.getNodeById(id);
