@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gtr_tests.frontend import TOAST
 from gtr_tests.sharing import BLUEPRINTS, WORKFLOWS, read_json
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def test_an_error_says_its_line_on_the_page(front: FrontEnd) -> None:
     change(front, "GtR_ClassCondition", "class_list", "disk")
     _, failed = next(event for event in front.click_run() if event[0] == "execution_error")
     assert failed["exception_type"] == "gtr_mar.GtRError"
-    front.page.locator(TOAST).get_by_text("has no class 'disk'").wait_for(timeout=20_000)
+    front.wait_for_toast("has no class 'disk'")
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,10 @@ class FrontEnd:
         words = [base64.b64encode(file.read_bytes()).decode(), file.name, MEDIA_TYPES[file.suffix]]
         self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": self.page.evaluate_handle(DROP, words)})
 
+    def wait_for_toast(self, text: str, timeout: float = 20) -> None:
+        """Wait until a message in the corner of the page says this."""
+        self.page.locator(TOAST).get_by_text(text).first.wait_for(timeout=timeout * 1000)
+
     def complaints(self, settle: float = 1.0) -> list[str]:
         """The text of every dialog, error or missing-node card that is seen after the time they take to come up."""
         self.page.wait_for_timeout(settle * 1000)
