@@ -16,9 +16,12 @@ SECONDS_BETWEEN_FRAMES = 0.1
 
 def progress_bar(total: float, *, silent: bool = False) -> tqdm:
     """On standard error, where that is a terminal; a log file gets nothing."""
-    return tqdm(
+    bar = tqdm(
         total=total, bar_format=LAYOUT, miniters=0, mininterval=SECONDS_BETWEEN_FRAMES, disable=True if silent else None
     )
+    if not bar.disable and not bar.ncols:
+        bar.ncols = None  # a terminal that does not know its width, for which tqdm would draw nothing
+    return bar
 
 
 class StageProgress(AbstractContextManager):

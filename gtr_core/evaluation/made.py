@@ -143,6 +143,8 @@ def _contents(path: Path, rows: list[dict]) -> Iterator[bytes | np.ndarray]:
         _check(path, data, rows[0])
         yield data
         return
+    if not path.is_file():
+        raise FileNotFoundError(path)
     images = read_checkpoint(path).tensors["images"].numpy()
     for row in rows:
         image = images[row["row"]]
