@@ -19,8 +19,8 @@ def progress_bar(total: float, *, silent: bool = False) -> tqdm:
     bar = tqdm(
         total=total, bar_format=LAYOUT, miniters=0, mininterval=SECONDS_BETWEEN_FRAMES, disable=True if silent else None
     )
-    if not bar.disable and not bar.ncols:
-        bar.ncols = None  # a terminal that does not know its width, for which tqdm would draw nothing
+    if not bar.disable and -1 in (bar.ncols, bar.nrows):
+        bar.ncols = bar.nrows = None  # a terminal that does not know its size, for which tqdm would draw nothing
     return bar
 
 

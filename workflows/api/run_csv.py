@@ -986,7 +986,7 @@ class Queue:
         recent = await self.server.get(f"/history?max_items={len(jobs) + 1000}")
         for prompt_id, entry in recent.items():
             extra = entry["prompt"][3] if len(entry.get("prompt") or ()) > 3 else {}
-            if extra.get("client_id") == self.client and not outcome(entry)[0]:
+            if extra.get("client_id") == self.client and not outcome(entry, {})[0]:
                 found[str(extra.get("run_csv"))] = prompt_id
         for prompt_id, extra, _ in await self.server.queue():
             if extra.get("client_id") == self.client:

@@ -70,13 +70,14 @@ def elsewhere(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture
 def on_terminal(tmp_path) -> Callable[..., list[str]]:
-    """A verb whose progress is on a pseudo terminal: what its line shows, frame after frame, without the bar."""
+    """A verb whose progress is on a pseudo terminal of unknown size: what its line shows, frame after frame, without
+    the bar."""
     if os.name == "nt":
         pytest.skip("pseudo terminals")
     import pty
 
     def on_terminal(*arguments) -> list[str]:
-        environment = {**child_environment(), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        environment = {**child_environment(), "OMP_NUM_THREADS": "1"}
         outer, inner = pty.openpty()
         command = [sys.executable, "-c", HERE + EVERY_FRAME + GTR, *map(str, arguments)]
         process = subprocess.Popen(
