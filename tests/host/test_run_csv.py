@@ -138,7 +138,7 @@ def test_a_table(comfy_server: ComfyServer, begin: Any, graph: Graph, tmp_path: 
         ({"batch": "5000"}, "row 1, column 'batch': 5000 is too large: 4096 is the most"),
         ({"GtR Sampler.model": "mar"}, "column 'GtR Sampler.model': node 1 is wired to this input"),
         ({"class": "unheard of"}, "row 1, node 3 (Class Label (MAR)): the demo model has no class 'unheard of': use"),
-        ({"GtR Scheduler.steps": "many"}, "node 5 (GtR Scheduler): steps 'many'"),
+        ({"GtR Scheduler.steps": "many"}, "refused by the server: node 5 (GtR Scheduler): Custom validation"),
     ],
 )
 def test_mistakes_are_explained(comfy_server: ComfyServer, begin: Any, row: dict, words: str) -> None:
@@ -175,6 +175,7 @@ def test_thirty_rows_with_bad_ones_and_an_interrupt(
     said = finish(process, 1)
     listed = said.split("failed: 5\n")[1]
     assert re.findall(r"^  (row \d+)", listed, re.MULTILINE) == ["row 7", "row 15", "row 21", "row 23", "row 26"]
+    assert "row 23: node 9 (Save Image): Exception: " in listed
     assert "row 26: interrupted on the server, in node" in listed and "25 of 30 rows done" in listed
     assert len(images(tmp_path)) == 25
     assert not rest.get(f"{comfy_server.url}/queue")["queue_pending"]
