@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 LONGEST = 1000
 
 
@@ -16,6 +19,12 @@ class GtRError(ValueError):
         if len(message) > LONGEST:
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 + 5 :]}"
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The ``known`` names that may have been meant, the most similar first; case does not matter."""
+    by_letters = {other.lower(): other for other in known}
+    return [by_letters[found] for found in get_close_matches(name.lower(), by_letters, n=most)]
 
 
 def first_line(error: BaseException) -> str:

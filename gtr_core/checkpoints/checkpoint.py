@@ -39,8 +39,8 @@ class Checkpoint:
     """A state dict with what is known about it.
 
     ``weights`` is ``ema``, ``model`` or ``unknown``; ``entry`` is where in the file it stood, empty where the file is
-    nothing else; ``others`` tells what stands under a name that should be a tensor's, ``traces`` what else the file
-    tells. A sharded file has ``parts``.
+    nothing else, and ``entries`` are all that can be taken, where there are several; ``others`` tells what stands under
+    a name that should be a tensor's, ``traces`` what else the file tells. A sharded file has ``parts``.
     """
 
     path: Path
@@ -51,6 +51,7 @@ class Checkpoint:
     others: Mapping[str, str] = field(default_factory=dict, repr=False)
     parts: int = 1
     traces: Traces = Traces()
+    entries: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -97,7 +98,7 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None, kind
     if state.kind == VAE:
         tensors = to_ldm(tensors)
     checkpoint = Checkpoint(
-        path, tensors, metadata, state.weights, state.entry, state.others, len(parts), traces_of(content)
+        path, tensors, metadata, state.weights, state.entry, state.others, len(parts), traces_of(content), state.entries
     )
     if checkpoint.nbytes > size:
         raise GtRError(

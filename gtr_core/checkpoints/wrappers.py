@@ -108,6 +108,7 @@ class StateDict:
 
     ``usual`` says which weights the original code samples with, ``others`` what stands under a name instead of a
     tensor. ``certain`` tells that a word says so where the weights are raw, not only that they are a model's.
+    ``entries`` are those of all sets of its kind in the file, where there are several.
     """
 
     prefix: str
@@ -118,6 +119,7 @@ class StateDict:
     anchors: tuple[str, ...] = ()
     others: Mapping[str, str] = field(default_factory=dict)
     certain: bool = False
+    entries: tuple[str, ...] = ()
 
     @property
     def entry(self) -> str:
@@ -144,7 +146,8 @@ def choose(content: Any, kind: str | None = None, wanted: str | None = None, sta
         if len(sets) == 1 and stated in STATED:
             sets = [replace(sets[0], weights=stated)]
         if sets:
-            return _pick(sets, wanted, names)
+            entries = tuple(dict.fromkeys(state.entry for state in sets if state.entry))
+            return replace(_pick(sets, wanted, names), entries=entries if len(sets) > 1 else ())
     return _plain(content, names, stated)
 
 
@@ -325,8 +328,8 @@ def _entry(found: list[StateDict], wanted: str) -> StateDict:
     for state in found:
         if state.entry == wanted:
             return state
-    listed = ", ".join(filter(None, ("ema", "model", *(state.entry for state in found[:6]))))
-    raise GtRError(f"weights '{wanted}': expected {listed}")
+    listed = dict.fromkeys(filter(None, ("ema", "model", *(state.entry for state in found[:6]))))
+    raise GtRError(f"weights '{wanted}': expected {', '.join(listed)}")
 
 
 def _missing(found: list[StateDict], wanted: str) -> str:

@@ -16,7 +16,7 @@ from .progress import StageProgress
 
 LONGEST_NAMES = 4 << 20  # bytes of a file of class names
 WEIGHTS_HELP = (
-    "which weights of a training checkpoint: ema, model (the raw ones) or the name of an entry as info shows it; "
+    "which weights of a training checkpoint: ema, model (the raw ones) or one of the entries that info lists; "
     "default: ema of MAR, model of LightGen"
 )
 
@@ -60,6 +60,8 @@ def describe(checkpoint: Checkpoint) -> dict:
     }
     if checkpoint.entry:
         facts["entry"] = checkpoint.entry
+    if checkpoint.entries:
+        facts["entries"] = list(checkpoint.entries)
     found = [warning for warning in warnings if warning]
     if found:
         facts["warning"] = "; ".join(found)

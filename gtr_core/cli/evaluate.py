@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..device import DTYPES
 from ..drawing.bars import bar_chart, check_chart, write_chart
 from ..errors import GtRError
 from ..evaluation import tables
-from ..evaluation.evaluate import Effort, Evaluation, FeatureExtractor, Kept, evaluate
+from ..evaluation.evaluate import Effort, Evaluation, FeatureExtractor, Kept, check_amount, evaluate
 from ..evaluation.features import load_reference
 from ..evaluation.fid import FidMeasures, read_statistics
 from ..evaluation.files import EvaluationFiles, ExtractorFile
@@ -54,10 +55,7 @@ MAKING = (
     "fts_steps dtype acceleration"
 ).split()
 DEFAULT, FIDELITY = "default", ("fid", "is")
-NOTHING = (
-    "nothing to judge with: give a classifier of the model's images with --extractor and real images measured by it "
-    "with --reference, or use --metrics fid,is"
-)
+OWN_FIGURES = "give a classifier of the model's images with --extractor and real images measured by it with --reference"
 
 
 def add_options(sub: Parser) -> None:
@@ -127,13 +125,14 @@ def _of_presets(options: Options) -> dict:
     """Images by every preset, made and measured."""
     fid = None if options.metrics == DEFAULT else fid_measures(options)
     files = files_of(options, inception=fid is not None)
-    evaluation = open_evaluation(options, files)
-    measures = fid or measures_of(options, evaluation)
-    base = Method(preset("origin"), guidance_of(options), fts_of(options), temperature=options.temperature)
-    methods = [named(name, base, evaluation.model.spec) for name in names(options.presets)]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
+    check_amount(options.images, seeds)
     image_folder = Path(options.save_images).resolve() if options.save_images else None
     with WorkProgress("pieces") as progress:
+        evaluation = open_evaluation(options, files, progress)
+        measures = fid or measures_of(options, evaluation)
+        base = Method(preset("origin"), guidance_of(options), fts_of(options), temperature=options.temperature)
+        methods = [named(name, base, evaluation.model.spec) for name in names(options.presets)]
         effort = effort_of(options, files, progress, image_folder)
         features = evaluate(evaluation, methods, seeds, options.images, effort)
     costs = {method.name: _cost(method, evaluation.model.spec) for method in methods}
@@ -167,8 +166,9 @@ def _of_folder(options: Options) -> dict:
     if isinstance(measures, tables.AgainstReal) and max(row["class"] for row in rows) >= measures.real.scores.shape[1]:
         raise GtRError(f"the images in {folder} are of more classes than the extractor knows: use their model's own")
     with WorkProgress("pieces") as progress:
+        progress.doing(f"looking for results of the {len(rows)} images")
         kept = Kept(Path(options.work).resolve())
-        effort = Effort(kept, options.batch, pool=pool_of(options), on_task=progress.piece)
+        effort = Effort(kept, options.batch, pool=pool_of(options), **hooks_of(progress))
         made = measure_folder(folder, rows, file, effort)
     return {
         "command": options.command,
@@ -209,7 +209,7 @@ def extractor_of(options: Options, *, inception: bool) -> ExtractorFile:
     if inception:
         return ExtractorFile(None, inception)
     if options.model != DEMO:
-        raise GtRError(NOTHING)
+        raise _nothing(options)
     if not DEMO_JUDGE.is_file():
         raise GtRError(
             "the demo's classifier and reference are not here, as the published archive leaves them out: take "
@@ -218,10 +218,10 @@ def extractor_of(options: Options, *, inception: bool) -> ExtractorFile:
     return ExtractorFile(DEMO_JUDGE.resolve())
 
 
-def open_evaluation(options: Options, files: EvaluationFiles) -> Evaluation:
+def open_evaluation(options: Options, files: EvaluationFiles, progress: WorkProgress) -> Evaluation:
     """On its device; where other workers compute, on the CPU: weights are then read for their identity only."""
     alone = pool_of(options).alone
-    evaluation = files.open(options.device if alone else "cpu")
+    evaluation = files.open(options.device if alone else "cpu", lambda file: progress.doing(f"reading {file.name}"))
     return evaluation if alone else evaluation.for_device(options.device)
 
 
@@ -229,13 +229,19 @@ def effort_of(
     options: Options, files: EvaluationFiles, progress: WorkProgress, image_folder: Path | None = None
 ) -> Effort:
     pool = pool_of(options)
+    progress.doing("looking for pieces of an earlier run")
     return Effort(
         Kept(Path(options.work).resolve(), image_folder),
         options.batch,
         pool=pool,
         open=None if pool.alone else files.open,
-        on_task=progress.piece,
+        **hooks_of(progress),
     )
+
+
+def hooks_of(progress: WorkProgress) -> dict[str, Callable]:
+    """What of an :class:`Effort` shows how far it is."""
+    return {"on_task": progress.piece, "on_begin": progress.begin, "on_share": progress.within}
 
 
 def measures_of(options: Options, evaluation: Evaluation) -> tables.AgainstReal:
@@ -247,8 +253,14 @@ def against_real(options: Options, extractor: FeatureExtractor, images: int) -> 
     """The project's own figures of sets of ``images``, against the reference. Raises GtRError."""
     reference = options.reference or (DEMO_REFERENCE if options.model == DEMO else None)
     if reference is None:
-        raise GtRError(NOTHING)
+        raise _nothing(options)
     return tables.AgainstReal(load_reference(reference, extractor), images)
+
+
+def _nothing(options: Options) -> GtRError:
+    """Of the own figures, for which something is missing; ``search`` has no others."""
+    others = "use --metrics fid,is, or " if "metrics" in options else ""
+    return GtRError(f"nothing to judge with: {others}{OWN_FIGURES}")
 
 
 def fid_measures(options: Options) -> FidMeasures:

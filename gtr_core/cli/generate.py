@@ -228,8 +228,7 @@ def _watch(bar: tqdm) -> Callable[[Progress, Place], None]:
         nonlocal done
         stage = f"stage {progress.stage}/{progress.stages}, step {progress.step}/{progress.steps}"
         bar.set_description_str(stage, refresh=False)
-        share = progress.diffusion_step / max(progress.diffusion_steps, 1)
-        bar.update(done + progress.step + min(share, 1.0) - bar.n)
+        bar.update(done + progress.share * progress.steps - bar.n)
         if progress.step == progress.steps:
             done += progress.steps
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from ..costs.bench import describe_machine
@@ -79,12 +80,17 @@ def add_options(sub: Parser) -> None:
 def run(options: Options) -> None:
     """Make what is missing of the images, then write the manifest of all."""
     check_manifest(options.manifest)
-    job, pool, started = job_of(options), pool_of(options), time.perf_counter()
-    keys = keys_of(job, pool.device)
-    with claim(job), WorkProgress("images") as progress:
-        result = generate_many(job, keys, pool, progress.show)
-        manifest = write_manifest(job, keys, result.rows, options.manifest)
-        others = strangers(job)
+    pool, started = pool_of(options), time.perf_counter()
+    with WorkProgress("images") as progress:
+        progress.doing(f"reading {model_file(options.model).name}")
+        job = job_of(options)
+        keys = keys_of(job, pool.device)
+        with claim(job):
+            progress.doing("looking for images of an earlier run")
+            on_share = partial(progress.within, size=job.shard)
+            result = generate_many(job, keys, pool, progress.show, progress.begin, on_share)
+            manifest = write_manifest(job, keys, result.rows, options.manifest)
+            others = strangers(job)
     seconds, count = time.perf_counter() - started, len(result.rows)
     facts = {
         "command": options.command,

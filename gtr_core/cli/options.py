@@ -38,6 +38,7 @@ DEMO, LAZYMAR, RECAP, REFERENCE, AUTO = "demo", "lazymar", "recap", "reference",
 DEFAULT_PRESET = "gtr-paper"
 # Presets of any number of AR steps, made from those of 16.
 STEPPED = re.compile(r"(step|halton)-(\d{1,5})")
+STEPPED_NAMES = ("step-N", "halton-N")
 # AR steps per stage behind the name of a preset.
 STAGES = re.compile(r"\d{1,5}(-\d{1,5})*")
 CACHES = {LAZYMAR: LazyMAR, RECAP: ReCAP}
@@ -288,7 +289,7 @@ def named_schedule(name: str, others: Sequence[str] = ()) -> Schedule:
         return replace(preset("origin"), name=LAZYMAR)
     stepped = STEPPED.fullmatch(name)
     if name in PRESETS or stepped is None:
-        return preset(name, others)
+        return preset(name, (*others, *STEPPED_NAMES))
     return replace(preset(f"{stepped[1]}-16"), name=name, steps=(int(stepped[2]),), note="")
 
 

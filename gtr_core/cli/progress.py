@@ -1,4 +1,5 @@
-"""Progress on standard error: on a terminal a bar with the time to go, in a log file a line per finished piece."""
+"""Progress on standard error: on a terminal a bar with the time to go, which moves within a piece of the work too, in a
+log file a line per finished piece."""
 
 from __future__ import annotations
 
@@ -10,11 +11,17 @@ from datetime import timedelta
 from tqdm import tqdm
 
 LAYOUT = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
+SECONDS_BETWEEN_FRAMES = 0.1
 
 
 def progress_bar(total: float, *, silent: bool = False) -> tqdm:
     """On standard error, where that is a terminal; a log file gets nothing."""
-    return tqdm(total=total, bar_format=LAYOUT, disable=True if silent else None)
+    bar = tqdm(
+        total=total, bar_format=LAYOUT, miniters=0, mininterval=SECONDS_BETWEEN_FRAMES, disable=True if silent else None
+    )
+    if not bar.disable and -1 in (bar.ncols, bar.nrows):
+        bar.ncols = bar.nrows = None  # a terminal that does not know its size, for which tqdm would draw nothing
+    return bar
 
 
 class StageProgress(AbstractContextManager):
@@ -37,34 +44,44 @@ class WorkProgress(AbstractContextManager):
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
-        self._bar = progress_bar(0)
-        self._pieces = 0
-        self._left: int | None = None
-        self._started = self._last = time.perf_counter()
+        self._bar = progress_bar(1)
+        self._made = self._all = 0
+        self._started = time.perf_counter()
 
     def __exit__(self, *_) -> None:
         self._bar.close()
 
+    def doing(self, what: str) -> None:
+        """What comes before the work, such as reading a file; for terminals."""
+        self._bar.set_description_str(what)
+
+    def begin(self, left: int) -> None:
+        """So much is to be made. What comes after other work has a rate of its own."""
+        self._made, self._all = 0, left
+        self._started = time.perf_counter()
+        words = f"0 of {left} {self._unit}" if left else f"all {self._unit} are there"
+        self._bar.set_description_str(words, refresh=False)
+        self._bar.reset(total=max(left, 1))
+        if not left:
+            self._bar.update(1)
+
+    def within(self, share: float, size: int = 1) -> None:
+        """What is done of a piece of ``size``, 0 to 1, as long as it is not finished; for terminals."""
+        self._bar.update(self._made + share * min(size, self._all - self._made) - self._bar.n)
+
     def piece(self, task: object, done: int, total: int) -> None:
-        """A ``task`` was finished. ``done`` of ``total`` counts those of an earlier run, which say nothing of the rate;
-        when more is left than before, other work has begun."""
+        """A ``task`` was finished, and ``done`` of ``total`` tasks are, with those of an earlier run."""
         left = total - done
-        self._pieces = 1 if self._left is None or left >= self._left else self._pieces + 1
-        self.show(self._pieces, left, f" ({task})")
+        self.show(self._all - left, left, f" ({task})")
 
     def show(self, made: int, left: int, what: str = "") -> None:
-        """``made`` in this run and ``left`` to make."""
-        now = time.perf_counter()
-        if self._left is not None and left >= self._left:
-            self._started = self._last
-            self._bar.reset()
-        self._left, self._last = left, now
+        """``made`` since the beginning and ``left`` to make."""
+        self._made = made
         if not self._bar.disable:
-            self._bar.total = made + left
             self._bar.set_description_str(f"{made} of {made + left} {self._unit}", refresh=False)
             self._bar.update(made - self._bar.n)
             return
-        rate = made / max(now - self._started, 1e-9)
+        rate = made / max(time.perf_counter() - self._started, 1e-9)
         to_go = timedelta(seconds=round(left / rate))
         pace = f"{rate:.3g} per second" if rate >= 0.1 else f"{1 / rate:.3g} s each"
         line = f"{made} of {made + left} {self._unit}{what}, {pace}, {to_go} to go"

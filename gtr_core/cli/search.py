@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, replace
 
 from ..evaluation import tables
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import check_amount, evaluate
+from ..evaluation.files import EvaluationFiles
 from ..evaluation.search import CostTarget, Space, candidates, search
 from ..models import published_specs
 from ..plans.method import GUIDANCE_SCHEDULES, Guidance, Method
@@ -62,7 +63,15 @@ def run(options: Options) -> None:
     """Search on the first seeds, then compare the winner with ``--against`` on as many others."""
     check_device(options.device)
     files = files_of(options)
-    evaluation = open_evaluation(options, files)
+    check_amount(options.images, range(options.seeds))
+    with WorkProgress("pieces") as progress:
+        result, text = _searched(options, files, progress)
+    print_report(options, result, text)
+
+
+def _searched(options: Options, files: EvaluationFiles, progress: WorkProgress) -> tuple[dict, str]:
+    """What was found, as facts and as text."""
+    evaluation = open_evaluation(options, files, progress)
     measures = measures_of(options, evaluation)
     scales, starts = numbers(options.guidance, float), numbers(options.guidance_starts, float)
     guidance = {
@@ -76,13 +85,12 @@ def run(options: Options) -> None:
     cost = options.cost or options.model
     target, seeds = CostTarget(model_spec(cost), options.target), range(options.seeds)
     pool = candidates(space, target, options.candidates, options.space_seed)
-    with WorkProgress("pieces") as progress:
-        effort = effort_of(options, files, progress)
-        rounds = list(search(evaluation, pool, seeds, options.images, measures, effort))
-        winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
-        compared = [winner, *(replace(rival, guidance=winner.guidance) for rival in rivals)]
-        others = range(options.seeds, 2 * options.seeds)
-        features = evaluate(evaluation, compared, others, rounds[-1][0]["images"], effort)
+    effort = effort_of(options, files, progress)
+    rounds = list(search(evaluation, pool, seeds, options.images, measures, effort))
+    winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
+    compared = [winner, *(replace(rival, guidance=winner.guidance) for rival in rivals)]
+    others = range(options.seeds, 2 * options.seeds)
+    features = evaluate(evaluation, compared, others, rounds[-1][0]["images"], effort)
     costs = {method.name: {"speedup": target.reached(method)} for method in compared}
     rows = tables.rows(features, others, measures, costs)
     result = {
@@ -98,11 +106,9 @@ def run(options: Options) -> None:
         "verification_seeds": list(others),
         "rows": rows,
     }
-    print_report(
-        options,
-        result,
+    return result, (
         f"winner of {len(pool)}: {winner.name}\n\non seeds that the search has not seen:\n\n{tables.markdown(result)}"
-        f"\n\nto use the winner:\n{_how_to_use(winner)}",
+        f"\n\nto use the winner:\n{_how_to_use(winner)}"
     )
 
 

@@ -21,7 +21,7 @@ from ..device import Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError
 from ..files import digest, make_folder, remove_all_abandoned
-from ..jobs.resume import CHUNK, MOST_IMAGES, key_of, resume
+from ..jobs.resume import CHUNK, MOST_IMAGES, OnShare, key_of, resume, watch_batch
 from ..jobs.workers import MakeWorker, Worker, WorkerPool
 from ..models import Model
 from ..models.autoencoder import Autoencoder
@@ -31,6 +31,8 @@ from ..plans.method import Method
 from .features import ImageFeatures, joined, load_features, save_features
 
 VERSION = 1
+# Of one seed: figures of fewer images have no spread. An image's own seed has the seed in its upper half.
+FEWEST_IMAGES, LARGEST_SEED = 4, 2**31 - 1
 
 
 class FeatureExtractor(Protocol):
@@ -110,14 +112,17 @@ class Evaluation:
         """The file of a task's result."""
         return work / f"{self.key(task)[:32]}.safetensors"
 
-    def measure(self, task: Task, batch: int, kept: Kept | None = None) -> ImageFeatures:
+    def measure(
+        self, task: Task, batch: int, kept: Kept | None = None, on_share: OnShare | None = None
+    ) -> ImageFeatures:
         """Make and measure the images of a task, ``batch`` at a time; what is to be ``kept`` of them is written."""
         classes, parts = self.model.spec.classes, []
         for start in range(task.start, task.start + task.count, batch):
             indices = range(start, min(start + batch, task.start + task.count))
             labels = [index % classes for index in indices]
             seed = (task.seed << 32) + start
-            latents = generate_latents(self.model, task.method, labels, seed, runtime=self.runtime)
+            watch = watch_batch(on_share, start - task.start, len(labels), task.count)
+            latents = generate_latents(self.model, task.method, labels, seed, runtime=self.runtime, callback=watch)
             images = decode_images(self.vae, latents)
             if kept is not None and kept.images is not None:
                 for index, image, label in zip(indices, images, labels):
@@ -136,11 +141,11 @@ class Evaluation:
         except GtRError:
             return None
 
-    def make(self, batch: int, kept: Kept, task: Task) -> None:
+    def make(self, batch: int, kept: Kept, task: Task, on_share: OnShare | None = None) -> None:
         """What a worker does with a task: the result stays in the folder. Processes may share the folder."""
         for folder in {kept.work, *(image.parent for image in kept.image_files(task))}:
             make_folder(folder)
-        features = self.measure(task, batch, kept)
+        features = self.measure(task, batch, kept, on_share)
         save_features(self.path(task, kept.work), features, self.key(task), dtype=torch.float32)
 
 
@@ -148,13 +153,27 @@ OnTask = Callable[[Any, int, int], None]  # a task that was made, how many are d
 Open = Callable[[str], Evaluation]  # of a device; sent to processes: a function of a module, or a partial of one
 
 
+def check_amount(images: int, seeds: Sequence[int]) -> None:
+    """Raises GtRError for a number of images or seeds that cannot be evaluated."""
+    if images < FEWEST_IMAGES:
+        raise GtRError(f"--images {images}: at least {FEWEST_IMAGES} are needed")
+    if images >= MOST_IMAGES:
+        raise GtRError(f"--images {images}: expected fewer than {MOST_IMAGES}")
+    if not seeds:
+        raise GtRError("--seeds 0: at least 1 is needed")
+    strange = next((seed for seed in seeds if not 0 <= seed <= LARGEST_SEED), None)
+    if strange is not None:
+        raise GtRError(f"seed {strange}: expected 0 to {LARGEST_SEED}; correct --first-seed")
+
+
 def tasks(methods: Sequence[Method], seeds: Iterable[int], images: int, chunk: int = CHUNK) -> list[Task]:
     """All tasks, seed by seed, so that a stopped evaluation has whole seeds. Raises GtRError."""
     seeds, names = list(seeds), [method.name for method in methods]
     if not methods or len(set(names)) != len(names):
         raise GtRError(f"methods {', '.join(names)}: expected at least one, all of different names")
-    if not 4 <= images < MOST_IMAGES or not seeds or chunk < 1 or not all(0 <= seed < 2**31 for seed in seeds):
-        raise GtRError(f"{images} images of {len(seeds)} seeds: expected at least 4 images and 1 seed from 0 to 2^31")
+    check_amount(images, seeds)
+    if chunk < 1:
+        raise GtRError(f"tasks of {chunk} images: expected at least 1")
     return [
         Task(method, seed, start, min(chunk, images - start))
         for seed in seeds
@@ -167,7 +186,8 @@ def tasks(methods: Sequence[Method], seeds: Iterable[int], images: int, chunk: i
 class Effort:
     """How an evaluation is computed: ``batch`` images at a time, in tasks of ``chunk``, by the workers of ``pool``.
 
-    Workers other than this process ``open`` an evaluation like the caller's, of their own.
+    Workers other than this process ``open`` an evaluation like the caller's, of their own. ``on_begin`` is told how
+    many tasks are to be made, and ``on_share`` what is done of the one at hand, where this process makes it.
     """
 
     kept: Kept
@@ -176,6 +196,8 @@ class Effort:
     pool: WorkerPool = WorkerPool()
     open: Open | None = None
     on_task: OnTask | None = None
+    on_begin: Callable[[int], None] | None = None
+    on_share: OnShare | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -196,10 +218,12 @@ def evaluate(
     make_worker: MakeWorker = (
         partial(_worker, effort.open, effort.batch, effort.kept)
         if effort.open is not None
-        else lambda device: partial(evaluation.make, effort.batch, effort.kept)
+        else lambda device: partial(evaluation.make, effort.batch, effort.kept, on_share=effort.on_share)
     )
     remove_all_abandoned(effort.kept.work)
-    found = resume(todo, lambda task: evaluation.stored(task, effort.kept), effort.pool, make_worker, on_done)
+    found = resume(
+        todo, lambda task: evaluation.stored(task, effort.kept), effort.pool, make_worker, on_done, effort.on_begin
+    )
     features = dict(zip(todo, found.results))
     return {
         method.name: [

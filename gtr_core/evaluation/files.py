@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +42,17 @@ class EvaluationFiles:
     dtype: torch.dtype = torch.float32
     accelerate: bool = False
 
-    def open(self, device: str) -> Evaluation:
-        """Everything on a device. Raises GtRError for files that cannot be read or do not fit each other."""
+    def open(self, device: str, on_file: Callable[[Path], None] = lambda file: None) -> Evaluation:
+        """Everything on a device. ``on_file`` is told of every file before it is read. Raises GtRError for files that
+        cannot be read or do not fit each other."""
+        on_file(self.model)
         model = load_model(self.model, device=device, dtype=self.dtype)
+        on_file(self.vae)
+        vae = load_vae(self.vae, device=device)
+        if self.extractor is not None:
+            on_file(self.extractor)
         runtime = Runtime(device, self.dtype, self.accelerate, preparations=Preparations())
-        return Evaluation(model, load_vae(self.vae, device=device), self.open_extractor(device), runtime)
+        return Evaluation(model, vae, self.open_extractor(device), runtime)
 
     def open_extractor(self, device: str) -> FeatureExtractor:
         """What measures, alone."""

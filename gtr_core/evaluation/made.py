@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -17,7 +18,7 @@ from PIL import Image
 from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import GtRError
 from ..files import make_folder
-from ..jobs.resume import key_of, resume
+from ..jobs.resume import OnShare, key_of, resume
 from ..jobs.workers import Worker
 from .evaluate import Effort, FeatureExtractor, as_tensor
 from .features import ImageFeatures, joined, load_features, save_features
@@ -49,8 +50,9 @@ class Piece:
 
 
 def measure_folder(folder: Path, rows: Sequence[dict], file: ExtractorFile, effort: Effort) -> ImageFeatures:
-    """All images that the ``rows`` of the folder's manifest name, measured. ``effort.on_task(piece, done, total)`` is
-    called when a piece was. Raises GtRError for an image that is missing or not the one that was made."""
+    """All images that the ``rows`` of the folder's manifest name, measured, by an earlier run where the same images
+    are still there. ``effort.on_task(piece, done, total)`` is called when a piece was. Raises GtRError for an image
+    that is missing or not the one that was made."""
     size = max(effort.chunk, effort.batch)
     pieces = [Piece(folder, tuple(rows[start : start + size])) for start in range(0, len(rows), size)]
     extractor, device = file.open(effort.pool.device if effort.pool.alone else "cpu"), effort.pool.device
@@ -62,8 +64,12 @@ def measure_folder(folder: Path, rows: Sequence[dict], file: ExtractorFile, effo
     def stored(piece: Piece) -> ImageFeatures | None:
         return _stored(effort.kept.work, piece.key(extractor, device))
 
-    make_worker = partial(_worker, file, effort.kept.work, effort.batch, device)
-    return joined(resume(pieces, stored, effort.pool, make_worker, on_done).results)
+    for piece in pieces:
+        if _path(effort.kept.work, piece.key(extractor, device)).is_file():  # others are checked when they are measured
+            check_images(piece)
+    here = {"on_share": effort.on_share} if effort.pool.alone else {}  # it cannot be sent to another process
+    make_worker = partial(_worker, file, effort.kept.work, effort.batch, device, **here)
+    return joined(resume(pieces, stored, effort.pool, make_worker, on_done, effort.on_begin).results)
 
 
 def _stored(work: Path, key: str) -> ImageFeatures | None:
@@ -78,7 +84,9 @@ def _path(work: Path, key: str) -> Path:
     return work / f"{key[:32]}.safetensors"
 
 
-def _worker(file: ExtractorFile, work: Path, batch: int, kind: str, device: str) -> Worker:
+def _worker(
+    file: ExtractorFile, work: Path, batch: int, kind: str, device: str, on_share: OnShare | None = None
+) -> Worker:
     """What measures pieces on a device, with an extractor of its own."""
     extractor = file.open(device)
 
@@ -88,10 +96,21 @@ def _worker(file: ExtractorFile, work: Path, batch: int, kind: str, device: str)
         for start in range(0, len(images), batch):
             some = np.stack(images[start : start + batch])
             parts.append(extractor.measure(as_tensor(some, device), labels[start : start + batch]))
+            if on_share is not None:
+                on_share(min(start + batch, len(images)) / len(images))
         key = piece.key(extractor, kind)
         save_features(_path(work, key), joined(parts), key, dtype=torch.float32)
 
     return make
+
+
+def check_images(piece: Piece) -> None:
+    """Raises GtRError where an image of a piece is not what the manifest says."""
+    for name, group in groupby(piece.rows, key=lambda row: row["file"]):
+        path, rows = piece.folder / name, list(group)
+        with _named(path, rows):
+            for _ in _contents(path, rows):
+                pass
 
 
 def read_images(piece: Piece) -> Iterator[np.ndarray]:
@@ -108,18 +127,36 @@ def read_images(piece: Piece) -> Iterator[np.ndarray]:
 
 def _read(path: Path, rows: list[dict]) -> Iterator[np.ndarray]:
     """The images of one file."""
+    with _named(path, rows):
+        for content in _contents(path, rows):
+            if isinstance(content, np.ndarray):
+                yield content
+            else:
+                with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+                    yield np.array(image.convert("RGB"))
+
+
+def _contents(path: Path, rows: list[dict]) -> Iterator[bytes | np.ndarray]:
+    """What the manifest has the hashes of: a PNG's bytes, or the images (H, W, 3) in a file of several."""
+    if path.suffix == ".png":
+        data = path.read_bytes()
+        _check(path, data, rows[0])
+        yield data
+        return
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    images = read_checkpoint(path).tensors["images"].numpy()
+    for row in rows:
+        image = images[row["row"]]
+        _check(path, image.tobytes(), row)
+        yield image
+
+
+@contextmanager
+def _named(path: Path, rows: list[dict]) -> Iterator[None]:
+    """Turns the errors of reading a file into one line."""
     try:
-        if path.suffix == ".png":
-            data = path.read_bytes()
-            _check(path, data, rows[0])
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                yield np.array(image.convert("RGB"))
-            return
-        images = read_checkpoint(path).tensors["images"].numpy()
-        for row in rows:
-            image = images[row["row"]]
-            _check(path, image.tobytes(), row)
-            yield image
+        yield
     except GtRError:
         raise
     except (OSError, KeyError, IndexError, ValueError) as error:

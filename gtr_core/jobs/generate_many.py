@@ -34,7 +34,7 @@ from ..models.prompts import pad_prompts
 from ..noise import image_seeds
 from ..pipeline import check_pair, decode_images, generate_latents
 from ..plans.method import Method
-from .resume import CHUNK, MOST_IMAGES, key_of, resume
+from .resume import CHUNK, MOST_IMAGES, OnShare, key_of, resume, watch_batch
 from .workers import Worker, WorkerPool
 
 VERSION, FORMATS, MANIFESTS = 1, ("png", "safetensors"), ("parquet", "jsonl")
@@ -145,6 +145,7 @@ class Generator:
     job: GenerationJob
     keys: Keys
     device: str
+    on_share: OnShare | None = None
 
     @cached_property
     def model(self) -> Model:
@@ -180,7 +181,13 @@ class Generator:
             some = range(first, min(first + job.batch, indices.stop))
             latents.append(
                 generate_latents(
-                    self.model, job.method, self.condition(some), job.seed + first, grid=job.grid, runtime=self.runtime
+                    self.model,
+                    job.method,
+                    self.condition(some),
+                    job.seed + first,
+                    grid=job.grid,
+                    runtime=self.runtime,
+                    callback=watch_batch(self.on_share, first - start, len(some), len(indices)),
                 )
             )
             images.append(decode_images(self.vae, latents[-1]))
@@ -216,9 +223,9 @@ class Generator:
         }
 
 
-def make_worker(job: GenerationJob, keys: Keys, device: str) -> Worker:
+def make_worker(job: GenerationJob, keys: Keys, device: str, on_share: OnShare | None = None) -> Worker:
     """A worker of its own for a device, which has read its files."""
-    generator = Generator(job, keys, device)
+    generator = Generator(job, keys, device, on_share)
     check_pair(generator.model, generator.vae)
     return generator.make
 
@@ -267,23 +274,32 @@ class Made:
 
 
 def generate_many(
-    job: GenerationJob, keys: Keys, pool: WorkerPool, on_piece: Callable[[int, int], None] | None = None
+    job: GenerationJob,
+    keys: Keys,
+    pool: WorkerPool,
+    on_piece: Callable[[int, int], None] | None = None,
+    on_begin: Callable[[int], None] | None = None,
+    on_share: OnShare | None = None,
 ) -> Made:
     """Make what is missing of a job with these :func:`keys_of` it. Pieces that are there and whole are kept.
 
-    ``on_piece(made, left)`` counts images. To be called while :func:`claim` holds the folder.
+    ``on_begin(left)`` and ``on_piece(made, left)`` count images, ``on_share`` is told what is done of the piece at
+    hand, where this process makes it. To be called while :func:`claim` holds the folder.
     """
     starts = list(job.starts)
     kept = {start: finished(job, keys, start) for start in starts}
     left = sum(len(job.indices(start)) for start in starts if kept[start] is None)
     made = []
+    if on_begin is not None:
+        on_begin(left)
 
     def on_done(index: int, done: int) -> None:
         made.append(len(job.indices(starts[index])))
         if on_piece is not None:
             on_piece(sum(made), left - sum(made))
 
-    result = resume(starts, kept.get, pool, partial(make_worker, job, keys), on_done)
+    here = {"on_share": on_share} if pool.alone else {}  # it cannot be sent to another process
+    result = resume(starts, kept.get, pool, partial(make_worker, job, keys, **here), on_done)
     return Made([row for rows in result.results for row in rows], sum(made))
 
 

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from ..errors import GtRError
+from ..errors import GtRError, nearest
 from .spec import ModelSpec
 
 # What separates the entries of a list; the wide ones come from Chinese and Japanese keyboards.
@@ -59,7 +59,8 @@ def _label(entry: str, by_name: dict[str, int], spec: ModelSpec) -> int:
     menu = MENU_ENTRY.fullmatch(entry)
     if menu and by_name.get(menu[2].strip().lower()) == int(menu[1]):
         return int(menu[1])
-    some = ", ".join(f"'{known}'" for known in class_names(spec)[:4])
+    names = class_names(spec)
+    some = ", ".join(f"'{known}'" for known in nearest(entry, names) or names[:4])
     raise GtRError(
         f"{spec.name} has no class '{entry}': expected an index from 0 to {spec.classes - 1} or a name such as {some}"
     )

@@ -37,7 +37,10 @@ DETOK_SAVER, DETOK_ORDER = "DeTok", ("norm1.weight", "norm2.weight", "attn.qkv.w
 MAETOK = (128, 32)
 # Arguments of MAR's training code that say what its latents are, and their values for KL-16.
 LATENT_ARGUMENTS = {"vae_embed_dim": 16, "vae_stride": 16, "patch_size": 1}
-ASSUMED_KL16 = "latents assumed to be KL-16's: the file does not say, and its tokens have 16 values"
+ASSUMED_KL16 = (
+    "latents assumed to be KL-16's: the file does not say, and its tokens have 16 values; to say it, convert the file "
+    "with --latent kl-16, or with what else they are"
+)
 ASSUMED_DETOK = (
     "latents assumed to be l-DeTok's, for the file was written by its training code: decode them with the l-DeTok "
     "tokenizer; a model trained on KL-16 with that code needs convert --latent kl-16"

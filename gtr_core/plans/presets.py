@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import GtRError
+from ..errors import GtRError, nearest
 from .schedule import Schedule
 
 PRESETS: dict[str, Schedule] = {
@@ -78,5 +78,7 @@ def preset(name: str, others: Sequence[str] = ()) -> Schedule:
     Raises GtRError, which also names the ``others`` that the caller knows.
     """
     if name not in PRESETS:
-        raise GtRError(f"unknown preset '{name}': expected one of {', '.join((*PRESETS, *others))}")
+        known = (*PRESETS, *others)
+        near = "".join(f"the nearest is {other}; " for other in nearest(name, known, 1))
+        raise GtRError(f"unknown preset '{name}': {near}expected one of {', '.join(known)}")
     return PRESETS[name]

@@ -43,6 +43,12 @@ class Progress:
     known: Tensor
     spent: Tensor
 
+    @property
+    def share(self) -> float:
+        """What is done of the run, 0 to 1, in AR steps."""
+        inside = min(self.diffusion_step / max(self.diffusion_steps, 1), 1.0)
+        return (self.step + inside) / self.steps if self.step < self.steps else 1.0
+
 
 Callback = Callable[[Progress], None]
 

@@ -98,8 +98,8 @@ def test_every_row_is_drawn_and_noted(begin, server, tmp_path):
 
 @pytest.mark.parametrize(
     "word, words",
-    [("boom", "node 7 (GtR_Sampler): GtRError: class 17 should be one of 0 to 9"), ("none", "the run saved no image")]
-    + [("refused", "refused by the server: node 5 (GtR_Scheduler): Value not in list: preset: 'warp'")]
+    [("boom", "node 7 (The sampler): class 17 should be one of 0 to 9"), ("none", "the run saved no image")]
+    + [("refused", "refused by the server: node 5 (The plan): Value not in list: preset: 'warp'")]
     + [("half", "refused by the server: node 5"), ("gone", "the file gone_00002_.png could not be fetched")],
 )
 def test_a_row_that_fails_is_named_and_the_others_go_on(begin, server, tmp_path, word, words):
@@ -121,7 +121,8 @@ def test_bad_rows_among_thirty(begin, server, tmp_path):
     listed = said.split("failed: 4\n")[1]
     assert re.findall(r"row \d+", listed) == ["row 5", "row 15", "row 20", "row 25"]
     assert len(images(tmp_path)) == 26 and "26 of 30 rows done" in listed
-    assert said.index("row 20 has 5 cells") < said.index("[1/27]"), "checked before the first is queued"
+    before = said[: said.index("[1/27]")]
+    assert re.findall(r"^row \d+", before, re.MULTILINE) == ["row 5", "row 15", "row 20"], "checked before, in order"
     assert [int(line["row"]) for line in record(tmp_path)] == list(range(1, 31))
 
 
@@ -133,8 +134,10 @@ def test_strict_queues_nothing(begin, server, tmp_path):
 
 
 def test_check_queues_nothing(begin, server, tmp_path):
-    assert "1 rows can be drawn, 1 cannot" in finish(begin("name,seed\na,1\nb,x\n", "--check"), 1)
-    assert "2 rows can be drawn, 0 cannot" in finish(begin(rows("a", "b"), "--check"), 0)
+    said = finish(begin("name,seed\na,1\nb,x\n", "--check"), 1)
+    assert "1 rows can be drawn, 1 cannot: 1 images in 1 runs; nothing was queued" in said
+    said = finish(begin("name,seed,batch,count\na,1,4,3\nb,100,2,\n", "--check"), 0)
+    assert "2 rows can be drawn, 0 cannot: 14 images in 4 runs" in said
     assert not server.posted and not (tmp_path / "out").exists()
 
 
@@ -187,7 +190,7 @@ def test_somebody_interrupts_a_row(begin, server, tmp_path):
     server.until(lambda: server.running and len(server.pending) == 2)
     server.interrupt()
     said = finish(process, 1)
-    assert "row 1: interrupted on the server, in node 7 (GtR_Sampler)" in said and len(images(tmp_path)) == 2
+    assert "row 1: interrupted on the server, in node 7 (The sampler)" in said and len(images(tmp_path)) == 2
 
 
 def test_somebody_clears_the_queue(begin, server, tmp_path):
@@ -305,7 +308,8 @@ def test_the_server_is_gone_for_good(begin, server, tmp_path):
 def test_no_server_at_all(client, server):
     server.stop()
     said = finish(client(server.url, rows("one"), GRAPH), 1)
-    assert said.count("\n") == 1 and "no ComfyUI answers at" in said and "--url" in said
+    assert said.count("\n") == 1 and "--url" in said
+    assert f"no ComfyUI answers at {server.url} (connection refused): start it" in said
     server.start()
 
 

@@ -217,7 +217,7 @@ def test_a_name_sets_every_sampler(run_csv):
 
 @pytest.mark.parametrize(
     "column, words",
-    [("colour", "use class, seed"), ("sed", "use seed"), ("5.ordr", "node 5 (GtR_Scheduler) has order")]
+    [("colour", "use class, seed"), ("sed", "use seed"), ("5.ordr", "node 5 (The plan) has order")]
     + [("99.seed", "NODE.INPUT"), ("prompt", "NODE.INPUT"), ("The plan.seeds", "node 5"), (".seed", "NODE.INPUT")],
 )
 def test_columns_that_set_nothing(run_csv, column, words):
@@ -361,6 +361,57 @@ def test_the_shipped_workflows(run_csv, path):
     saves = any(entry["class_type"] == "SaveImage" for entry in graph.values())
     for column in ("seed", "cfg", *(["name"] if saves else [])):
         assert targets(run_csv, graph, column, {})
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+MENU = [
+    "default",
+    "0: tench",
+    "207: golden retriever",
+    "208: Labrador retriever",
+    "demo 0: animal face",
+    "demo 1: bird",
+]
+CLASSES = INFO | {"GtR_ClassCondition": {"input": {"required": {"class_name": ["COMBO", {"options": MENU}]}}}}
+
+
+def checked(run_csv: ModuleType, folder: Path, model: str, text: str) -> tuple[str, str]:
+    """What is said of a class: what is wrong with the row, and the note."""
+    graph = GRAPH | {"1": {"class_type": "GtR_LoadMAR", "inputs": {"model_name": model}}}
+    jobs, bad = run_csv.make_jobs(graph, table(run_csv, folder, f'class,seed\n"{text}",1\n0,2\n'), CLASSES)
+    assert [job.row for job in jobs] == ([2] if bad else [1, 2])
+    return bad.get(1, ""), run_csv.unlisted_classes(jobs, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "bird", " Bird ;0", "demo 1: bird", "1: bird", "bird\nANIMAL FACE", "default bird"]
+)
+def test_classes_of_the_demo(run_csv, tmp_path, text):
+    bad, note = checked(run_csv, tmp_path, "demo (built-in)", text)
+    assert not note and bool(bad) == (text == "default bird")
+
+
+@pytest.mark.parametrize(
+    "text, near", [("brid", "bird"), ("golden retriever", "animal face, bird"), ("2", "animal face")]
+)
+def test_a_class_that_the_demo_does_not_have_is_named_before_anything_is_queued(run_csv, tmp_path, text, near):
+    bad, note = checked(run_csv, tmp_path, "demo (built-in)", f"0, {text}")
+    assert bad.startswith(f"row 1, node 3 (GtR_ClassCondition): the demo model has no class '{text}': use {near}")
+    assert not note
+
+
+@pytest.mark.parametrize("text", ["999", "golden retriever", "207: Golden Retriever", "n02099601", "tench; 5"])
+def test_classes_of_imagenet(run_csv, tmp_path, text):
+    assert checked(run_csv, tmp_path, "mar-base-ema.pth", text) == ("", "")
+
+
+def test_a_class_that_a_file_may_have_gets_a_note(run_csv, tmp_path):
+    """A converted file may have class names of its own, which the server does not tell."""
+    bad, note = checked(run_csv, tmp_path, "mar-base-ema.pth", "golden retreiver")
+    assert not bad and note.startswith(
+        "row 1: 'golden retreiver' is no class of ImageNet; ImageNet has golden retriever"
+    )
 
 
 # -- seeds -------------------------------------------------------------------------------------------------------------

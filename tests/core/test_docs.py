@@ -14,6 +14,7 @@ from typing import Any
 import gtr_pack.gtr_core as gtr
 import pytest
 from gtr_pack.gtr_core import cli
+from gtr_pack.gtr_core.evaluation.evaluate import FEWEST_IMAGES
 from gtr_pack.gtr_core.plans.presets import PRESETS
 from PIL import Image
 
@@ -69,6 +70,14 @@ def test_every_preset_can_be_chosen_from_the_page() -> None:
 
 def test_the_readme_is_read_in_a_minute() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
+def test_the_page_on_fid_names_the_line_of_info_and_the_fewest_images(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    assert cli.main(["info", str(gtr.DEMO_MAR)]) == 0
+    (line,) = re.findall("^weights .*", capsys.readouterr().out, re.MULTILINE)
+    assert f"`{line}`" in text
+    assert f"at least {FEWEST_IMAGES}." in text
 
 
 # -- examples ----------------------------------------------------------------------------------------------------------

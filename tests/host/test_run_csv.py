@@ -137,7 +137,8 @@ def test_a_table(comfy_server: ComfyServer, begin: Any, graph: Graph, tmp_path: 
         ({"preset": "gtr-papr"}, "row 1, column 'preset': 'gtr-papr' is not in the list: use gtr-paper"),
         ({"batch": "5000"}, "row 1, column 'batch': 5000 is too large: 4096 is the most"),
         ({"GtR Sampler.model": "mar"}, "column 'GtR Sampler.model': node 1 is wired to this input"),
-        ({"class": "unheard of"}, "unheard of"),
+        ({"class": "unheard of"}, "row 1, node 3 (Class Label (MAR)): the demo model has no class 'unheard of': use"),
+        ({"GtR Scheduler.steps": "many"}, "refused by the server: node 5 (GtR Scheduler): Custom validation"),
     ],
 )
 def test_mistakes_are_explained(comfy_server: ComfyServer, begin: Any, row: dict, words: str) -> None:
@@ -145,11 +146,18 @@ def test_mistakes_are_explained(comfy_server: ComfyServer, begin: Any, row: dict
     assert words in said
 
 
+def test_classes_are_checked_without_drawing(comfy_server: ComfyServer, begin: Any) -> None:
+    """By the server's menu of the demo's classes."""
+    said = finish(begin(comfy_server.url, [{"class": "dessert"}, {"class": "desert"}], "--check"), 1)
+    assert "row 2, node 3 (Class Label (MAR)): the demo model has no class 'desert': use dessert" in said
+    assert "1 rows can be drawn, 1 cannot: 1 images in 1 runs" in said
+
+
 def test_thirty_rows_with_bad_ones_and_an_interrupt(
     comfy_server: ComfyServer, begin: Any, graph: Graph, tmp_path: Path
 ) -> None:
     rows: list[dict[str, Any]] = [{"name": f"n{k}", "class": k % 4, "seed": k, "preset": ""} for k in range(1, 31)]
-    rows[6]["class"] = "a class that nobody knows"  # fails while it runs
+    rows[6]["class"] = "a class that nobody knows"
     rows[14]["preset"] = "warp"
     rows[20]["seed"] = "x"
     rows[22]["name"] = "../../out"  # refused by the server's own check of paths
@@ -167,6 +175,7 @@ def test_thirty_rows_with_bad_ones_and_an_interrupt(
     said = finish(process, 1)
     listed = said.split("failed: 5\n")[1]
     assert re.findall(r"^  (row \d+)", listed, re.MULTILINE) == ["row 7", "row 15", "row 21", "row 23", "row 26"]
+    assert "row 23: node 9 (Save Image): Exception: " in listed
     assert "row 26: interrupted on the server, in node" in listed and "25 of 30 rows done" in listed
     assert len(images(tmp_path)) == 25
     assert not rest.get(f"{comfy_server.url}/queue")["queue_pending"]
@@ -242,7 +251,7 @@ def test_the_client_of_the_documentation(comfy_server: ComfyServer, tmp_path: Pa
     """The 25 lines of docs/api.md, as they stand there: the report comes back, and the image."""
     page = (API.parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len([line for line in code.splitlines() if line]) <= 25
+    assert len(code.splitlines()) == 25
     code = code.replace("http://127.0.0.1:8188", comfy_server.url).replace("workflows/api", API.as_posix())
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,8 @@ INFO = {
         "input": {
             "required": {"seed": ["INT", {"min": 0, "max": 2**64 - 1}], "cfg": ["FLOAT", {"min": 0.0, "max": 100.0}]},
             "optional": {"cfg_start": ["FLOAT", {"min": 0.0, "max": 1.0}]},
-        }
+        },
+        "display_name": "The sampler",
     },
     "LoadImage": {"input": {"required": {"image": [["one.png"], {"image_upload": True}]}}},
     "Number": {"input": {"required": {"value": ["INT", {}]}}},

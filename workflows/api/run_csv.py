@@ -6,7 +6,7 @@
 The first row of the table names the columns. An empty cell keeps the workflow's value, and an empty row is skipped.
     class, prompt                    the class list of Class Label, the text of a text encode node of the pack
     seed, cfg, temperature, preset   of GtR Sampler and GtR Scheduler
-    batch, name                      images per run, and the first part of the names of the saved files
+    batch, name                      images per run, and what follows the row's number in the names of the saved files
     count                            runs of this row: run n has the seed + n x batch, so that no image comes twice
     NODE.INPUT, TITLE.INPUT          any input of the node with this id or title: 5.steps, GtR Sampler.cfg_start
     #ANYTHING                        a note, which is not read
@@ -31,6 +31,7 @@ import contextlib
 import copy
 import csv
 import difflib
+import errno
 import hashlib
 import io
 import itertools
@@ -293,7 +294,7 @@ def _targets(workflow: Graph, column: str, takes: dict[str, dict[str, Input]]) -
         elif nodes and name in takes[nodes[0]]:
             return [takes[nodes[0]][name]]
         elif nodes:
-            hint = f"node {nodes[0]} ({workflow[nodes[0]]['class_type']}) has {_listing(takes[nodes[0]], name)}"
+            hint = f"{called(workflow, nodes[0])} has {_listing(takes[nodes[0]], name)}"
     found = [node for node in workflow if column in takes[node]]
     if len(found) == 1:
         return [takes[found[0]][column]]
@@ -306,7 +307,21 @@ def _targets(workflow: Graph, column: str, takes: dict[str, dict[str, Input]]) -
 
 
 def _title(workflow: Graph, node: str) -> str:
-    return str((workflow[node].get("_meta") or {}).get("title", "")).strip().casefold()
+    return str((workflow[node].get("_meta") or {}).get("title") or "").strip().casefold()
+
+
+def name_nodes(workflow: Graph, info: Graph) -> None:
+    """Give the nodes without a title the one that the server has for their type."""
+    for node, entry in workflow.items():
+        title = (info.get(entry["class_type"]) or {}).get("display_name")
+        if title and not _title(workflow, node):
+            entry["_meta"] = {"title": str(title)}
+
+
+def called(workflow: Graph, node: str, class_type: str = "?") -> str:
+    """A node for messages: its number, and its title if it has one, else its type."""
+    entry = workflow.get(node) or {"class_type": class_type}
+    return f"node {node} ({(entry.get('_meta') or {}).get('title') or entry['class_type']})"
 
 
 def graphs(workflow: Graph, rows: list[dict[str, str]], info: Graph | None = None) -> list[Graph]:
@@ -457,7 +472,9 @@ def make_jobs(
     bad, filled = dict(table.bad), []
     for number, row in table.rows.items():
         try:
-            filled.append((number, row, fill(workflow, number, row, columns), _count(number, row)))
+            graph = fill(workflow, number, row, columns)
+            _check_classes(number, graph, info)
+            filled.append((number, row, graph, _count(number, row)))
         except Problem as problem:
             bad[number] = str(problem)
     needed = first_seed is not None or any(count > 1 for *_, count in filled)
@@ -527,6 +544,82 @@ def shared_seeds(jobs: list[Job]) -> str:
     return (
         f"{one.label} and {two.label} have the seeds {one.seed()} and {two.seed()} and else the same values, so images "
         f"come twice{more}: image k of a batch has the seed + k; give row n the seed S + n x {size}, or use --seed S"
+    )
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+LABELS, LOADER, BUILT_IN, DEMO = "GtR_ClassCondition", "GtR_LoadMAR", "demo (built-in)", "demo "
+CLASS_SEPARATORS = re.compile("[,;\n\uff0c\uff1b\u3001]")
+MENU_ENTRY = re.compile(r"(\d+)\s*[:\uff1a]\s*(.+)")
+WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def unknown_class(graph: Graph, node: str, info: Graph) -> tuple[str, bool]:
+    """The first class in the list of a Class Label whose name is not in the node's menu, empty if there is none, and
+    whether that is certain: it is for the built-in demo model, while a model of a file may have names of its own."""
+    held = graph[node]["inputs"].get("class_list")
+    menu = class_menu(info)
+    if not isinstance(held, str) or not held.strip() or not menu:
+        return "", False
+    wire = graph[node]["inputs"].get("model")
+    loader = graph.get(str(wire[0]), {}) if isinstance(wire, list) and wire else {}
+    demo = loader.get("class_type") == LOADER and loader["inputs"].get("model_name") == BUILT_IN
+    names = {label.casefold() for label in menu_names(menu, demo)}
+    if held.strip().casefold() in names:  # a name that holds a comma
+        return "", demo
+    for entry in filter(None, map(str.strip, CLASS_SEPARATORS.split(held))):
+        plain = entry.casefold().removeprefix(DEMO)
+        match = MENU_ENTRY.fullmatch(plain)
+        name = match[2] if match else plain
+        if re.fullmatch(r"[+-]?\d+", plain):
+            known = not demo or 0 <= int(plain) < len(names)
+        else:
+            known = name in names or (not demo and WORDNET_ID.fullmatch(plain) is not None)
+        if not known:
+            return entry, demo
+    return "", demo
+
+
+def class_menu(info: Graph) -> list[str]:
+    """What Class Label offers, such as `207: golden retriever` or `demo 3: pizza`; empty if the server does not say."""
+    settings = _declared((info.get(LABELS) or {}).get("input") or {}).get("class_name", ("", {}))[1]
+    return [str(option) for option in settings.get("options") or ()]
+
+
+def menu_names(menu: list[str], demo: bool) -> list[str]:
+    """The names in the menu: of the demo's classes, or of ImageNet's."""
+    found = (re.fullmatch(rf"({DEMO})?\d+: (.+)", option) for option in menu)
+    return [match[2] for match in found if match and bool(match[1]) == demo]
+
+
+def _check_classes(number: int, graph: Graph, info: Graph) -> None:
+    for node in (node for node, entry in graph.items() if entry["class_type"] == LABELS):
+        entry, certain = unknown_class(graph, node, info)
+        if entry and certain:
+            raise Problem(
+                f"row {number}, {called(graph, node)}: the demo model has no class '{shorten(entry)}': use "
+                f"{_listing(menu_names(class_menu(info), True), entry)}"
+            )
+
+
+def unlisted_classes(jobs: list[Job], info: Graph) -> str:
+    """One line if rows name classes that are not ImageNet's; empty if none do. Their model may know them."""
+    found: dict[int, str] = {}
+    for job in jobs:
+        for node in (node for node, entry in job.graph.items() if entry["class_type"] == LABELS):
+            entry = unknown_class(job.graph, node, info)[0]
+            if entry:
+                found.setdefault(job.row, entry)
+    if not found:
+        return ""
+    row, entry = next(iter(found.items()))
+    more = f" (and {len(found) - 1} more rows)" if len(found) > 1 else ""
+    near = difflib.get_close_matches(entry.casefold(), menu_names(class_menu(info), False), n=3)
+    meant = f"; ImageNet has {', '.join(near)}" if near else ""
+    return (
+        f"row {row}: '{shorten(entry)}' is no class of ImageNet{more}{meant}: such a row fails when it is drawn unless "
+        "the model's file has class names of its own"
     )
 
 
@@ -699,6 +792,14 @@ def say(line: str) -> None:
 # -- the server --------------------------------------------------------------------------------------------------------
 
 
+def reason(error: Exception) -> str:
+    """Why the server does not answer, in a few words."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, ConnectionRefusedError) or getattr(cause, "errno", None) == errno.ECONNREFUSED:
+        return "connection refused"
+    return shorten(str(error)) or type(error).__name__
+
+
 class Server:
     """ComfyUI's HTTP interface. Everything raises Lost if the server does not answer."""
 
@@ -712,7 +813,7 @@ class Server:
             async with self.session.request(method, self.url + path, json=body) as answer:
                 data = await answer.read()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise Lost(shorten(str(error)) or type(error).__name__) from None
+            raise Lost(reason(error)) from None
         if answer.status in GATEWAY:
             raise Lost(f"{answer.status} {answer.reason}")
         try:
@@ -760,7 +861,7 @@ class Server:
             async with self.session.get(f"{self.url}/view", params=wanted) as answer:
                 data = await answer.read()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise Lost(shorten(str(error)) or type(error).__name__) from None
+            raise Lost(reason(error)) from None
         if answer.status in GATEWAY:
             raise Lost(f"{answer.status} {answer.reason}")
         if answer.status != 200 or not data:
@@ -768,12 +869,12 @@ class Server:
         return data
 
 
-def refusal(status: int, said: Any) -> str:
+def refusal(status: int, said: Any, graph: Graph) -> str:
     """Why POST /prompt did not take a graph, empty if it took the whole of it. A part of it is not enough."""
     if status == 200 and isinstance(said, dict) and not said.get("node_errors"):
         return ""
     errors = [
-        f"node {node} ({found.get('class_type')}): {error.get('message')}: {error.get('details')}"
+        f"{called(graph, node, found.get('class_type'))}: {error.get('message')}: {error.get('details')}"
         for node, found in ((said.get("node_errors") if isinstance(said, dict) else None) or {}).items()
         for error in found.get("errors") or ()
     ]
@@ -783,19 +884,21 @@ def refusal(status: int, said: Any) -> str:
     return "refused by the server: " + (shorten("; ".join(errors)) or f"it answered {status}: {said}")
 
 
-def outcome(entry: dict[str, Any]) -> tuple[str, str]:
+def outcome(entry: dict[str, Any], graph: Graph) -> tuple[str, str]:
     """What went wrong in a run that has ended (empty: nothing), and the seconds that it took."""
     status = entry.get("status") or {}
     messages = {kind: data for kind, data in status.get("messages") or ()}
     start, end = (messages.get(kind, {}).get("timestamp") for kind in ("execution_start", "execution_success"))
     seconds = f"{(end - start) / 1000:.1f}" if start and end else ""
     data = messages.get("execution_interrupted") or messages.get("execution_error") or {}
-    where = f"node {data.get('node_id', '?')} ({data.get('node_type', '?')})"
+    where = called(graph, str(data.get("node_id", "?")), str(data.get("node_type", "?")))
     if "execution_interrupted" in messages:
         return f"interrupted on the server, in {where}", seconds
     if "execution_error" in messages:
         kind = str(data.get("exception_type")).rpartition(".")[2]
-        return f"{where}: {kind}: {data.get('exception_message')}", seconds
+        # The pack's own errors say all that there is to say.
+        words = data.get("exception_message") if kind == "GtRError" else f"{kind}: {data.get('exception_message')}"
+        return f"{where}: {words}", seconds
     return ("" if status.get("status_str", "success") == "success" else "the run failed: see the server's log"), seconds
 
 
@@ -883,7 +986,7 @@ class Queue:
         recent = await self.server.get(f"/history?max_items={len(jobs) + 1000}")
         for prompt_id, entry in recent.items():
             extra = entry["prompt"][3] if len(entry.get("prompt") or ()) > 3 else {}
-            if extra.get("client_id") == self.client and not outcome(entry)[0]:
+            if extra.get("client_id") == self.client and not outcome(entry, {})[0]:
                 found[str(extra.get("run_csv"))] = prompt_id
         for prompt_id, extra, _ in await self.server.queue():
             if extra.get("client_id") == self.client:
@@ -910,7 +1013,7 @@ class Queue:
             await self._follow(None)  # No websocket gets through: looking has to do.
             return
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise Lost(shorten(str(error)) or type(error).__name__) from None
+            raise Lost(reason(error)) from None
         listener = asyncio.create_task(self._listen(socket))
         try:
             await self._follow(listener)
@@ -985,7 +1088,7 @@ class Queue:
         }
         status, said = await self.server.ask("POST", "/prompt", body)
         del self.waiting[prompt_id]
-        trouble = refusal(status, said)
+        trouble = refusal(status, said, job.graph)
         given = str(said.get("prompt_id") or "") if isinstance(said, dict) else ""
         if trouble:
             if given:  # A part of the graph was taken, without the images that were asked for.
@@ -1037,7 +1140,7 @@ class Queue:
     async def _finish(self, prompt_id: str, entry: dict[str, Any]) -> None:
         """Save the images of a run that has ended, or note why there are none."""
         job = self.waiting[prompt_id]
-        trouble, seconds = outcome(entry)
+        trouble, seconds = outcome(entry, job.graph)
         parts: list[tuple[Path, str, int | str]] = []
         try:
             try:
@@ -1102,8 +1205,6 @@ def _store(path: Path, data: bytes) -> None:
 async def main(options: argparse.Namespace) -> int:
     """Check, draw and save; the exit code."""
     workflow, table = read_workflow(options.workflow), read_table(options.csv, options.encoding)
-    for words in table.bad.values():
-        say(words)
     session = aiohttp.ClientSession(timeout=TIMEOUT)
     async with session:
         server = Server(session, options.url)
@@ -1113,15 +1214,15 @@ async def main(options: argparse.Namespace) -> int:
             raise Problem(
                 f"no ComfyUI answers at {server.url} ({error}): start it, or name its address with --url"
             ) from None
+        name_nodes(workflow, info)
         jobs, bad = make_jobs(workflow, table, info, options.seed)
-        for number in bad.keys() - table.bad.keys():
-            say(bad[number])
-        hint = shared_seeds(jobs)
-        if hint:
+        for words in bad.values():
+            say(words)
+        for hint in filter(None, (unlisted_classes(jobs, info), shared_seeds(jobs))):
             say(f"note: {hint}")
         if options.check:
-            good = len(table.rows) + len(table.bad) - len(bad)
-            say(f"{good} rows can be drawn, {len(bad)} cannot; nothing was queued")
+            rows, images = len({job.row for job in jobs}), sum(batch_of(job.graph) for job in jobs)
+            say(f"{rows} rows can be drawn, {len(bad)} cannot: {images} images in {len(jobs)} runs; nothing was queued")
             return min(len(bad), 1)
         if bad and options.strict:
             raise Problem(f"{len(bad)} rows cannot be used, so nothing was queued (--strict)")

@@ -275,9 +275,18 @@ def test_info_and_convert_say_which_entry_was_taken(training_checkpoint, tmp_pat
     assert "weights: ema (entry 'model_ema')" in capsys.readouterr().out
     demo = {f"net.{name}": t for name, t in load_file(DEMO_MAR).items()}
     with safe_open(DEMO_MAR, "pt") as file:
-        save_file(demo, tmp_path / "wrapped.safetensors", file.metadata())
+        metadata = file.metadata()
+    save_file(demo, tmp_path / "wrapped.safetensors", metadata)
     assert main(["info", str(tmp_path / "wrapped.safetensors"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["family"], facts["entry"], facts["weights"]) == ("MAR", "net", "ema")
+    assert (facts["family"], facts["entry"], facts["weights"]) == ("MAR", "net", "ema") and "entries" not in facts
+    both = {f"model.{name}": t for name, t in load_file(DEMO_MAR).items()} | {
+        f"model_ema.{name}": t for name, t in load_file(DEMO_MAR).items()
+    }
+    save_file(both, tmp_path / "both.safetensors", metadata)
+    assert main(["info", str(tmp_path / "both.safetensors")]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["entry", "model_ema"] in lines and ["entries", "['model', 'model_ema']"] in lines
+    assert ["weights", "ema"] in lines, "what docs/evaluate.md tells to look for"
     assert main(["info", str(DEMO_MAR), "--json"]) == 0
     assert "entry" not in json.loads(capsys.readouterr().out)

@@ -76,6 +76,9 @@ def test_a_safetensors_file_has_lost_both_and_says_what_is_assumed(tmp_path):
     save_file(by_detok(mar()), tmp_path / "m.safetensors")
     spec = found(tmp_path / "m.safetensors")
     assert spec.latent == NAMED["kl-16"] and spec.assumptions[0].startswith(ASSUMED_KL)
+    assert "convert the file with --latent kl-16" in spec.assumptions[0]
+    convert(tmp_path / "m.safetensors", tmp_path / "said.safetensors", heads=4, latent="kl-16")
+    assert load_model(tmp_path / "said.safetensors").spec.assumptions == ()
     convert(tmp_path / "m.safetensors", tmp_path / "told.safetensors", heads=4, latent="detok")
     told = load_model(tmp_path / "told.safetensors").spec
     assert told.latent == NAMED["detok"] and told.assumptions == ()

@@ -260,7 +260,12 @@ def load_tensors(path: Path, which: str) -> Checkpoint:
         (lambda raw, ema: {"ema": ema}, "model", "it has no model weights, only ema"),
         (lambda raw, ema: ema, "model", "does not say whether its weights are averaged, so the raw ones cannot"),
         (lambda raw, ema: ema, "ema", "does not say whether its weights are averaged, so the averaged ones cannot"),
-        (lambda raw, ema: {"model": raw, "ema": ema}, "shadow", "weights 'shadow': expected ema, model, model, ema"),
+        (lambda raw, ema: {"model": raw, "ema": ema}, "shadow", "weights 'shadow': expected ema, model$"),
+        (
+            lambda raw, ema: {"model": raw, "model_ema": ema},
+            "model_em",
+            "weights 'model_em': expected ema, model, model_ema$",
+        ),
     ],
 )
 def test_what_cannot_be_told_is_refused(make, wanted, words, weights, raw, refusal, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +22,10 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[3]
 # Worker processes have to find the library as the program that starts them did: not by its folder, nor by PYTHONPATH.
-GTR = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gtr_core.__main__ import main; sys.exit(main())"
+HERE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+GTR = HERE + "from gtr_core.__main__ import main; sys.exit(main())"
+# However fast the work is, nothing that a terminal's line would show is left out.
+EVERY_FRAME = "from gtr_core.cli import progress; progress.SECONDS_BETWEEN_FRAMES = 0; "
 
 
 @pytest.fixture
@@ -61,6 +66,34 @@ def elsewhere(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
         return done
 
     return elsewhere
+
+
+@pytest.fixture
+def on_terminal(tmp_path) -> Callable[..., list[str]]:
+    """A verb whose progress is on a pseudo terminal of unknown size: what its line shows, frame after frame, without
+    the bar."""
+    if os.name == "nt":
+        pytest.skip("pseudo terminals")
+    import pty
+
+    def on_terminal(*arguments) -> list[str]:
+        environment = {**child_environment(), "OMP_NUM_THREADS": "1"}
+        outer, inner = pty.openpty()
+        command = [sys.executable, "-c", HERE + EVERY_FRAME + GTR, *map(str, arguments)]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=inner, text=True
+        )
+        os.close(inner)
+        said = b""
+        with contextlib.suppress(OSError):  # how a pseudo terminal ends
+            while part := os.read(outer, 65536):
+                said += part
+        os.close(outer)
+        assert process.wait() == 0, said.decode()[-2000:]
+        frames = (frame.partition("|")[0] for frame in said.decode().replace("\n", "").split("\r"))
+        return list(dict.fromkeys(" ".join(frame.split()) for frame in frames if frame.strip()))
+
+    return on_terminal
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from gtr_pack.gtr_core.evaluation import fid
 from gtr_pack.gtr_core.evaluation.evaluate import as_tensor
 from gtr_tests.extras import needs
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 QUICK = ["--presets", "step-8,gtr-extreme", "--images", "5", "--seeds", "2", "--device", "cpu", "--json"]
 
@@ -53,6 +53,42 @@ def test_figures_have_intervals_and_are_drawn(whole, files, capsys, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_a_terminal_sees_what_is_read_and_how_far_a_piece_is(files, on_terminal, tmp_path):
+    """Five images are one piece: without a bar that moves within it the whole run would be silent."""
+    few = [
+        "--presets",
+        "step-8",
+        "--images",
+        5,
+        "--batch",
+        2,
+        "--seeds",
+        1,
+        "--device",
+        "cpu",
+        "--work",
+        tmp_path / "w",
+    ]
+    seen = on_terminal("eval", *files, *few)
+    read = [frame.split()[1] for frame in seen if frame.startswith("reading")]
+    assert read == [Path(files[k]).name for k in (1, 3, 5)]
+    begun, ended = seen.index("0 of 1 pieces 0%"), seen.index("1 of 1 pieces 100%")
+    assert ended - begun > 20 and seen[-1] == "1 of 1 pieces 100%"
+    assert on_terminal("eval", *files, *few)[-1] == "all pieces are there 100%"
+
+
+def test_a_terminal_sees_how_far_the_images_of_a_folder_are_measured(folders, judge_options, on_terminal, tmp_path):
+    seen = on_terminal(*of_folder(folders["png"], judge_options, tmp_path / "w"), "--batch", 2)
+    assert seen == [
+        "looking for results of the 6 images 0%",
+        "0 of 1 pieces 0%",
+        "0 of 1 pieces 33%",
+        "0 of 1 pieces 67%",
+        "0 of 1 pieces 100%",
+        "1 of 1 pieces 100%",
+    ]
+
+
 @pytest.mark.slow
 def test_workers_give_the_same_figures(files, elsewhere, tmp_path):
     """Results made by two processes: the rows of one."""
@@ -68,8 +104,10 @@ def test_workers_give_the_same_figures(files, elsewhere, tmp_path):
     [
         (["--extractor", "nowhere"], "nowhere: check the name"),
         (["--images", "200"], "make a larger one or lower --images"),
-        (["--seeds", "0"], "at least 4 images and 1 seed"),
-        (["--first-seed", "-1"], "1 seed from 0"),
+        (["--images", "2"], "error: --images 2: at least 4 are needed"),
+        (["--images", "9999999999"], "error: --images 9999999999: expected fewer than 2147483648"),
+        (["--seeds", "0"], "error: --seeds 0: at least 1 is needed"),
+        (["--first-seed", "-1"], "error: seed -1: expected 0 to 2147483647; correct --first-seed"),
         (["--batch", "0"], "a batch of 0"),
         (["--presets", "fast"], "unknown preset"),
         (["--presets", ","], "at least one"),
@@ -89,7 +127,8 @@ def test_wrong_options_end_in_one_line(change, words, files, refused, tmp_path, 
 def test_own_figures_need_a_classifier_and_a_reference(model_options, judge_options, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for some in ([], judge_options[:2], judge_options[2:]):
-        assert "nothing to judge with" in refused("eval", *model_options, *some, *QUICK)
+        said = refused("eval", *model_options, *some, *QUICK)
+        assert said.startswith("error: nothing to judge with: use --metrics fid,is, or give a classifier")
     assert not list(tmp_path.iterdir())
 
 
@@ -147,6 +186,23 @@ def test_workers_measure_a_folder_alike(folders, judge_options, run, elsewhere, 
     assert "1 of 1 pieces (png0, images 0 to 5)" in done.stderr
     alone = run(*of_folder(folders["png"], judge_options, tmp_path / "one"))
     assert json.loads(done.stdout)["rows"] == alone["rows"]
+
+
+@pytest.mark.parametrize("form", ["png", "safetensors"])
+def test_images_that_were_changed_after_they_were_measured_are_refused(form, folders, judge_options, refused, tmp_path):
+    """Their results are stored, and are no longer those of what is in the folder."""
+    copy, command = tmp_path / "copy", of_folder(tmp_path / "copy", judge_options, tmp_path / "work")
+    shutil.copytree(folders[form], copy)
+    assert main(list(map(str, command))) == 0
+    if form == "png":
+        shutil.copy(copy / "000001.png", copy / "000002.png")
+    else:
+        shard = load_file(copy / "000000.safetensors")
+        shard["images"][2] = shard["images"][1]
+        save_file(shard, copy / "000000.safetensors")
+    assert "image 2 is not the one that the manifest names" in refused(*command)
+    (copy / ("000002.png" if form == "png" else "000000.safetensors")).unlink()
+    assert "run generate-many again" in refused(*command)
 
 
 def test_a_folder_that_is_not_what_was_made_is_refused(folders, judge_options, refused, tmp_path):

@@ -64,6 +64,13 @@ def test_only_what_is_missing_is_made(model_options, run, tmp_path):
     assert run(*arguments, "--images", 2, "--cfg", 2)["made"] == 2
 
 
+def test_a_terminal_sees_how_far_a_piece_is(model_options, on_terminal, tmp_path):
+    seen = on_terminal("generate-many", *model_options, *QUICK, "--images", 4, "--batch", 2, "-o", tmp_path / "images")
+    assert seen[0] == "reading mar.safetensors 0%"
+    begun, ended = seen.index("0 of 4 images 0%"), seen.index("4 of 4 images 100%")
+    assert ended - begun > 5
+
+
 def test_shards_of_safetensors_hold_images_and_latents(model_options, run, tmp_path):
     facts = run("generate-many", *model_options, *QUICK, *SIX, "--images", 3, "--format", "safetensors", "-o", tmp_path)
     shards = [load_file(tmp_path / name) for name in ("000000.safetensors", "000002.safetensors")]

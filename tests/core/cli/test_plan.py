@@ -87,6 +87,8 @@ def test_flops_have_the_keys_that_scripts_read(run):
         (["schedule", "--figure", "none/p.png"], "no folder none: make it, or choose another"),
         (["schedule", "--figure", "p.jpg"], "expected a name that ends in .png, .svg or .pdf"),
         (["schedule", "--preset", "fast"], "unknown preset 'fast': expected one of origin"),
+        (["schedule", "--preset", "gtr-extrem"], "preset 'gtr-extrem': the nearest is gtr-extreme; expected one of"),
+        (["schedule", "--preset", "stride-9"], "lazymar, step-N, halton-N"),
         (["schedule", "--preset", "step-0"], "expected 1 to 65536"),
         (["schedule", "--preset", "gtr-full:"], "such as gtr-full:15-3"),
         (["schedule", "--preset", "gtr-full:7-x"], "such as gtr-full:15-3"),

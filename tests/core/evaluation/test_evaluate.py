@@ -140,7 +140,7 @@ def test_what_cannot_be_evaluated_is_refused(evaluation, extractor, random_metho
         replace(evaluation, extractor=ClassifierFeatures(Classifier(replace(extractor.spec, size=64))))
     with pytest.raises(GtRError, match="all of different names"):
         tasks([random_method, random_method], [0], 8)
-    with pytest.raises(GtRError, match="at least 4 images"):
+    with pytest.raises(GtRError, match="at least 4 are needed"):
         tasks([random_method], [0], 3)
     (tmp_path / "file").touch()
     with pytest.raises(GtRError, match="cannot make the folder"):
