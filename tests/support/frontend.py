@@ -52,6 +52,15 @@ ENDED = """() => { const end = window.gtrEvents.findIndex(([name]) =>
         name === 'executing' && detail === null); }"""
 NODES = """() => window.app.graph._nodes.map(n => ({id: String(n.id), type: n.type, title: n.title,
     known: n.type in window.LiteGraph.registered_node_types, size: [n.size[0], n.size[1]]}))"""
+# In Nodes 2.0 a node is a part of the page; the canvas knows the boxes of the others.
+OVERLAPS = """() => { const boxes = window.app.graph._nodes.map(n => {
+        const part = document.querySelector(`[data-node-id='${n.id}']`)?.getBoundingClientRect();
+        const [x, y, w, h] = part ? [part.x, part.y, part.width, part.height] : n.boundingRect;
+        return [`${n.id} ${n.title}`, x, y, x + w, y + h]; });
+    return boxes.flatMap((a, k) => boxes.slice(k + 1)
+        .filter(b => Math.min(a[3], b[3]) - Math.max(a[1], b[1]) > 1 && Math.min(a[4], b[4]) - Math.max(a[2], b[2]) > 1)
+        .map(b => `${a[0]} / ${b[0]}`)); }"""
+ZOOM = "() => [window.app.canvas.ds.scale, window.app.canvas.low_quality]"
 IMAGE = """type => { const n = window.app.graph._nodes.find(n => n.type === type);
     const image = n && n.imgs && n.imgs[0];
     return image && image.naturalWidth > 0 ? [image.naturalWidth, image.naturalHeight] : null; }"""
@@ -138,6 +147,15 @@ class FrontEnd:
     def nodes(self) -> list[DrawnNode]:
         """Every node on the canvas."""
         return [DrawnNode(**{**node, "size": tuple(node["size"])}) for node in self.page.evaluate(NODES)]
+
+    def overlaps(self) -> list[str]:
+        """Every pair of nodes that cover each other, in either renderer."""
+        return self.page.evaluate(OVERLAPS)
+
+    def zoom(self) -> tuple[float, bool]:
+        """The zoom of the canvas, and whether it leaves out the nodes' text."""
+        scale, without_text = self.page.evaluate(ZOOM)
+        return scale, without_text
 
     def image_size(self, node_type: str, timeout: float = 20) -> tuple[int, int]:
         """Width and height of the image that a node of this type shows; waits for it."""
