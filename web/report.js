@@ -10,7 +10,7 @@ const STYLE = "font: 11px/14px monospace; white-space: pre-wrap; overflow: auto;
     + ` padding: ${PADDING}px;`
     + " box-sizing: border-box; color: var(--input-text); background: var(--comfy-input-bg); border-radius: 4px;";
 // The page's card is at most 480 pixels wide and at the right edge, as toasts are.
-const TOAST = "gtr-error", TOAST_STYLE = `.${TOAST} { right: clamp(0px, 100vw - 460px, 490px); }`;
+const TOAST = "gtr-error", TOAST_STYLE = `.${TOAST} { position: relative; right: clamp(0px, 100vw - 460px, 490px); }`;
 
 /** How many lines a text takes, wrapped at spaces. */
 function wrapped(text, columns) {
