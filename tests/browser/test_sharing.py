@@ -246,6 +246,7 @@ def test_the_report_is_seen_in_nodes_2(front: FrontEnd) -> None:
         assert "gtr-extreme on demo: 1 image" in shown and "total " in shown
         (widget,) = front.widget_texts("GtR_Sampler", "gtr_report")
         assert plain(widget) in plain(shown)
+        assert front.overlaps() == []
         # Widgets stay as they are, and the report is no part of the workflow.
         saved = front.page.evaluate("() => window.app.graph.serialize().nodes.find(n => n.type === 'GtR_Sampler')")
         assert len(saved["widgets_values"]) == 7
