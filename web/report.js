@@ -9,8 +9,8 @@ const LINE = 14, LETTER = 6.7, PADDING = 4, MARGIN = 10, MOST_LINES = 32, ERROR_
 const STYLE = "font: 11px/14px monospace; white-space: pre-wrap; overflow: auto; user-select: text;"
     + ` padding: ${PADDING}px;`
     + " box-sizing: border-box; color: var(--input-text); background: var(--comfy-input-bg); border-radius: 4px;";
-// The page's card is at most 480 pixels wide and at the right edge, as toasts are.
-const TOAST = "gtr-error", TOAST_STYLE = `.${TOAST} { position: relative; right: clamp(0px, 100vw - 460px, 490px); }`;
+const TOAST = "gtr-error", CARD = "[data-testid='error-overlay']", GAP = 10;
+const LEAVING = ".p-toast-message-leave-active";
 
 /** How many lines a text takes, wrapped at spaces. */
 function wrapped(text, columns) {
@@ -74,21 +74,30 @@ function restore(node) {
     if (text && known === fingerprint(node)) show(node, text);
 }
 
+/** Move the toast to the left of the page's card once both are there, as far as the page goes. */
+function moveAside(tries = 30) {
+    const card = document.querySelector(CARD), element = document.querySelector(`.${TOAST}:not(${LEAVING})`);
+    if (card && element) {
+        const { left, right } = element.getBoundingClientRect();
+        const way = right + GAP - card.getBoundingClientRect().left;
+        Object.assign(element.style, { position: "relative", right: `${Math.max(0, Math.min(way, left - GAP))}px` });
+    } else if (tries > 0) setTimeout(() => moveAside(tries - 1), 100);
+}
+
 let toast = null;
 
 /** Show an error in place of the one before; null takes that away. */
 function complain(message) {
     if (toast) app.extensionManager.toast.remove(toast);
     toast = message;
-    if (toast) app.extensionManager.toast.add(toast);
+    if (!toast) return;
+    app.extensionManager.toast.add(toast);
+    setTimeout(moveAside, 100);
 }
 
 app.registerExtension({
     name: "gtr-mar.report",
     setup() {
-        const sheet = document.createElement("style");
-        sheet.textContent = TOAST_STYLE;
-        document.head.append(sheet);
         api.addEventListener("execution_start", () => complain(null));
         api.addEventListener("execution_error", ({ detail }) => {
             if (detail.exception_type !== ERROR) return;
