@@ -34,6 +34,7 @@ class ClassCondition(io.ComfyNode):
                 "imagenet",
                 "imagenet class",
                 "class conditioning",
+                "class to image",
                 "prompt",
                 "mar class",
                 "demo class",

@@ -86,7 +86,10 @@ class EmptyLatent(io.ComfyNode):
         size = (height or own_height, width or own_width)
         if size[0] % pixels or size[1] % pixels:
             raise GtRError(f"{size[1]} x {size[0]} pixels: {spec.name} needs a width and height divisible by {pixels}")
-        spec.check_grid((size[0] // pixels, size[1] // pixels))
+        try:
+            spec.check_grid((size[0] // pixels, size[1] // pixels))
+        except GtRError as error:
+            raise GtRError(f"{error} (set width and height to 0)") from None
         cells = (size[0] // spec.latent.stride, size[1] // spec.latent.stride)
         check_budget(
             batch_size * spec.latent.channels * cells[0] * cells[1] * 4,

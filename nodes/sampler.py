@@ -12,6 +12,7 @@ from ..gtr_core.drawing.heatmap import StepCounts
 from ..gtr_core.pipeline import Decoded, decode
 from ..gtr_core.plans.fts import FTS
 from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
+from ..gtr_core.plans.plan import ar_steps
 from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
 from ._device import activation_budget, bring_to_device, fitting_threads, host_runtime, keep_for_the_next, peak_bytes
@@ -173,7 +174,7 @@ class Sampler(io.ComfyNode):
         with fitting_threads(model, len(tokens), runtime):
             decoded = decode(network, decoding, tokens, condition, negative=against, runtime=runtime, observer=monitor)
         keep_for_the_next(model, runtime)
-        show_text(f"done: {monitor.done} AR steps")
+        show_text(f"done: {ar_steps(monitor.done)}")
         done = decoding_report(decoding, decoded, model.spec, peak_bytes(model.patcher))
         report = "\n".join([*model.notes, done, *noted([schedule.remark, *latent.remarks()])])
         return io.NodeOutput(

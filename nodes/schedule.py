@@ -142,16 +142,6 @@ class Scheduler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: str | None = None) -> bool | str:
-        """Refuses what is no list of numbers before the run; None stands for a linked value. The host would show an
-        error once for every input that is asked for here, so it is this one only."""
-        try:
-            numbers("steps", steps or "", int)
-        except GtRError as error:
-            return str(error)
-        return True
-
-    @classmethod
     def execute(
         cls,
         preset: str,
@@ -300,7 +290,7 @@ class BaselineScheduler(io.ComfyNode):
             named_schedule("origin")
             if method == "origin"
             else Schedule(
-                f"{method}-{ar_steps}",
+                f"{method.removesuffix('-n')}-{ar_steps}",
                 BASELINES[method],
                 (ar_steps,),
                 diffusion=(diffusion_steps, disa_end if disa else diffusion_steps, diffusion_steps),

@@ -176,7 +176,12 @@ def grid_of(size: str | None, spec: ModelSpec) -> tuple[int, int] | None:
     values, token = numbers(size.lower().replace("x", ","), int), spec.latent.stride * spec.latent.patch
     if len(values) != 2 or any(value < 1 or value % token for value in values):
         raise GtRError(f"size '{size}': expected width x height in multiples of {token}, such as 512x512")
-    return spec.latent.grid((values[1], values[0]))
+    grid = spec.latent.grid((values[1], values[0]))
+    try:
+        spec.check_grid(grid)
+    except GtRError as error:
+        raise GtRError(f"{error} (leave out --size)") from None
+    return grid
 
 
 # Methods

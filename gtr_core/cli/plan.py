@@ -9,7 +9,7 @@ from ..files import check_writable
 from ..models import published_specs
 from ..noise import image_seeds
 from ..plans.method import Guidance
-from ..plans.plan import make_plan
+from ..plans.plan import ar_steps, make_plan
 from .options import DEMO, Options, Parser, Verb, add_method_options, method_of, model_spec, numbers, print_report
 
 
@@ -27,7 +27,7 @@ def schedule(options: Options) -> None:
         check_writable(options.figure)
         write_plan_figure(options.figure, plan)
     lines = [
-        f"{plan.schedule.name}, {plan.grid[0]} x {plan.grid[1]} tokens, {len(plan.steps)} AR steps, "
+        f"{plan.schedule.name}, {plan.grid[0]} x {plan.grid[1]} tokens, {ar_steps(len(plan.steps))}, "
         f"{plan.schedule.decoder_scope} decoder scope"
     ]
     lines += [

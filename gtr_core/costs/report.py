@@ -10,7 +10,7 @@ import numpy as np
 from ..models.spec import ModelSpec
 from ..pipeline import Decoded, Decoding
 from ..plans.method import Method
-from ..plans.plan import Plan, make_plan
+from ..plans.plan import Plan, ar_steps, make_plan
 from .flops import count_evaluations, count_plan, count_step, origin_of
 
 
@@ -28,7 +28,7 @@ def run_report(
     evaluations = [count_evaluations(plan, step, spec) for step in plan.steps]
     method = plan.method
     lines = [
-        f"{method.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, {len(plan.steps)} AR steps, "
+        f"{method.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, {ar_steps(len(plan.steps))}, "
         f"{sum(seconds):.2f} s"
     ]
     for stage in range(1, plan.schedule.stages + 1):
@@ -36,7 +36,7 @@ def run_report(
         if steps:
             indices = [step.index for step in steps]
             lines.append(
-                f"stage {stage} ({stage_kind(steps[0].reconstruction)}): {len(steps)} AR steps, "
+                f"stage {stage} ({stage_kind(steps[0].reconstruction)}): {ar_steps(len(steps))}, "
                 f"{sum(step.tokens for step in steps)} tokens, {sum(evaluations[k] for k in indices)} head "
                 f"evaluations, {sum(flops[k] for k in indices) / 1e12:.3g} TFLOPs, "
                 f"{sum(seconds[k] for k in indices):.2f} s"

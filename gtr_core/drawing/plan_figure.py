@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..plans.plan import Plan, Step
+from ..plans.plan import Plan, Step, ar_steps
 from .bars import write_chart
 from .canvas import FAINT, KNOWN, LINE, STAGE_COLOURS, SWATCH, Drawing, Sheet, text_width, viridis
 from .png import write_png
@@ -148,7 +148,7 @@ def _edges(count: int, width: int) -> list[int]:
 
 def _facts(plan: Plan) -> str:
     return (
-        f"{len(plan.steps)} AR steps, {plan.grid[0]} x {plan.grid[1]} tokens, {plan.schedule.order} order, "
+        f"{ar_steps(len(plan.steps))}, {plan.grid[0]} x {plan.grid[1]} tokens, {plan.schedule.order} order, "
         f"{plan.schedule.decoder_scope} decoder scope"
     )
 
@@ -179,6 +179,6 @@ def _describe(steps: list[Step]) -> str:
     phase = "reconstruction" if steps[0].reconstruction else "generation"
     diffusion = " to ".join(map(str, dict.fromkeys((steps[0].diffusion_steps, steps[-1].diffusion_steps))))
     return (
-        f"stage {steps[0].stage}, {phase}: {sum(step.tokens for step in steps)} tokens in {len(steps)} AR step"
-        f"{'s' * (len(steps) > 1)}, {diffusion} diffusion steps"
+        f"stage {steps[0].stage}, {phase}: {sum(step.tokens for step in steps)} tokens in {ar_steps(len(steps))}, "
+        f"{diffusion} diffusion steps"
     )

@@ -20,6 +20,11 @@ from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, res
 LARGEST_PLAN = 2**32  # bytes
 
 
+def ar_steps(count: int) -> str:
+    """So many AR steps, in words."""
+    return f"{count} AR step{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class TokenGroup:
     """So many tokens of an AR step, in every image, run so many diffusion steps; ``detail`` marks those that FTS

@@ -33,6 +33,8 @@ WIDGETS = """type => window.app.graph._nodes.find(n => n.type === type).widgets
 SHOWN = """([type, names]) => { const node = window.app.graph._nodes.find(n => n.type === type);
     const text = document.querySelector(`[data-node-id='${node.id}']`).innerText;
     return names.filter(name => text.includes(name)); }"""
+REPORTS = """count => window.app.graph._nodes.filter(n =>
+    (n.widgets ?? []).some(w => w.name === 'gtr_report' && w.element.textContent)).length === count"""
 COMMAND = "name => window.app.extensionManager.command.execute(name)"
 
 
@@ -72,6 +74,23 @@ def test_the_report_stays_after_another_tab_and_a_reload(front: FrontEnd) -> Non
         assert front.widget_texts("GtR_Sampler", "gtr_report") == [report]
 
 
+def test_a_template_opened_again_shows_no_report(front: FrontEnd) -> None:
+    """Every copy of a template has the same ids, and the report belongs to the one that was run."""
+    front.open("demo")
+    change(front, "GtR_EmptyLatent", "batch_size", 1)
+    change(front, "GtR_Scheduler", "preset", "gtr-extreme")
+    change(front, "GtR_Sampler", "cfg", 2.5)  # the server remembers what the test before has drawn
+    assert "execution_success" in [name for name, _ in front.click_run()]
+    front.page.wait_for_function(REPORTS, arg=1, timeout=20_000)
+    front.load(read_json(WORKFLOWS / "demo.json"))
+    front.page.wait_for_timeout(1000)
+    assert front.widget_texts("GtR_Sampler", "gtr_report") == []
+    front.page.evaluate(COMMAND, "Workspace.PreviousOpenedWorkflow")
+    front.page.wait_for_function(REPORTS, arg=1, timeout=20_000)
+    (report,) = front.widget_texts("GtR_Sampler", "gtr_report")
+    assert report.startswith("gtr-extreme on demo: 1 image")
+
+
 def test_the_class_menu_follows_the_model(front: FrontEnd) -> None:
     front.open()
     front.page.evaluate(BUILD)
@@ -109,18 +128,32 @@ def test_what_a_preset_ignores_is_folded_away(front: FrontEnd, nodes_2: bool) ->
 
 
 def test_an_error_says_its_line_on_the_page(front: FrontEnd) -> None:
+    """The newest one only, and beside the page's own card."""
     front.open()
     front.page.evaluate(BUILD)
     front.page.wait_for_timeout(500)
-    change(front, "GtR_Scheduler", "preset", "custom")
-    change(front, "GtR_Scheduler", "steps", "a, b")
-    front.page.locator("[data-testid='queue-button']").first.click()
-    front.page.get_by_text("GtR Scheduler rejected the value for steps").first.wait_for(timeout=20_000)
-    change(front, "GtR_Scheduler", "steps", "24, 6, 2")
     change(front, "GtR_ClassCondition", "class_list", "disk")
     _, failed = next(event for event in front.click_run() if event[0] == "execution_error")
     assert failed["exception_type"] == "gtr_mar.GtRError"
     front.wait_for_toast("has no class 'disk'")
+    change(front, "GtR_ClassCondition", "class_list", "")
+    change(front, "GtR_Scheduler", "preset", "custom")
+    change(front, "GtR_Scheduler", "steps", "a, b")
+    front.click_run()
+    front.wait_for_toast("steps 'a, b': expected numbers separated by commas")
+    card = front.page.get_by_test_id("error-overlay")
+    card.wait_for(timeout=20_000)
+    front.page.wait_for_timeout(1000)  # the toast before moves out
+    assert front.toasts.count() == 1
+    here, there = front.toasts.bounding_box(), card.bounding_box()
+    assert here and there and 0 < here["x"] and here["x"] + here["width"] <= there["x"]
+
+
+def test_the_search_finds_what_is_meant(front: FrontEnd) -> None:
+    front.open()
+    front.search_nodes(500, 400)
+    front.page.keyboard.type("class to image", delay=30)
+    front.page.get_by_role("option").get_by_text("Class Label (MAR)", exact=True).wait_for(timeout=20_000)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ TEMPLATES = sorted(WORKFLOWS.glob("*.json"))
 RELEASED = sorted((ROOT / "tests" / "released").glob("*/*.json"))
 PICTURES = """() => window.app.graph._nodes.filter(n => ['SaveImage', 'PreviewImage', 'GtR_PreviewSchedule']
     .includes(n.type)).map(n => (n.imgs ?? []).filter(i => i.naturalWidth > 0).length)"""
+CUT = """() => window.app.graph._nodes.flatMap(n => (n.widgets ?? []).filter(w => w.name === 'gtr_report')
+    .map(w => w.element)).filter(e => e.scrollHeight > e.clientHeight).map(e => e.textContent)"""
 SET = """values => { for (const n of window.app.graph._nodes) for (const w of n.widgets ?? [])
     if (w.name in values) w.value = values[w.name]; }"""
 
@@ -82,12 +84,32 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, comf
     drawn = [node["type"] for node in read_json(path)["nodes"]]
     assert min(front.image_size("SaveImage" if "SaveImage" in drawn else "PreviewImage")) >= 64
     reports = reports_of(front, drawn.count("GtR_Sampler"))
+    assert front.page.evaluate(CUT) == [], "the last line is hidden"
+    assert front.overlaps() == [], "a sampler with its report covers another node"
     assert all(" on demo:" in text or "window 1 of" in text for text in reports)
     assert all("AR steps" in text and "TFLOPs" in text for text in reports)
     if path.stem == "demo_compare":
-        assert sorted(text.partition(" ")[0] for text in reports) == ["gtr-paper", "origin", "step-n-16"]
+        assert sorted(text.partition(" ")[0] for text in reports) == ["gtr-paper", "origin", "step-16"]
     if update:
         publish(front, f"graph_{path.stem}")
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=ids(TEMPLATES))
+def test_a_template_is_read_on_a_laptop(front: FrontEnd, path: Path) -> None:
+    """Opened at 1366 x 768, its nodes show their text; in neither renderer does one cover another."""
+    front.page.set_viewport_size({"width": 1366, "height": 768})
+    front.open(path.stem)
+    front.page.wait_for_function("() => window.app.canvas.ds.scale !== 1", timeout=20_000)
+    scale, without_text = front.zoom()
+    assert scale >= 0.6 and not without_text
+    assert front.overlaps() == []
+    with front.setting("Comfy.VueNodes.Enabled", True):
+        front.open(path.stem)
+        count = len(read_json(path)["nodes"])
+        drawn = "n => document.querySelectorAll('[data-node-id]').length === n"
+        front.page.wait_for_function(drawn, arg=count, timeout=40_000)
+        front.page.wait_for_timeout(1000)  # a node takes its height a moment after it is shown
+        assert front.overlaps() == []
 
 
 def publish(front: FrontEnd, name: str) -> None:
@@ -224,6 +246,7 @@ def test_the_report_is_seen_in_nodes_2(front: FrontEnd) -> None:
         assert "gtr-extreme on demo: 1 image" in shown and "total " in shown
         (widget,) = front.widget_texts("GtR_Sampler", "gtr_report")
         assert plain(widget) in plain(shown)
+        assert front.overlaps() == []
         # Widgets stay as they are, and the report is no part of the workflow.
         saved = front.page.evaluate("() => window.app.graph.serialize().nodes.find(n => n.type === 'GtR_Sampler')")
         assert len(saved["widgets_values"]) == 7

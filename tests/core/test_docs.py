@@ -54,6 +54,17 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
+def test_nodes_are_called_as_on_the_screen() -> None:
+    """The list has every node, and no name lacks what follows it in brackets."""
+    page = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
+    schemas = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    names = {entry["display_name"] for entry in schemas.values()}
+    assert set(re.findall(r"^\| \*\*(.+?)\*\* \|", page, re.MULTILINE)) == names
+    for name in names:
+        short, _, kind = name.partition(" (")
+        assert not kind or not re.search(rf"\b{re.escape(short)}\b(?! \({re.escape(kind)})", page), name
+
+
 @pages
 def test_figures_exist_and_are_described(page: Path) -> None:
     for words, target in FIGURE.findall(page.read_text(encoding="utf-8")):

@@ -150,7 +150,7 @@ def test_templates_are_served(client: Client) -> None:
         ("5", {"preset": "custom", "steps": "1,1,1,1,1,1,1,1,1,1,1"}, "empty subset"),
         ("5", {"preset": "custom", "rates": "2.67,10.67,999"}, "does not fit"),
         ("3", {"class_list": "17"}, "out of range"),
-        ("4", {"width": 512}, "draws 128 x 128 pixels only"),
+        ("4", {"width": 512}, "found 512 x 128: use the model's own size (set width and height to 0)"),
         ("3", {"class_list": "1,2,3,4,5"}, "set batch_size to 5"),
     ],
 )

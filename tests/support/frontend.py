@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route, TimeoutError
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Playwright, Route, TimeoutError
 
 from .server import PACK
 
@@ -52,6 +52,15 @@ ENDED = """() => { const end = window.gtrEvents.findIndex(([name]) =>
         name === 'executing' && detail === null); }"""
 NODES = """() => window.app.graph._nodes.map(n => ({id: String(n.id), type: n.type, title: n.title,
     known: n.type in window.LiteGraph.registered_node_types, size: [n.size[0], n.size[1]]}))"""
+# In Nodes 2.0 a node is a part of the page; the canvas knows the boxes of the others.
+OVERLAPS = """() => { const boxes = window.app.graph._nodes.map(n => {
+        const part = document.querySelector(`[data-node-id='${n.id}']`)?.getBoundingClientRect();
+        const [x, y, w, h] = part ? [part.x, part.y, part.width, part.height] : n.boundingRect;
+        return [`${n.id} ${n.title}`, x, y, x + w, y + h]; });
+    return boxes.flatMap((a, k) => boxes.slice(k + 1)
+        .filter(b => Math.min(a[3], b[3]) - Math.max(a[1], b[1]) > 1 && Math.min(a[4], b[4]) - Math.max(a[2], b[2]) > 1)
+        .map(b => `${a[0]} / ${b[0]}`)); }"""
+ZOOM = "() => [window.app.canvas.ds.scale, window.app.canvas.low_quality]"
 IMAGE = """type => { const n = window.app.graph._nodes.find(n => n.type === type);
     const image = n && n.imgs && n.imgs[0];
     return image && image.naturalWidth > 0 ? [image.naturalWidth, image.naturalHeight] : null; }"""
@@ -141,6 +150,15 @@ class FrontEnd:
         """Every node on the canvas."""
         return [DrawnNode(**{**node, "size": tuple(node["size"])}) for node in self.page.evaluate(NODES)]
 
+    def overlaps(self) -> list[str]:
+        """Every pair of nodes that cover each other, in either renderer."""
+        return self.page.evaluate(OVERLAPS)
+
+    def zoom(self) -> tuple[float, bool]:
+        """The zoom of the canvas, and whether it leaves out the nodes' text."""
+        scale, without_text = self.page.evaluate(ZOOM)
+        return scale, without_text
+
     def image_size(self, node_type: str, timeout: float = 20) -> tuple[int, int]:
         """Width and height of the image that a node of this type shows; waits for it."""
         handle = self.page.wait_for_function(IMAGE, arg=node_type, timeout=timeout * 1000)
@@ -175,9 +193,14 @@ class FrontEnd:
         words = [base64.b64encode(file.read_bytes()).decode(), file.name, MEDIA_TYPES[file.suffix]]
         self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": self.page.evaluate_handle(DROP, words)})
 
+    @property
+    def toasts(self) -> Locator:
+        """The messages in the corner of the page."""
+        return self.page.locator(TOAST)
+
     def wait_for_toast(self, text: str, timeout: float = 20) -> None:
-        """Wait until a message in the corner of the page says this."""
-        self.page.locator(TOAST).get_by_text(text).first.wait_for(timeout=timeout * 1000)
+        """Wait until one of them says this."""
+        self.toasts.get_by_text(text).first.wait_for(timeout=timeout * 1000)
 
     def complaints(self, settle: float = 1.0) -> list[str]:
         """The text of every dialog, error or missing-node card that is seen after the time they take to come up."""

@@ -357,7 +357,7 @@ def test_wrong_images_and_combinations_end_in_one_line(
         (["--batch", "5000"], "4096"),
         (["--temperature", "-1"], "temperature -1.0: expected 0 or more"),
         (["--cfg-start", "2"], "expected a share of the tokens, 0 to 1"),
-        (["--size", "256x256"], "demo draws 128 x 128 pixels only"),
+        (["--size", "256x128"], "found 256 x 128: use the model's own size (leave out --size)"),
         (["--size", "128"], "expected width x height"),
         (["--prompt-embeds", "x"], "leave out --prompt-embeds"),
         (["--cache", "lazymar", "--cfg", "1"], "LazyMAR needs guidance"),

@@ -110,7 +110,7 @@ def test_prompts_take_turns(run, refused, text_options, prompt_file, tmp_path):
         (["--prompt-embeds", "x"], "leave out --prompt-embeds"),
         (["--vae", ""], "no VAE"),
         (["--engine", "ray", "--threads", "0"], "1 to 1024 threads"),
-        (["--size", "256x256"], "pixels only"),
+        (["--size", "256x256"], "use the model's own size (leave out --size)"),
         (["--seed", "0", "--temperature", "nan"], "temperature nan: expected 0 or more"),
         (["--device", "toaster"], "cannot be used here"),
     ],

@@ -12,6 +12,7 @@ from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.plan import make_plan
 from gtr_pack.gtr_core.plans.presets import preset
+from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
 
 SPEC = mar_spec("mar-b")
@@ -36,6 +37,11 @@ def test_a_line_per_stage_and_totals_against_the_origin():
     ratio = count_plan(origin, SPEC).total / count_plan(plan, SPEC).total
     assert total.startswith(f"total {evaluations[0]} head evaluations, ")
     assert f"the origin needs {evaluations[1]} and " in total and total.endswith(f"({ratio:.2f}×)")
+
+
+def test_one_step_is_no_plural():
+    head, stage, _ = report_of(Method(Schedule("step-1", "random", (1,)), Guidance(3.0)))
+    assert "1 AR step, " in head and "1 AR step, " in stage
 
 
 def test_what_does_not_show_is_said():
