@@ -45,6 +45,17 @@ def listed(*words: str) -> set[str]:
     return {name for name in done.stdout.split("\0") if (ROOT / name).is_file()}
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    """In the project, the changelog's first heading, the citation and the nodes of the workflows."""
+    version = PROJECT["version"]
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == version and cited is not None and cited[1] == version
+    workflows = [*ROOT.glob("workflows/*.json"), *ROOT.glob("subgraphs/*.json")]
+    for text in (path.read_text(encoding="utf-8") for path in workflows):
+        assert set(re.findall(r'"cnr_id": "gtr-mar",\s+"ver": "([^"]+)"', text)) <= {version}
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `comfy node pack` puts into its archive, unpacked: the files of git that .comfyignore does not name."""

@@ -42,7 +42,13 @@ def test_presets_never_change_meaning():
         "gtr-unipic": ("gtr", (12, 6, 4, 3, 2), (50, 20, 20), "stage"),
         "gtr-unipic-fast": ("gtr", (8, 4, 3, 2, 1), (50, 20, 20), "stage"),
     }
-    assert {s.partition for s in PRESETS.values()} == {"diagonal"}
+    assert {(s.partition, s.phases, s.shift, s.rates) for s in PRESETS.values()} == {
+        ("diagonal", "checkerboard", False, ())
+    }
+    assert {name: s.profile for name, s in PRESETS.items() if s.profile != "linear"} == {
+        "disa-24": "disa-linear",
+        "disa-16": "disa-linear",
+    }
     assert {name: s.max_timestep for name, s in PRESETS.items() if s.max_timestep is not None} == {
         "disa-24": 950,
         "disa-16": 950,
