@@ -51,7 +51,6 @@ GIB, MIB = 2**30, 2**20
 
 MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
 MANY = "generate-many --preset gtr-extreme --images 64 --shard 8 --batch 8 --manifest jsonl"
-LIGHTGEN = "bench --model lightgen --size 512x512 --cfg 4 --rounds 1 --presets reference,"
 STAGES = ("15-3", "10-6-2", "10-4-2-2", "8-3-3-2-2")
 # What writes docs/figures/NAME.json, with --json: a verb of `python -m gtr_core`, or another module after -m. A tuple
 # writes a list of results.
@@ -60,8 +59,8 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     "--presets origin,step-16,step-8,halton-16,disa-24,disa-16,lazymar,gtr-paper,gtr-full,gtr-extreme",
     "bench_mar_b": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS},"
     + ",".join(f"{name}@bfloat16" for name in MAR_PRESETS.split(",")),
-    "bench_lightgen": LIGHTGEN
-    + "lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
+    "bench_lightgen": "bench --model lightgen --size 512x512 --cfg 4 --rounds 1 "
+    "--presets lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
     "bench_harmon": "bench --model harmon-0.5b --rounds 1 "
     "--presets reference,harmon-origin,gtr-harmon,harmon-origin@bfloat16,gtr-harmon@bfloat16",
     **{f"many_{n}": f"{MANY} --workers {n} -o output/many_{n}" for n in (1, 2)},
@@ -75,8 +74,11 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     ),
     "growth_tokens": tuple(
         f"bench --model {model} --rounds 1 --presets {name}@bfloat16 --cfg 4 --size {side}x{side}"
-        for model, name in (("lightgen", "gtr-lightgen"), ("harmon-0.5b", "gtr-harmon"))
-        for side in (256, 512, 1024)
+        for model, name, sides in (
+            ("lightgen", "gtr-lightgen", (256, 512)),
+            ("harmon-0.5b", "gtr-harmon", (256, 512, 1024)),
+        )
+        for side in sides
     ),
     "growth_stages": tuple(
         f"bench --model {model} --rounds 3 --presets " + ",".join(f"gtr-full:{steps}{dtype}" for steps in STAGES)
@@ -531,7 +533,7 @@ TABLES: dict[str, Callable[[], str]] = {
         "bench_mar_b", "Bars of the median seconds per image of MAR-B, the reference implementation longest"
     ),
     "bench-lightgen": bench_dtypes(
-        "bench_lightgen", "Bars of the median seconds per image of LightGen, the reference implementation longest"
+        "bench_lightgen", "Bars of the seconds per image of LightGen, the original schedule longest"
     ),
     "bench-harmon": bench_dtypes(
         "bench_harmon", "Bars of the median seconds per image of Harmon-0.5B, the reference implementation longest"
