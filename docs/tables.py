@@ -508,12 +508,15 @@ def growth(name: str) -> Callable[[], str]:
     return text
 
 
-def speed_of_mar_b() -> str:
-    rows = {row["preset"]: row for row in measured("bench_mar_b")["rows"]}
-    return (
-        f"{digits(rows['gtr-paper']['ratio'])}× faster in fp32 and "
-        f"{digits(rows['gtr-paper@bfloat16']['ratio'])}× in bf16"
-    )
+def speed(name: str, chosen: str) -> Callable[[], str]:
+    """How much faster than the reference a preset ran, in both precisions."""
+
+    def text() -> str:
+        rows = {row["preset"]: row for row in measured(name)["rows"]}
+        ratios = [digits(rows[key]["ratio"]) for key in (chosen, f"{chosen}@bfloat16")]
+        return f"{ratios[0]}× faster in fp32 and {ratios[1]}× in bf16"
+
+    return text
 
 
 ENGLISH = ("preset", "AR steps per stage", "speed-up in FLOPs (MAR-H or the model it is named after)")
@@ -543,7 +546,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "waiting": waiting,
     **{name.replace("_", "-"): growth(name) for name in GROWTH},
     # Values inside a sentence.
-    "speed-mar-b": speed_of_mar_b,
+    "speed-mar-b": speed("bench_mar_b", "gtr-paper"),
+    "speed-harmon": speed("bench_harmon", "gtr-harmon"),
     "flops-mar-h": lambda: f"{flops('mar-h', 'gtr-paper')[1]:.1f}×",
     "flops-extreme": lambda: f"{flops('mar-h', 'gtr-extreme')[1]:.1f}×",
     "flops-lightgen-default": lambda: f"{flops('lightgen', 'gtr-lightgen')[1]:.1f}×",
