@@ -84,14 +84,22 @@ function moveAside(tries = 30) {
     } else if (tries > 0) setTimeout(() => moveAside(tries - 1), 100);
 }
 
-let toast = null;
+let shown = null;
 
 /** Show an error in place of the one before; null takes that away. */
-function complain(message) {
-    if (toast) app.extensionManager.toast.remove(toast);
-    toast = message;
-    if (!toast) return;
-    app.extensionManager.toast.add(toast);
+function complain(error) {
+    const toasts = app.extensionManager.toast;
+    if (toasts.dismiss) { // newer front ends know toasts by name
+        if (error) toasts.error(error.title, { id: TOAST, description: error.line, duration: 1000 * ERROR_SECONDS });
+        else toasts.dismiss(TOAST);
+        return;
+    }
+    if (shown) toasts.remove(shown);
+    shown = error && {
+        severity: "error", summary: error.title, detail: error.line, life: 1000 * ERROR_SECONDS, styleClass: TOAST,
+    };
+    if (!shown) return;
+    toasts.add(shown);
     setTimeout(moveAside, 100);
 }
 
@@ -101,13 +109,8 @@ app.registerExtension({
         api.addEventListener("execution_start", () => complain(null));
         api.addEventListener("execution_error", ({ detail }) => {
             if (detail.exception_type !== ERROR) return;
-            complain({
-                severity: "error",
-                summary: app.rootGraph?.getNodeById(detail.node_id)?.title ?? detail.node_type,
-                detail: detail.exception_message.trim(),
-                life: 1000 * ERROR_SECONDS,
-                styleClass: TOAST,
-            });
+            const title = app.rootGraph?.getNodeById(detail.node_id)?.title ?? detail.node_type;
+            complain({ title, line: detail.exception_message.trim() });
         });
     },
     nodeCreated(node) {

@@ -141,12 +141,15 @@ def test_an_error_says_its_line_on_the_page(front: FrontEnd) -> None:
     change(front, "GtR_Scheduler", "steps", "a, b")
     front.click_run()
     front.wait_for_toast("steps 'a, b': expected numbers separated by commas")
+    named_toasts = front.page.evaluate("() => Boolean(window.app.extensionManager.toast.dismiss)")
     card = front.page.get_by_test_id("error-overlay")
-    card.wait_for(timeout=20_000)
+    if not named_toasts:  # newer front ends, which have them, show no card of their own
+        card.wait_for(timeout=20_000)
     front.page.wait_for_timeout(1000)  # the toast before moves out
     assert front.toasts.count() == 1
-    here, there = front.toasts.bounding_box(), card.bounding_box()
-    assert here and there and 0 < here["x"] and here["x"] + here["width"] <= there["x"]
+    if not named_toasts:
+        here, there = front.toasts.bounding_box(), card.bounding_box()
+        assert here and there and 0 < here["x"] and here["x"] + here["width"] <= there["x"]
 
 
 def test_the_search_finds_what_is_meant(front: FrontEnd) -> None:

@@ -124,9 +124,11 @@ class Client:
 
     def free(self) -> None:
         """Make the server forget its models and cached results, so that the next run starts afresh."""
-        rest.post(f"{self.url}/free", {"unload_models": True, "free_memory": True})
-        # The server's worker acts on this between two runs and does not tell when it has.
-        time.sleep(0.5)
+        # The server's worker acts on this between two runs and does not tell when it has. While it still cleans up
+        # after a run it does not notice, and would act after the next run only.
+        for _ in range(3):
+            rest.post(f"{self.url}/free", {"unload_models": True, "free_memory": True})
+            time.sleep(0.25)
 
     def upload_image(self, name: str, image: bytes) -> str:
         """Send an image to the input folder; gives the name that LoadImage knows it by."""
