@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gtr_core.drawing.bars import COLOURS, grid_lines, new_chart, rgb
+from gtr_core.drawing.bars import COLOURS, grid_lines, new_chart, new_figure, rgb
 from gtr_core.drawing.canvas import FAINT
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def error_bars(groups: dict[str, Sequence[Point]], *, x_label: str, y_label: str
 def panels(groups: dict[str, Sequence[Point]], *, x_label: str, y_label: str, mark: Mark, columns: int = 4) -> Figure:
     """The same with a panel for each group: its points, which a list names, and those of all other groups faintly."""
     rows = math.ceil(len(groups) / columns)
-    with new_chart(2.6 * columns, 3.1 * rows) as (figure, axes):
-        axes.remove()
+    with new_figure(2.6 * columns, 3.1 * rows) as figure:
         for axes, name, colour in zip(figure.subplots(rows, columns, sharey=True).flat, groups, cycle(COLOURS)):
             for other, group in groups.items():
                 if other != name:

@@ -6,12 +6,10 @@ the diffusion head is what it is. The pack does not offer this; docs/performance
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -19,7 +17,8 @@ import torch
 from torch import nn
 
 from demo.experiments import FILES
-from gtr_core.costs.bench import BenchCase, Setting, bench, describe_machine, random_model
+from docs.measuring import Program
+from gtr_core.costs.bench import BenchCase, Setting, bench, random_model
 from gtr_core.demo import DEMO_REFERENCE
 from gtr_core.evaluation import tables
 from gtr_core.evaluation.evaluate import Task
@@ -102,24 +101,19 @@ def quality(images: int, seeds: Sequence[int]) -> list[dict]:
     return tables.rows(measured, seeds, tables.AgainstReal(reference, images), {})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=96, help="per seed, for the quality")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args()
+def measure(images: int, seeds: int) -> dict:
+    """With so many images per seed for the quality."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.backends.quantized.engine = ENGINE
-    result = {
-        "command": f"python -m docs.int8 --images {options.images} --seeds {options.seeds} --json",
-        "machine": describe_machine("cpu"),
-        "engine": ENGINE,
-        "products": products(),
-        "seconds": whole_runs(),
-        "quality": quality(options.images, range(options.seeds)),
-    }
-    print(json.dumps(result, indent=1) if options.json else result)
+    return {"engine": ENGINE, "products": products(), "seconds": whole_runs(), "quality": quality(images, range(seeds))}
+
+
+def lines(result: dict) -> Iterator[str]:
+    for own in result["products"]:
+        yield f"{own['shape']}: {own['giga_operations']} giga operations per second, error {own['error']}"
+    yield f"MAR-B: {result['seconds']} seconds"
+    yield f"int8 against float32: {result['quality'][1]['difference']}"
 
 
 if __name__ == "__main__":
-    main()
+    Program("docs.int8", __doc__, {"images": 96, "seeds": 3}, measure, lines).run()

@@ -5,7 +5,6 @@ Every line is measured in fresh processes and in turn with the others. ComfyUI r
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import re
@@ -24,7 +23,7 @@ import dev  # makes gtr_tests importable
 from gtr_tests import environment, rest
 from gtr_tests.server import PACK, ComfyServer, make_base
 
-from gtr_core.costs.bench import describe_machine
+from docs.measuring import Program
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "api" / "demo.json"
 IMPORT_TIME = re.compile(rf"([\d.]+) seconds: .*{PACK}\b")
@@ -83,24 +82,12 @@ def measure(rounds: int) -> dict:
             clock.time(COMMAND, "-m", "gtr_core", "generate", "--class", "2", "-o", str(Path(folder, "image.png")))
             for what, seconds in server(host, Path(folder, "base")):
                 clock.seconds[what].append(seconds)
-    return {
-        "command": f"python -m docs.startup --rounds {rounds} --json",
-        "workflow": WORKFLOW.relative_to(dev.ROOT).as_posix(),
-        "rounds": rounds,
-        "machine": describe_machine("cpu"),
-        "rows": clock.rows(),
-    }
+    return {"workflow": WORKFLOW.relative_to(dev.ROOT).as_posix(), "rounds": rounds, "rows": clock.rows()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args()
-    result = measure(options.rounds)
-    lines = (f"{row['what']}: {row['seconds']:.2f} s" for row in result["rows"])
-    print(json.dumps(result, indent=1) if options.json else "\n".join(lines))
+def lines(result: dict) -> Iterator[str]:
+    return (f"{row['what']}: {row['seconds']:.2f} s" for row in result["rows"])
 
 
 if __name__ == "__main__":
-    main()
+    Program("docs.startup", __doc__, {"rounds": 3}, measure, lines).run()

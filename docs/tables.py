@@ -393,14 +393,15 @@ def bench_dtypes(name: str, words: str) -> Callable[[], str]:
 
 def scaling() -> str:
     """Workers of both engines; the speed-up is each engine's own."""
-    results = [measured(f"{engine}_{n}") for engine in ("many", "ray") for n in (1, 2)]
-    rates = [result["images"] / result["seconds"] for result in results]
-    rows = [
-        (engine, f"{n}", f"{result['seconds']:.1f}", digits(rate), times(rate / one))
-        for engine, n, result, rate, one in zip(
-            ("local", "local", "ray", "ray"), (1, 2, 1, 2), results, rates, (rates[0], rates[0], rates[2], rates[2])
-        )
-    ]
+    results, rows = [], []
+    for engine, name in (("local", "many"), ("ray", "ray")):
+        one = None
+        for workers in (1, 2):
+            result = measured(f"{name}_{workers}")
+            rate = result["images"] / result["seconds"]
+            one = one or rate
+            results.append(result)
+            rows.append((engine, f"{workers}", f"{result['seconds']:.1f}", digits(rate), times(rate / one)))
     head = ("engine", "workers", "seconds, loading included ↓", "images per second ↑", "speed-up ↑")
     where = f"Measured on {machine(results[0])}, one run each. Workers have one thread."
     return "\n\n".join([code(*map(command, results)), table(head, rows), where])

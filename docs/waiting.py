@@ -7,7 +7,6 @@ the ways take turns.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 
-from gtr_core.costs.bench import describe_machine
+from docs.measuring import Program
 from gtr_core.openmp import ROUNDS
 
 BENCH = ("bench", "--model", "demo", "--presets", "gtr-extreme", "--rounds", "3", "--json")
@@ -59,26 +58,13 @@ def measure(rounds: int) -> dict:
             for _ in range(rounds):
                 for row in rows:
                     row[kind].append(image(row["environment"]))
-    return {
-        "command": f"python -m docs.waiting --rounds {rounds} --json",
-        "measures": "python -m gtr_core " + " ".join(BENCH),
-        "machine": describe_machine("cpu"),
-        "busy_programs": cores,
-        "rows": rows,
-    }
+    return {"measures": "python -m gtr_core " + " ".join(BENCH), "busy_programs": cores, "rows": rows}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args()
-    result = measure(options.rounds)
-    lines = (
-        f"{row['way']}: {median(row['idle']):.2f} s idle, {median(row['busy']):.2f} s busy" for row in result["rows"]
-    )
-    print(json.dumps(result, indent=1) if options.json else "\n".join(lines))
+def lines(result: dict) -> Iterator[str]:
+    for row in result["rows"]:
+        yield f"{row['way']}: {median(row['idle']):.2f} s idle, {median(row['busy']):.2f} s busy"
 
 
 if __name__ == "__main__":
-    main()
+    Program("docs.waiting", __doc__, {"rounds": 5}, measure, lines).run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..device import DTYPES
 from ..drawing.bars import bar_chart, check_chart, write_chart
 from ..errors import GtRError
 from ..evaluation import tables
-from ..evaluation.evaluate import Effort, Evaluation, FeatureExtractor, Kept, check_amount, evaluate
+from ..evaluation.evaluate import Effort, Evaluation, FeatureExtractor, Kept, Open, check_amount, evaluate
 from ..evaluation.features import load_reference
 from ..evaluation.fid import FidMeasures, read_statistics
 from ..evaluation.files import EvaluationFiles, ExtractorFile
@@ -133,7 +132,8 @@ def _of_presets(options: Options) -> dict:
         measures = fid or measures_of(options, evaluation)
         base = Method(preset("origin"), guidance_of(options), fts_of(options), temperature=options.temperature)
         methods = [named(name, base, evaluation.model.spec) for name in names(options.presets)]
-        effort = effort_of(options, files, progress, image_folder)
+        progress.doing("looking for pieces of an earlier run")
+        effort = effort_of(options, progress, files.open, image_folder)
         features = evaluate(evaluation, methods, seeds, options.images, effort)
     costs = {method.name: _cost(method, evaluation.model.spec) for method in methods}
     return {
@@ -167,9 +167,7 @@ def _of_folder(options: Options) -> dict:
         raise GtRError(f"the images in {folder} are of more classes than the extractor knows: use their model's own")
     with WorkProgress("pieces") as progress:
         progress.doing(f"looking for results of the {len(rows)} images")
-        kept = Kept(Path(options.work).resolve())
-        effort = Effort(kept, options.batch, pool=pool_of(options), **hooks_of(progress))
-        made = measure_folder(folder, rows, file, effort)
+        made = measure_folder(folder, rows, file, effort_of(options, progress))
     return {
         "command": options.command,
         "model": folder.name,
@@ -226,22 +224,19 @@ def open_evaluation(options: Options, files: EvaluationFiles, progress: WorkProg
 
 
 def effort_of(
-    options: Options, files: EvaluationFiles, progress: WorkProgress, image_folder: Path | None = None
+    options: Options, progress: WorkProgress, opened: Open | None = None, image_folder: Path | None = None
 ) -> Effort:
+    """How to compute, shown by ``progress``; workers other than this process have evaluations ``opened`` there."""
     pool = pool_of(options)
-    progress.doing("looking for pieces of an earlier run")
     return Effort(
         Kept(Path(options.work).resolve(), image_folder),
         options.batch,
         pool=pool,
-        open=None if pool.alone else files.open,
-        **hooks_of(progress),
+        open=None if pool.alone else opened,
+        on_task=progress.piece,
+        on_begin=progress.begin,
+        on_share=progress.within,
     )
-
-
-def hooks_of(progress: WorkProgress) -> dict[str, Callable]:
-    """What of an :class:`Effort` shows how far it is."""
-    return {"on_task": progress.piece, "on_begin": progress.begin, "on_share": progress.within}
 
 
 def measures_of(options: Options, evaluation: Evaluation) -> tables.AgainstReal:

@@ -85,7 +85,8 @@ def _searched(options: Options, files: EvaluationFiles, progress: WorkProgress) 
     cost = options.cost or options.model
     target, seeds = CostTarget(model_spec(cost), options.target), range(options.seeds)
     pool = candidates(space, target, options.candidates, options.space_seed)
-    effort = effort_of(options, files, progress)
+    progress.doing("looking for pieces of an earlier run")
+    effort = effort_of(options, progress, files.open)
     rounds = list(search(evaluation, pool, seeds, options.images, measures, effort))
     winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
     compared = [winner, *(replace(rival, guidance=winner.guidance) for rival in rivals)]

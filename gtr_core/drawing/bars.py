@@ -102,14 +102,20 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
 
 
 @contextmanager
-def new_chart(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """An empty chart of so many inches; what is drawn in this context has the style of all charts.
+def new_figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches without axes; what is drawn in this context has the style of all charts.
 
     Raises GtRError where matplotlib is missing.
     """
     matplotlib = _matplotlib()
     with matplotlib.rc_context(STYLE):
-        figure = matplotlib.figure.Figure((width, height), layout="constrained")
+        yield matplotlib.figure.Figure((width, height), layout="constrained")
+
+
+@contextmanager
+def new_chart(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """An empty chart: a :func:`new_figure` with axes."""
+    with new_figure(width, height) as figure:
         yield figure, figure.add_subplot()
 
 

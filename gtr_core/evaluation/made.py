@@ -67,8 +67,8 @@ def measure_folder(folder: Path, rows: Sequence[dict], file: ExtractorFile, effo
     for piece in pieces:
         if _path(effort.kept.work, piece.key(extractor, device)).is_file():  # others are checked when they are measured
             check_images(piece)
-    here = {"on_share": effort.on_share} if effort.pool.alone else {}  # it cannot be sent to another process
-    make_worker = partial(_worker, file, effort.kept.work, effort.batch, device, **here)
+    here = effort.on_share if effort.pool.alone else None  # it cannot be sent to another process
+    make_worker = partial(_worker, file, effort.kept.work, effort.batch, device, on_share=here)
     return joined(resume(pieces, stored, effort.pool, make_worker, on_done, effort.on_begin).results)
 
 

@@ -298,8 +298,8 @@ def generate_many(
         if on_piece is not None:
             on_piece(sum(made), left - sum(made))
 
-    here = {"on_share": on_share} if pool.alone else {}  # it cannot be sent to another process
-    result = resume(starts, kept.get, pool, partial(make_worker, job, keys, **here), on_done)
+    here = on_share if pool.alone else None  # it cannot be sent to another process
+    result = resume(starts, kept.get, pool, partial(make_worker, job, keys, on_share=here), on_done)
     return Made([row for rows in result.results for row in rows], sum(made))
 
 

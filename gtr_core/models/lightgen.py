@@ -240,7 +240,7 @@ class LightGen(Model):
         self.spec = spec
         factory = {"device": device, "dtype": dtype}
         layers = {"operations": operations, "attention": attention, **factory}
-        dim, block = spec.dim, (spec.dim, spec.heads, spec.mlp_ratio, spec.norm_eps)
+        dim = spec.dim
 
         def norm() -> nn.Module:
             return operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
@@ -259,7 +259,9 @@ class LightGen(Model):
         self.decoder_norm = norm()
         self.last_embed = operations.Linear(dim, dim, **factory)
         self.last_pos_embed_learned = empty_parameter(1, spec.table**2, dim, **factory)
-        self.cross_attn_blocks = nn.ModuleList(CrossBlock(*block, **layers) for _ in range(spec.cross_depth))
+        self.cross_attn_blocks = nn.ModuleList(
+            CrossBlock(dim, spec.heads, spec.mlp_ratio, spec.norm_eps, **layers) for _ in range(spec.cross_depth)
+        )
         self.cross_norm = norm()
         self.diffloss = nn.ModuleDict(
             {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)}

@@ -469,11 +469,11 @@ def make_jobs(
 ) -> tuple[list[Job], dict[int, str]]:
     """The runs of the table, and what is wrong with its other rows. Raises Problem for a column that sets nothing."""
     columns = resolve(workflow, table.columns, info)
-    bad, filled = dict(table.bad), []
+    bad, filled, known = dict(table.bad), [], known_classes(info)
     for number, row in table.rows.items():
         try:
             graph = fill(workflow, number, row, columns)
-            _check_classes(number, graph, info)
+            _check_classes(number, graph, known)
             filled.append((number, row, graph, _count(number, row)))
         except Problem as problem:
             bad[number] = str(problem)
@@ -555,17 +555,34 @@ MENU_ENTRY = re.compile(r"(\d+)\s*[:\uff1a]\s*(.+)")
 WORDNET_ID = re.compile(r"n\d{8}")
 
 
-def unknown_class(graph: Graph, node: str, info: Graph) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class KnownClasses:
+    """The names in the menu of Class Label: of the demo's classes, and of ImageNet's."""
+
+    demo: tuple[str, ...]
+    imagenet: tuple[str, ...]
+
+
+def known_classes(info: Graph) -> KnownClasses:
+    """From entries such as `207: golden retriever` or `demo 3: pizza`; none if the server does not say."""
+    settings = _declared((info.get(LABELS) or {}).get("input") or {}).get("class_name", ("", {}))[1]
+    found = [re.fullmatch(rf"({DEMO})?\d+: (.+)", str(option)) for option in settings.get("options") or ()]
+    return KnownClasses(
+        tuple(match[2] for match in found if match and match[1]),
+        tuple(match[2] for match in found if match and not match[1]),
+    )
+
+
+def unknown_class(graph: Graph, node: str, known: KnownClasses) -> tuple[str, bool]:
     """The first class in the list of a Class Label whose name is not in the node's menu, empty if there is none, and
     whether that is certain: it is for the built-in demo model, while a model of a file may have names of its own."""
     held = graph[node]["inputs"].get("class_list")
-    menu = class_menu(info)
-    if not isinstance(held, str) or not held.strip() or not menu:
+    if not isinstance(held, str) or not held.strip() or not (known.demo or known.imagenet):
         return "", False
     wire = graph[node]["inputs"].get("model")
     loader = graph.get(str(wire[0]), {}) if isinstance(wire, list) and wire else {}
     demo = loader.get("class_type") == LOADER and loader["inputs"].get("model_name") == BUILT_IN
-    names = {label.casefold() for label in menu_names(menu, demo)}
+    names = {name.casefold() for name in (known.demo if demo else known.imagenet)}
     if held.strip().casefold() in names:  # a name that holds a comma
         return "", demo
     for entry in filter(None, map(str.strip, CLASS_SEPARATORS.split(held))):
@@ -573,49 +590,43 @@ def unknown_class(graph: Graph, node: str, info: Graph) -> tuple[str, bool]:
         match = MENU_ENTRY.fullmatch(plain)
         name = match[2] if match else plain
         if re.fullmatch(r"[+-]?\d+", plain):
-            known = not demo or 0 <= int(plain) < len(names)
+            there = not demo or 0 <= int(plain) < len(names)
         else:
-            known = name in names or (not demo and WORDNET_ID.fullmatch(plain) is not None)
-        if not known:
+            there = name in names or (not demo and WORDNET_ID.fullmatch(plain) is not None)
+        if not there:
             return entry, demo
     return "", demo
 
 
-def class_menu(info: Graph) -> list[str]:
-    """What Class Label offers, such as `207: golden retriever` or `demo 3: pizza`; empty if the server does not say."""
-    settings = _declared((info.get(LABELS) or {}).get("input") or {}).get("class_name", ("", {}))[1]
-    return [str(option) for option in settings.get("options") or ()]
+def _labels(graph: Graph) -> list[str]:
+    """The Class Label nodes."""
+    return [node for node, entry in graph.items() if entry["class_type"] == LABELS]
 
 
-def menu_names(menu: list[str], demo: bool) -> list[str]:
-    """The names in the menu: of the demo's classes, or of ImageNet's."""
-    found = (re.fullmatch(rf"({DEMO})?\d+: (.+)", option) for option in menu)
-    return [match[2] for match in found if match and bool(match[1]) == demo]
-
-
-def _check_classes(number: int, graph: Graph, info: Graph) -> None:
-    for node in (node for node, entry in graph.items() if entry["class_type"] == LABELS):
-        entry, certain = unknown_class(graph, node, info)
+def _check_classes(number: int, graph: Graph, known: KnownClasses) -> None:
+    for node in _labels(graph):
+        entry, certain = unknown_class(graph, node, known)
         if entry and certain:
             raise Problem(
                 f"row {number}, {called(graph, node)}: the demo model has no class '{shorten(entry)}': use "
-                f"{_listing(menu_names(class_menu(info), True), entry)}"
+                f"{_listing(known.demo, entry)}"
             )
 
 
 def unlisted_classes(jobs: list[Job], info: Graph) -> str:
     """One line if rows name classes that are not ImageNet's; empty if none do. Their model may know them."""
     found: dict[int, str] = {}
+    known = known_classes(info)
     for job in jobs:
-        for node in (node for node, entry in job.graph.items() if entry["class_type"] == LABELS):
-            entry = unknown_class(job.graph, node, info)[0]
+        for node in _labels(job.graph):
+            entry = unknown_class(job.graph, node, known)[0]
             if entry:
                 found.setdefault(job.row, entry)
     if not found:
         return ""
     row, entry = next(iter(found.items()))
     more = f" (and {len(found) - 1} more rows)" if len(found) > 1 else ""
-    near = difflib.get_close_matches(entry.casefold(), menu_names(class_menu(info), False), n=3)
+    near = difflib.get_close_matches(entry.casefold(), known.imagenet, n=3)
     meant = f"; ImageNet has {', '.join(near)}" if near else ""
     return (
         f"row {row}: '{shorten(entry)}' is no class of ImageNet{more}{meant}: such a row fails when it is drawn unless "
