@@ -540,7 +540,7 @@ TABLES: dict[str, Callable[[], str]] = {
         "bench_lightgen", "Bars of the seconds per image of LightGen, the original schedule longest"
     ),
     "bench-harmon": bench_dtypes(
-        "bench_harmon", "Bars of the median seconds per image of Harmon-0.5B, the reference implementation longest"
+        "bench_harmon", "Bars of the seconds per image of Harmon-0.5B, the reference implementation longest"
     ),
     "scaling": scaling,
     "startup": startup,
@@ -592,7 +592,8 @@ def draw(name: str) -> None:
     rows = [
         (row["preset"], row["seconds"], f"{digits(row['seconds'])} s, {times(row['ratio'])}") for row in result["rows"]
     ]
-    title = f"{result['model']}: seconds per image (median), {result['machine']['name']}"
+    kind = "" if result["rounds"] == 1 else " (median)"
+    title = f"{result['model']}: seconds per image{kind}, {result['machine']['name']}"
     write_chart(FIGURES.parent / f"{name}.png", bar_chart(rows, title))
 
 
