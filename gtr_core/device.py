@@ -70,8 +70,17 @@ def best_dtype(device: torch.device | str) -> torch.dtype:
 
 def cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 matrices in hardware; False where torch cannot tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
+    return _cpu_has_one_of("avx512_bf16") or cpu_has_matrix_units()
+
+
+def cpu_has_matrix_units() -> bool:
+    """Whether the processor has AMX, whose tiles torch's own attention in 16 bit uses."""
+    return _cpu_has_one_of("amx_bf16", "amx_tile")
+
+
+def _cpu_has_one_of(*capabilities: str) -> bool:
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(found.get(name, False) for name in capabilities)
 
 
 def cpu_has_wide_vectors() -> bool:
@@ -84,9 +93,10 @@ class Machine:
     """What the hardware is good at, as a value: :meth:`detect` asks the device, a test states it.
 
     ``fast_dtypes`` are those that matrix products are fast in, ``wide_vectors`` says whether torch computes with
-    AVX-512, ``available_bytes`` is free main memory (None = unknown). ``smallest_packed`` and ``part_bytes`` are
-    measured limits of processors (docs/performance.md): the weights of a layer times images below which packing does
-    not pay, and the size of the MLP's hidden layer above which the time per image rises.
+    AVX-512, ``matrix_units`` whether the processor has AMX, ``available_bytes`` is free main memory (None = unknown).
+    ``smallest_packed`` and ``part_bytes`` are measured limits of processors (docs/performance.md): the weights of a
+    layer times images below which packing does not pay, and the size of the MLP's hidden layer above which the time
+    per image rises.
     """
 
     fast_dtypes: tuple[torch.dtype, ...] = (torch.float32,)
@@ -94,11 +104,12 @@ class Machine:
     available_bytes: int | None = None
     smallest_packed: int = 2**18
     part_bytes: int = 16 * 2**20
+    matrix_units: bool = False
 
     @classmethod
     def detect(cls, device: torch.device | str) -> Machine:
         """This machine, as seen from a device."""
-        return cls(fast_dtypes(device), cpu_has_wide_vectors(), available_bytes())
+        return cls(fast_dtypes(device), cpu_has_wide_vectors(), available_bytes(), matrix_units=cpu_has_matrix_units())
 
 
 class Preparations:

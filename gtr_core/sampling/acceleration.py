@@ -13,7 +13,9 @@ from ..device import Runtime
 from ..diffusion.cuda_graphs import StepGraphs
 from ..diffusion.head import DiffusionHead
 from ..models import Model
+from ..models.layers import Attention, sdpa
 from ..plans.plan import Plan
+from .attention import product_attention
 from .memory import activation_bytes
 from .packed_linear import FAILURES, packed, packed_bytes, unavailable_reason
 
@@ -54,7 +56,8 @@ def _key(model: Model, plan: Plan, runtime: Runtime) -> tuple:
     """Equal for runs that can share what is prepared: the same weights in their places, and the same layers packed."""
     places = tuple(parameter.data_ptr() for parameter in model.parameters())
     packed_size = packed_bytes(model, runtime.dtype, _smallest_packed(plan, runtime))
-    hardware = runtime.hardware.fast_dtypes, runtime.hardware.wide_vectors
+    machine = runtime.hardware
+    hardware = machine.fast_dtypes, machine.wide_vectors, machine.matrix_units
     how = str(runtime.device), runtime.dtype, *hardware, packed_size, plan.method.cache is None
     return weakref.ref(model), places, how
 
@@ -85,11 +88,18 @@ def _pack(plain: Prepared, plan: Plan, runtime: Runtime) -> Prepared:
         reason = f"with {size / 2**30:.1f} GiB for them the run needs more than the {free / 2**30:.1f} GiB left"
     if reason is None:
         try:
-            return Prepared(*(packed(module, dtype, smallest) for module in modules), packed_bytes=size)
+            twins = (packed(module, dtype, smallest, _fastest_attention(runtime)) for module in modules)
+            return Prepared(*twins, packed_bytes=size)
         except FAILURES as error:
             reason = str(error).partition("\n")[0]
     logger.warning("Weights are not packed for this run: %s", reason)
     return plain
+
+
+def _fastest_attention(runtime: Runtime) -> Attention:
+    """In 16 bit two products are faster than torch's attention, except where that has AMX (docs/performance.md)."""
+    in_16_bit = runtime.dtype.itemsize == 2
+    return product_attention if in_16_bit and not runtime.hardware.matrix_units else sdpa
 
 
 def _smallest_packed(plan: Plan, runtime: Runtime) -> int:

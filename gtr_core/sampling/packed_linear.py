@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.head import DiffusionHead
-from ..models.layers import sdpa
-from .attention import product_attention
+from ..models.layers import Attention, sdpa
 
 # What an operation raises that is not there, takes other arguments, or finds no memory.
 FAILURES = (AttributeError, RuntimeError, TypeError)
@@ -34,16 +33,16 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def packed(module: Module, dtype: torch.dtype, smallest: int = 0) -> Module:
+def packed(module: Module, dtype: torch.dtype, smallest: int = 0, attention: Attention = sdpa) -> Module:
     """A copy of ``module`` that computes in ``dtype``, a head in its own; all but linear layers of at least
-    ``smallest`` weights is shared with it. In 16 bit torch's own attention is replaced by products too."""
+    ``smallest`` weights is shared with it. ``attention`` takes the place of torch's own, and of no other."""
     if isinstance(module, nn.Linear):
         return PackedLinear(module, dtype) if module.weight.numel() >= smallest else module
     dtype = _dtype_within(module, dtype)
     twin = copy.copy(module)
-    if dtype.itemsize == 2 and getattr(module, "attention", None) is sdpa:
-        twin.attention = product_attention
-    twin._modules = {name: packed(child, dtype, smallest) for name, child in module.named_children()}
+    if getattr(module, "attention", None) is sdpa:
+        twin.attention = attention
+    twin._modules = {name: packed(child, dtype, smallest, attention) for name, child in module.named_children()}
     return twin
 
 

@@ -51,7 +51,8 @@ def test_the_reference_is_upstreams_evaluation(golden, tiny_mar):
 def test_the_head_equals_upstreams(golden, tiny_mar):
     g = golden("mar_tiny_diffhead")
     head = tiny_mar.head
-    assert error(timestep_features(g["t"], 256), g["t_freq"]) < 1e-5
+    # Processors' exp differ in the last bit of a frequency, which up to 999 timesteps multiply.
+    assert error(timestep_features(g["t"], 256), g["t_freq"]) < 1000 * torch.finfo(torch.float32).eps
     assert error(head.time_embed(g["t"], torch.float32), g["t_emb"]) < 1e-5
     block = head.res_blocks[0](head.input_proj(g["x"]), g["t_emb"] + head.cond_embed(g["c"]))
     assert error(block, g["res_block0"]) < 1e-5

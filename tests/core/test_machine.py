@@ -28,6 +28,7 @@ def test_float32_where_nothing_faster_is_known(device, dtype):
 def test_bfloat16_on_processors_with_units_for_it(capabilities, dtypes, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert fast_dtypes("cpu") == dtypes
+    assert Machine.detect("cpu").matrix_units == ("amx_tile" in capabilities)
 
 
 @pytest.mark.parametrize(
