@@ -208,7 +208,7 @@ def test_equal_conversions_are_equal_files(dtype, training_checkpoint, tmp_path)
     shuffled = dict(reversed(training_checkpoint["model_ema"].items()))
     torch.save({"model_ema": shuffled}, tmp_path / "b.pth")
     found = set()
-    for seed, source in enumerate(("a.pth", "a.pth", "b.pth")):
+    for seed, source in enumerate(("a.pth", "b.pth")):
         target = tmp_path / f"{seed}.safetensors"
         words = ["convert", str(tmp_path / source), str(target), "--heads", "4", *(["--dtype", dtype] if dtype else [])]
         environment = os.environ | {"PYTHONHASHSEED": str(seed)}

@@ -83,7 +83,7 @@ def test_tasks_of_a_killed_worker_and_of_a_slow_one_are_done_by_another(engine: 
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = (tmp_path / "lines.txt").read_text().splitlines()
