@@ -438,12 +438,15 @@ def int8() -> str:
     errors = [own["error"]["int8"] / own["error"]["bfloat16"] for own in result["products"]]
     ran = result["seconds"]
     found = result["quality"][1]["difference"]
-    distance, coherence = (f"{found[key]['mean']:+.2g} ± {found[key]['half']:.2g}" for key in ("frechet", "coherence"))
+    distance, coherence = (
+        f"{unit * found[key]['mean']:+.2g} ± {unit * found[key]['half']:.2g}"
+        for key, unit in (("frechet", 1), ("coherence", 100))
+    )
     return (
-        f"Products of MAR-B's sizes run {min(gains):.2f} to {max(gains):.2f} times as fast as in bf16, with "
-        f"{min(errors):.0f} to {max(errors):.0f} times the rounding error. An image of MAR-B by `gtr-paper` takes "
+        f"On {machine(result)}, products of MAR-B's sizes run {min(gains):.2f} to {max(gains):.2f} times as fast as "
+        f"in bf16, with {max(errors):.1f} times the rounding error. An image of MAR-B by `gtr-paper` takes "
         f"{digits(ran['int8'])} s, in bf16 {digits(ran['bfloat16'])} s. On the demo model the Fréchet "
-        f"distance changes by {distance} and the share of coherent images by {coherence}"
+        f"distance changes by {distance} and the share of coherent images by {coherence} points"
     )
 
 
