@@ -87,7 +87,9 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
         for line, colour, marker in zip(lines, cycle(COLOURS), cycle("osD^")):
             axes.plot(*zip(*line.points), color=colour, marker=marker, markersize=5, linewidth=1.2, label=line.name)
             for x, y in line.points:
-                axes.annotate(f"{y:.3g}", (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+                under = any(at == x and other > y for each in lines for at, other in each.points)
+                place = 0, -13 if under else 5
+                axes.annotate(f"{y:.3g}", (x, y), place, textcoords="offset points", ha="center", fontsize=8)
         axes.set_xscale("log")
         axes.set_yscale("log")
         places = sorted({x for line in lines for x, _ in line.points})
