@@ -68,7 +68,7 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     **{f"many_{n}": f"{MANY} --workers {n} -o output/many_{n}" for n in (1, 2)},
     **{f"ray_{n}": f"{MANY} --engine ray --workers {n} -o output/ray_{n}" for n in (1, 2)},
     "startup": "-m docs.startup --rounds 3",
-    "waiting": "-m docs.waiting --rounds 5",
+    "waiting": "-m docs.waiting --rounds 2",
     "int8": "-m docs.int8 --images 96 --seeds 3",
     "growth_batch": (
         *(f"bench --model demo --rounds 3 --presets gtr-paper --batch {n}" for n in (1, 2, 4, 8, 16, 32, 64)),
