@@ -86,9 +86,10 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
     with new_chart(6.4, 3.2) as (figure, axes):
         for line, colour, marker in zip(lines, cycle(COLOURS), cycle("osD^")):
             axes.plot(*zip(*line.points), color=colour, marker=marker, markersize=5, linewidth=1.2, label=line.name)
+            own = dict(line.points)
+            under = any(y > own.get(x, y) for other in lines for x, y in other.points)
+            place = 0, -13 if under else 5  # numbers stand away from a line above
             for x, y in line.points:
-                under = any(at == x and other > y for each in lines for at, other in each.points)
-                place = 0, -13 if under else 5
                 axes.annotate(f"{y:.3g}", (x, y), place, textcoords="offset points", ha="center", fontsize=8)
         axes.set_xscale("log")
         axes.set_yscale("log")
