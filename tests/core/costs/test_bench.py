@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from gtr_pack.gtr_core.costs import bench as benches
 from gtr_pack.gtr_core.costs.bench import BenchCase, Seconds, Setting, bench, markdown, medians, random_model
 from gtr_pack.gtr_core.costs.flops import count_evaluations, count_plan
 from gtr_pack.gtr_core.models.lightgen import LIGHTGEN
@@ -36,6 +39,26 @@ def test_cases_run_in_turn_and_are_compared_with_the_first():
     assert result["rows"][0]["ratio"] == 1
     lines = markdown(result).splitlines()
     assert len(lines) == 2 + len(cases) and all("(estimate)" in line for line in lines[2:])
+
+
+@pytest.mark.parametrize("device, runs", [("cpu", 2), ("cuda", 3)])
+def test_what_a_run_prepares_serves_the_next_round(device, runs, monkeypatch):
+    """With a stand-in for the runs: on CUDA one more of every case, and no two ways of evaluating share."""
+    seen = []
+    monkeypatch.setattr(
+        benches, "_run", lambda model, plan, runtime: seen.append((plan.method, runtime)) or Seconds(1.0, 1.0)
+    )
+    monkeypatch.setattr(benches, "_peak_bytes", lambda plan, spec, runtime: 1)
+    monkeypatch.setattr(benches, "describe_machine", lambda device: {})
+    cases = [BenchCase("slow", SLOW), BenchCase("fast", FAST), BenchCase("fast@bfloat16", FAST, torch.bfloat16)]
+    cases.append(BenchCase("guided", replace(FAST, guidance=Guidance(3.0))))
+    models = {dtype: random_model(SMALL_MAR, "cpu", dtype) for dtype in (torch.float32, torch.bfloat16)}
+    rounds = []
+    bench(models, cases, Setting(device=device), rounds=2, on_run=lambda name, index: rounds.append(index))
+    assert len(rounds) == 2 * len(cases) and len(seen) == runs * len(cases)
+    kept = [runtime.preparations for _, runtime in seen]
+    assert kept == kept[: len(cases)] * runs and kept[1] is kept[3]
+    assert len({id(each) for each in kept}) == 3 and None not in kept
 
 
 def test_medians_of_both_clocks():
