@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,10 +42,51 @@ def outdated_torch(version: str = torch.__version__) -> str | None:
 
 
 def upload(t: Tensor, device: torch.device | str) -> Tensor:
-    """``t`` on the device; to a CUDA device through pinned memory, so that the host does not wait."""
+    """``t`` on the device; to a CUDA device through pinned memory, so that the host does not wait.
+
+    Inside an :class:`UploadsOnce` the same constant is uploaded once.
+    """
+    once = _uploads_once.get()
+    return _upload(t, device) if once is None else once.get(t, device)
+
+
+def _upload(t: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda" and t.device.type == "cpu":
         return t.pin_memory().to(device, non_blocking=True)
     return t.to(device)
+
+
+class UploadsOnce:
+    """A context in which :func:`upload` keeps what it uploads, by the place of its source: a recording must not hold a
+    copy from the host, whose memory has other numbers when it is replayed."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self.whole = False
+        self.before: list[Token] = []
+
+    def __enter__(self) -> UploadsOnce:
+        self.before.append(_uploads_once.set(self))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _uploads_once.reset(self.before.pop())
+
+    def get(self, t: Tensor, device: torch.device | str) -> Tensor:
+        """``t`` on the device. Raises RuntimeError for a new one after :meth:`complete`."""
+        key = t.data_ptr(), t.shape, t.dtype, str(device)
+        if key not in self.kept:
+            if self.whole:
+                raise RuntimeError("what is to be recorded uploads something new every time")
+            self.kept[key] = t, _upload(t, device)  # the source too, so that nothing else takes its place
+        return self.kept[key][1]
+
+    def complete(self) -> None:
+        """From now on nothing new may come."""
+        self.whole = True
+
+
+_uploads_once: ContextVar[UploadsOnce | None] = ContextVar("uploads_once", default=None)
 
 
 def fast_dtypes(device: torch.device | str) -> tuple[torch.dtype, ...]:

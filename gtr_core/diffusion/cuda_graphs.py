@@ -1,6 +1,7 @@
-"""CUDA graphs of the diffusion head: one step per number of rows, recorded once per run and replayed at every step.
+"""CUDA graphs: what is recorded once and replayed, among it one step of the diffusion head per number of rows.
 
-A graph holds addresses: it is used only while the weights stay where they are, and it lives as long as its run.
+A graph holds addresses: it is used only while the weights stay where they are, and it lives as long as what a run
+prepared.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,9 +21,10 @@ from .head import DiffusionHead
 from .step import Coefficients, advance
 
 logger = logging.getLogger("gtr_mar")
+Recorded = TypeVar("Recorded")
 
 # Tokens that a graph is recorded for; fewer are filled up, more run without a graph: there the work is large enough.
-BUCKETS = (8, 16, 32, 64, 128)
+BUCKETS = (4, 8, 16, 32, 64, 128)
 
 # Evaluated rows of modulations that the graphs' common buffer holds.
 BUFFER_ROWS = 512
@@ -32,6 +35,8 @@ MARGIN = 256 * 2**20
 
 # Rounding may take Triton's kernels so far from torch's own operations, as a part of the largest number.
 TOLERANCE, TOLERANCE_16_BIT = 1e-2, 1e-1
+# Rows of modulations that a comparison of both takes: two steps, two branches, four tokens.
+CHECKED_ROWS = 16
 StepFunction = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
 
 
@@ -56,7 +61,8 @@ def advance_counted(
 class StepGraph:
     """One reverse step of up to ``size`` tokens on buffers of its own; a counter on the device says which step.
 
-    Raises RuntimeError where CUDA cannot record it. Without a ``capture`` the step simply runs, on any device.
+    ``buffer`` (n, columns of all layers) holds the modulations of as many steps as it has room for. Raises RuntimeError
+    where CUDA cannot record the step. Without a ``capture`` it simply runs, on any device.
     """
 
     def __init__(
@@ -72,22 +78,29 @@ class StepGraph:
         self.head, self.branches, self.rows, self.step = head, branches, size * branches, step
         self.steps = len(buffer) // self.rows
         self.modulations = buffer[: self.steps * self.rows].view(self.steps, self.rows, -1).zero_()
-        channels, chain = head.input_proj.in_features, {"device": buffer.device, "dtype": torch.float32}
+        self._make_buffers(size, buffer.device)
+        self.graph = None if capture is None else capture.record(self.device, self._step, self.counter.zero_)
+
+    def _make_buffers(self, size: int, device: torch.device) -> None:
+        """What a step reads and writes besides modulations."""
+        channels, chain = self.head.input_proj.in_features, {"device": device, "dtype": torch.float32}
+        self.device = device
         self.x = torch.zeros(size, channels, **chain)
         self.noise = torch.zeros(self.steps, size, channels, **chain)
         self.table = torch.zeros(self.steps, size, 4, **chain)
         self.scale = torch.ones((), **chain)
-        self.counter = torch.zeros(1, dtype=torch.int64, device=buffer.device)
-        self.graph = None if capture is None else capture.record(self._step, self.counter.zero_)
+        self.counter = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def load(self, modulations: Iterable[Tensor], table: Coefficients, noise: Tensor, scale: float) -> None:
-        """The next k <= ``self.steps`` steps: modulations (k, rows, ...) per layer, table and noise (k, n, ...)."""
-        for slot, values in zip(self.modulations.split(self.head.widths, dim=-1), modulations):
-            slot[: len(values), : values.shape[1]].copy_(values)
-        self.table[: len(noise), : noise.shape[1]].copy_(torch.cat(table, dim=-1))
+    def load(self, embedding: Tensor, table: Tensor, noise: Tensor, scale: float) -> None:
+        """The next k <= ``self.steps`` steps: embedding (k, rows, width), table (k, n, 4) and noise (k, n, C)."""
+        self._load_embedding(embedding)
+        self.table[: len(noise), : noise.shape[1]].copy_(table)
         self.noise[: len(noise), : noise.shape[1]].copy_(noise)
         self.scale.fill_(scale)
         self.counter.zero_()
+
+    def _load_embedding(self, embedding: Tensor) -> None:
+        self.head.write_modulations(embedding, self.modulations[: len(embedding), : embedding.shape[1]])
 
     def replay(self) -> None:
         """The next step: the recorded one, or operation by operation."""
@@ -101,22 +114,55 @@ class StepGraph:
         self.counter += 1
 
 
+class SingleStepGraph(StepGraph):
+    """One reverse step that makes its modulations itself: of a head of which few steps run, for a buffer of them would
+    be large. Otherwise as above."""
+
+    def __init__(
+        self,
+        head: DiffusionHead,
+        size: int,
+        branches: int,
+        device: torch.device,
+        *,
+        capture: Capture | None = None,
+        step: StepFunction = advance_counted,
+    ):
+        self.head, self.branches, self.rows, self.step, self.steps = head, branches, size * branches, step, 1
+        self.embedding = torch.zeros(1, self.rows, head.spec.width, device=device, dtype=torch.float32)
+        self._make_buffers(size, device)
+        self.graph = None if capture is None else capture.record(device, self._step, self.counter.zero_)
+
+    def _load_embedding(self, embedding: Tensor) -> None:
+        self.embedding[:, : embedding.shape[1]].copy_(embedding)
+
+    def _step(self) -> None:
+        modulations = self.embedding.new_empty(1, self.rows, sum(self.head.widths), dtype=self.head.dtype)
+        self.head.write_modulations(self.embedding, modulations)
+        self.step(self.head, self.x, modulations, self.table, self.noise, self.scale, self.counter, self.branches)
+
+
 class Capture:
-    """Records the graphs of one run on a CUDA device: they share a pool of memory, as they never run at once, and with
-    all runs of the process one stream, as torch keeps a workspace for every stream that ever multiplied matrices."""
+    """Records graphs on a CUDA device: they share a pool of memory, as they never run at once, and with all others of
+    the process one stream, as torch keeps a workspace for every stream that ever multiplied matrices."""
 
-    def __init__(self, device: torch.device):
-        self.device, self.stream, self.pool = device, capture_stream(device), torch.cuda.graph_pool_handle()
+    def __init__(self) -> None:
+        self.pool: tuple[int, int] | None = None
 
-    def record(self, action: Callable[[], object], reset: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    def record(
+        self, device: torch.device, action: Callable[[], object], reset: Callable[[], object]
+    ) -> torch.cuda.CUDAGraph:
         """A graph of ``action``, which runs once beforehand; ``reset`` undoes what that did.
 
         Raises RuntimeError where CUDA cannot record it, or has no memory left to do so safely.
         """
-        check_margin(self.device)
+        stream = capture_stream(device)
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        check_margin(device)
         graph = torch.cuda.CUDAGraph()
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream), collector_held():
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream), collector_held():
             action()  # libraries allocate their workspaces outside the recording
             reset()
             # What other threads ask of the device meanwhile neither breaks the recording nor fails.
@@ -125,7 +171,7 @@ class Capture:
                 action()
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
         return graph
 
 
@@ -157,37 +203,79 @@ def collector_held() -> Iterator[None]:
             gc.enable()
 
 
-class StepGraphs:
-    """The graphs of one run. After a failure there are none: the run goes on without."""
+class Graphs(Generic[Recorded]):
+    """Recordings by a key. After a failure there are none, with one line in the log about ``what``."""
 
-    def __init__(self, head: DiffusionHead, *, capture: bool = True):
-        self.head, self.recorded, self.usable, self.step = head, capture, True, advance_counted
-        self.capture: Capture | None = None
-        self.graphs: dict[tuple[int, int], StepGraph] = {}
+    def __init__(self, what: str, capture: Capture | None):
+        self.what, self.capture, self.usable = what, capture, True
+        self.graphs: dict[Hashable, Recorded] = {}
+
+    def recorded(self, key: Hashable, record: Callable[[], Recorded]) -> Recorded | None:
+        """The graph of a key, recorded when first asked for; None where there is none."""
+        if not self.usable:
+            return None
+        if key not in self.graphs:
+            try:
+                self.graphs[key] = record()
+            except RuntimeError as error:
+                self.usable = False
+                self.clear()
+                logger.warning("%s are off for this run: %s", self.what, str(error).partition("\n")[0])
+                return None
+        return self.graphs[key]
+
+    def clear(self) -> None:
+        """Frees all of them."""
+        self.graphs.clear()
+
+
+class StepGraphs(Graphs[StepGraph]):
+    """The graphs of a head's steps, many of which run one after another. Without a ``capture`` nothing is recorded: the
+    steps simply run on the same buffers."""
+
+    def __init__(self, head: DiffusionHead, capture: Capture | None = None):
+        super().__init__("CUDA graphs", capture)
+        self.head, self.step = head, advance_counted
         self.buffer: Tensor | None = None
 
     def find(self, tokens: int, branches: int, like: Tensor) -> StepGraph | None:
         """The graph for so many tokens, recorded when first asked for; None where there is none."""
-        size = next((size for size in BUCKETS if tokens <= size), None)
-        if size is None or not self.usable:
-            return None
-        if (size, branches) not in self.graphs:
-            try:
-                self.graphs[size, branches] = self._record(size, branches, like)
-            except RuntimeError as error:
-                self.usable = False
-                self.graphs.clear()
-                self.buffer = None
-                logger.warning("CUDA graphs are off for this run: %s", str(error).partition("\n")[0])
-                return None
-        return self.graphs[size, branches]
+        size = bucket(tokens)
+        return None if size is None else self.recorded((size, branches), lambda: self._record(size, branches, like))
+
+    def clear(self) -> None:
+        super().clear()
+        self.buffer = None
 
     def _record(self, size: int, branches: int, like: Tensor) -> StepGraph:
         if self.buffer is None:
             self.buffer = like.new_zeros(BUFFER_ROWS, sum(self.head.widths), dtype=self.head.dtype)
             self.step = fastest_step(self.head, self.buffer)
-            self.capture = Capture(self.buffer.device) if self.recorded else None
         return StepGraph(self.head, size, branches, self.buffer, capture=self.capture, step=self.step)
+
+
+class SingleStepGraphs(Graphs[SingleStepGraph]):
+    """The same of a head of which few steps run at a time."""
+
+    def __init__(self, head: DiffusionHead, capture: Capture | None = None):
+        super().__init__("CUDA graphs of the first steps", capture)
+        self.head, self.step = head, advance_counted
+
+    def find(self, tokens: int, branches: int, like: Tensor) -> SingleStepGraph | None:
+        """The graph for so many tokens, recorded when first asked for; None where there is none."""
+        size = bucket(tokens)
+        return None if size is None else self.recorded((size, branches), lambda: self._record(size, branches, like))
+
+    def _record(self, size: int, branches: int, like: Tensor) -> SingleStepGraph:
+        if not self.graphs:
+            rows = like.new_zeros(CHECKED_ROWS, sum(self.head.widths), dtype=self.head.dtype)
+            self.step = fastest_step(self.head, rows)
+        return SingleStepGraph(self.head, size, branches, like.device, capture=self.capture, step=self.step)
+
+
+def bucket(tokens: int) -> int | None:
+    """The number of tokens that a graph for so many is recorded for; None where there is none."""
+    return next((size for size in BUCKETS if tokens <= size), None)
 
 
 def fastest_step(head: DiffusionHead, buffer: Tensor) -> StepFunction:
@@ -211,18 +299,23 @@ def fastest_step(head: DiffusionHead, buffer: Tensor) -> StepFunction:
 
 
 def disagreement(head: DiffusionHead, buffer: Tensor, step: StepFunction, branches: int) -> float:
-    """How far two steps of random rows are from torch's own, as a part of the largest number; infinite for NaN."""
-    device, channels = buffer.device, head.input_proj.in_features
+    """How far two steps of random rows are from torch's own, as a part of the largest number; infinite for NaN.
+
+    ``buffer`` has room for CHECKED_ROWS rows of modulations.
+    """
+    device, channels, tokens = buffer.device, head.input_proj.in_features, CHECKED_ROWS // 4
     generator = torch.Generator(device).manual_seed(0)
+    rows, columns = tokens * branches, buffer.shape[1]
     x, modulations, table, noise = (
         torch.randn(shape, generator=generator, device=device)
-        for shape in ((4, channels), (2, 4 * branches, buffer.shape[1]), (2, 4, 4), (2, 4, channels))
+        for shape in ((tokens, channels), (2, rows, columns), (2, tokens, 4), (2, tokens, channels))
     )
     results = []
     for each in (advance_counted, step):
-        graph = StepGraph(head, 4, branches, buffer, step=each)
+        graph = StepGraph(head, tokens, branches, buffer, step=each)
         graph.x.copy_(x)
-        graph.load(modulations.split(head.widths, dim=-1), Coefficients(*table.split(1, dim=-1)), noise, 3.0)
+        graph.load(x.new_zeros(2, rows, head.spec.width), table, noise, 3.0)
+        graph.modulations[:2].copy_(modulations)
         for _ in range(2):
             graph.replay()
         results.append(graph.x)

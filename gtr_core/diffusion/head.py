@@ -110,6 +110,7 @@ class DiffusionHead(nn.Module):
     """
 
     dtype = torch.float32
+    joined: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, spec: HeadSpec, *, operations=nn, **factory):
         super().__init__()
@@ -122,13 +123,29 @@ class DiffusionHead(nn.Module):
         )
         self.final_layer = FinalLayer(spec.width, 2 * spec.channels, operations=operations, **factory)
 
-    def copied(self, dtype: torch.dtype, device: torch.device | str | None = None) -> DiffusionHead:
-        """A copy of torch's own layers in ``dtype``, on the device or where the weights are now."""
+    def copied(
+        self, dtype: torch.dtype, device: torch.device | str | None = None, *, joined: bool = False
+    ) -> DiffusionHead:
+        """A copy of torch's own layers in ``dtype``, on the device or where the weights are now; with the layers that
+        make the modulations ``joined``: their weights lie one after another, for one matrix product."""
         copy = DiffusionHead(self.spec, device="meta").requires_grad_(False)
         weights = {name: t.to(t.device if device is None else device, dtype) for name, t in self.state_dict().items()}
+        if joined:
+            copy.joined = self._join(weights)
         copy.load_state_dict(weights, assign=True)
         copy.dtype = dtype
         return copy
+
+    def _join(self, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """One weight and one bias of all layers' modulations; in ``weights`` their parts become views."""
+        prefixes = [*(f"res_blocks.{index}" for index in range(self.spec.depth)), "final_layer"]
+        joined = []
+        for kind in ("weight", "bias"):
+            names = [f"{prefix}.adaLN_modulation.1.{kind}" for prefix in prefixes]
+            whole = torch.cat([weights.pop(name) for name in names])
+            weights |= zip(names, whole.split(self.widths))
+            joined.append(whole)
+        return joined[0], joined[1]
 
     @property
     def widths(self) -> list[int]:
@@ -141,6 +158,15 @@ class DiffusionHead(nn.Module):
         y = F.silu(y).to(self.dtype)
         for layer in (*self.res_blocks, self.final_layer):
             yield layer.adaLN_modulation[1](y)
+
+    def write_modulations(self, y: Tensor, out: Tensor) -> None:
+        """The same into ``out`` (..., columns of all layers), in one matrix product where the weights are joined."""
+        if self.joined is None:
+            for slot, values in zip(out.split(self.widths, dim=-1), self.modulations(y)):
+                slot.copy_(values)
+        else:
+            weight, bias = self.joined
+            out.copy_(F.linear(F.silu(y).to(self.dtype), weight, bias))
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..device import upload
 from .chain import ChainGroup, Chains, OnStep
-from .cuda_graphs import StepGraph, StepGraphs
+from .cuda_graphs import SingleStepGraphs, StepGraph, StepGraphs
 from .head import DiffusionHead
 from .step import Coefficients, advance, coefficients
 
@@ -99,24 +99,33 @@ class HeadLoop:
             table[:length, rows] = coefficients(group.chain, device)[:, None]
             self.noise[length - 1 :, rows] = 0  # the last step of a chain adds no noise
             start += group.rows
-        self.table = Coefficients(*table.split(1, dim=-1))
+        self.table = table
         self.x = chains.init.float().clone()
 
-    def run(self, on_step: OnStep, graphs: StepGraphs | None = None) -> Tensor:
+    def run(
+        self, on_step: OnStep, graphs: StepGraphs | None = None, exact_graphs: SingleStepGraphs | None = None
+    ) -> Tensor:
         """All steps; ``on_step(j, steps)`` is called when j steps are done. Tokens (n, C).
 
-        ``graphs`` are those of the head that most steps use.
+        ``graphs`` are those of the head that most steps use, ``exact_graphs`` those of the head that the first ones do.
         """
         for stretch in stretches(self.groups):
             middle = min(max(stretch.start, self.exact), stretch.end)
-            self._advance(self.head, Stretch(stretch.start, middle, stretch.rows), on_step)
-            rest = Stretch(middle, stretch.end, stretch.rows)
-            graph = graphs.find(rest.rows, self.branches, self.x) if graphs is not None and middle < rest.end else None
-            if graph is None:
-                self._advance(self.main, rest, on_step)
-            else:
-                self._replay(graph, rest, on_step)
+            self._run(self.head, exact_graphs, Stretch(stretch.start, middle, stretch.rows), on_step)
+            self._run(self.main, graphs, Stretch(middle, stretch.end, stretch.rows), on_step)
         return self.x
+
+    def _run(
+        self, head: DiffusionHead, graphs: StepGraphs | SingleStepGraphs | None, stretch: Stretch, on_step: OnStep
+    ) -> None:
+        """A stretch of steps of one head, which may be empty."""
+        if stretch.start == stretch.end:
+            return
+        graph = None if graphs is None else graphs.find(stretch.rows, self.branches, self.x)
+        if graph is None:
+            self._advance(head, stretch, on_step)
+        else:
+            self._replay(graph, stretch, on_step)
 
     def _advance(self, head: DiffusionHead, stretch: Stretch, on_step: OnStep) -> None:
         """A stretch of steps, operation by operation; one chunk of modulations is gone before the next is made."""
@@ -127,7 +136,7 @@ class HeadLoop:
     def _advance_chunk(self, head: DiffusionHead, chunk: Stretch, on_step: OnStep) -> None:
         rows = chunk.rows
         for j, modulations in enumerate(self._modulations_by_step(head, chunk), start=chunk.start):
-            step = Coefficients(*(column[j, :rows] for column in self.table))
+            step = Coefficients(*self.table[j, :rows].split(1, dim=-1))
             advance(head, self.x[:rows], modulations, step, self.noise[j, :rows], self.branches, self.scale)
             on_step(j + 1, self.steps)
 
@@ -138,12 +147,7 @@ class HeadLoop:
         for first in range(stretch.start, stretch.end, graph.steps):
             chunk = Stretch(first, min(first + graph.steps, stretch.end), rows)
             steps = slice(chunk.start, chunk.end)
-            graph.load(
-                self.main.modulations(self._embedding(chunk)),
-                Coefficients(*(column[steps, :rows] for column in self.table)),
-                self.noise[steps, :rows],
-                self.scale,
-            )
+            graph.load(self._embedding(chunk), self.table[steps, :rows], self.noise[steps, :rows], self.scale)
             for j in range(chunk.start, chunk.end):
                 graph.replay()
                 on_step(j + 1, self.steps)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import logging
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..device import Runtime
-from ..diffusion.cuda_graphs import StepGraphs
+from ..diffusion.cuda_graphs import Capture, SingleStepGraphs, StepGraphs
 from ..diffusion.head import DiffusionHead
 from ..models import Model
 from ..models.layers import Attention, sdpa
@@ -18,6 +18,7 @@ from ..plans.plan import Plan
 from .attention import product_attention
 from .memory import activation_bytes
 from .packed_linear import FAILURES, packed, packed_bytes, unavailable_reason
+from .transformer_graphs import TransformerGraphs
 
 logger = logging.getLogger("gtr_mar")
 
@@ -26,13 +27,16 @@ logger = logging.getLogger("gtr_mar")
 class Prepared:
     """A model as a run evaluates it.
 
-    ``low_precision`` is its head in 16 bit, ``graphs`` are those of the head that most diffusion steps use;
+    ``low_precision`` is its head in 16 bit, ``graphs`` are those of the head that most diffusion steps use,
+    ``exact_graphs`` those of the float32 head beside one in 16 bit, ``transformer`` those of the transformer;
     ``packed_bytes`` are what packed weights take.
     """
 
     model: Model
     low_precision: DiffusionHead | None = None
     graphs: StepGraphs | None = None
+    exact_graphs: SingleStepGraphs | None = None
+    transformer: TransformerGraphs | None = None
     packed_bytes: int = 0
 
 
@@ -65,14 +69,27 @@ def _key(model: Model, plan: Plan, runtime: Runtime) -> tuple:
 def _prepared(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
     cache = plan.method.cache
     fast = runtime.dtype in runtime.hardware.fast_dtypes
-    low_precision = graphs = None
-    if cache is None:
-        low_precision = model.head.copied(runtime.dtype) if fast and runtime.dtype.itemsize == 2 else None
-        graphs = StepGraphs(low_precision or model.head) if runtime.type == "cuda" else None
-    prepared = Prepared(model, low_precision, graphs)
+    low_precision = None
+    if cache is None and fast and runtime.dtype.itemsize == 2:
+        low_precision = model.head.copied(runtime.dtype, joined=runtime.type == "cuda")
+    prepared = Prepared(model, low_precision)
+    if cache is None and runtime.type == "cuda":
+        return _with_graphs(prepared, runtime)
     if runtime.type == "cpu" and fast and runtime.hardware.wide_vectors:
         return _pack(prepared, plan, runtime)
     return prepared
+
+
+def _with_graphs(plain: Prepared, runtime: Runtime) -> Prepared:
+    """With CUDA graphs, which are recorded when they are first needed: those of the transformer only where they serve
+    other runs too, as one run has most shapes once."""
+    model, low_precision, capture = plain.model, plain.low_precision, Capture()
+    return replace(
+        plain,
+        graphs=StepGraphs(low_precision or model.head, capture),
+        exact_graphs=None if low_precision is None else SingleStepGraphs(model.head, capture),
+        transformer=None if runtime.preparations is None else TransformerGraphs(model, capture),
+    )
 
 
 def _pack(plain: Prepared, plan: Plan, runtime: Runtime) -> Prepared:

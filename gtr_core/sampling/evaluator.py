@@ -41,7 +41,8 @@ class Evaluator(Protocol):
     def conditioning(self, step: Step, tokens: Tensor, positions: Positions) -> tuple[Tensor, ...]:
         """z (B, T, D) of an AR step's targets, one tensor per guidance branch that the step needs.
 
-        ``tokens`` (B, L, C) are in the transformer's dtype and hold values at the known positions.
+        ``tokens`` (B, L, C) are in the transformer's dtype and hold values at the known positions. The result stands
+        until the next call.
         """
 
     def diffuse(self, step: Step, z: tuple[Tensor, ...], chains: Chains, on_step: OnStep) -> Tensor:
@@ -70,6 +71,10 @@ class DirectEvaluator:
             z = self.run.model.first_step(tokens, masked, places, memory, grid, self.in_parts)
             if z is not None:
                 return z
+        graphs = self.run.prepared.transformer
+        z = None if graphs is None else graphs.evaluate(tokens, positions, self.memory, step.branches, grid)
+        if z is not None:
+            return z
         return self.in_parts(
             len(tokens),
             positions.count,
@@ -87,7 +92,7 @@ class DirectEvaluator:
     def diffuse(self, step: Step, z: tuple[Tensor, ...], chains: Chains, on_step: OnStep) -> Tensor:
         prepared = self.run.prepared
         loop = HeadLoop(prepared.model.head, z, chains, step.scale, prepared.low_precision)
-        return loop.run(on_step, prepared.graphs)
+        return loop.run(on_step, prepared.graphs, prepared.exact_graphs)
 
 
 def joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

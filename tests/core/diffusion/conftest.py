@@ -34,8 +34,8 @@ def first_step(request, demo_mar):
     z = model(torch.zeros(1, 256, 16), positions_of(step), model.start(conditions), model.spec.grid)
     chains = seeded_chains((1, 50), (step.tokens - 1, 20))
 
-    def diffuse(low_precision=None, graphs=None, **settings) -> torch.Tensor:
+    def diffuse(low_precision=None, *graphs, **settings) -> torch.Tensor:
         rows = tuple(branch[0] for branch in z)
-        return HeadLoop(model.head, rows, chains, scale, low_precision, **settings).run(lambda j, total: None, graphs)
+        return HeadLoop(model.head, rows, chains, scale, low_precision, **settings).run(lambda j, total: None, *graphs)
 
     return diffuse

@@ -16,6 +16,8 @@ from gtr_pack.gtr_core.diffusion import cuda_graphs
 from gtr_pack.gtr_core.diffusion.cuda_graphs import (
     MARGIN,
     TOLERANCE,
+    Capture,
+    SingleStepGraphs,
     StepGraphs,
     advance_counted,
     disagreement,
@@ -37,16 +39,27 @@ METHOD = Method(STAGES, Guidance(2.5), FTS(0.2, 11))
 def test_the_step_that_a_graph_records_equals_chains_in_turn(scale, tiny_mar):
     """On buffers filled up to a bucket, with a counter for the step; here without recording."""
     branches, chains = 1 if scale == 1 else 2, seeded_chains((3, 60), (12, 40), (125, 7))
-    z, recorded, seen = seeded_z(140, branches), StepGraphs(tiny_mar.head, capture=False), []
+    z, recorded, seen = seeded_z(140, branches), StepGraphs(tiny_mar.head), []
     ours = HeadLoop(tiny_mar.head, z, chains, scale).run(lambda j, total: seen.append(j), recorded)
     assert error(ours, in_turn(tiny_mar.head, z, chains, scale)) < 5e-5
     assert seen == list(range(1, 61))
-    assert set(recorded.graphs) == {(8, branches), (16, branches)}  # and none for 140 tokens
+    assert set(recorded.graphs) == {(4, branches), (16, branches)}  # and none for 140 tokens
 
 
-def test_the_step_that_a_graph_records_in_16_bit_stays_close(first_step, demo_mar):
-    low_precision = demo_mar.head.copied(torch.bfloat16)
-    assert error(first_step(low_precision, StepGraphs(low_precision, capture=False)), first_step(low_precision)) < 1e-2
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_step_that_a_graph_records_in_16_bit_stays_close(joined, first_step, demo_mar):
+    low_precision = demo_mar.head.copied(torch.bfloat16, joined=joined)
+    graphs, exact = StepGraphs(low_precision), SingleStepGraphs(demo_mar.head)
+    ours = first_step(low_precision, graphs, exact)
+    assert error(ours, first_step(low_precision)) < 1e-2
+    assert graphs.graphs and exact.graphs
+
+
+def test_the_first_steps_in_graphs_are_the_same(first_step, demo_mar):
+    """Of the float32 head, which makes the modulations of a single step inside."""
+    alone, exact = demo_mar.head.copied(torch.float32), SingleStepGraphs(demo_mar.head)
+    ours = first_step(alone, None, exact)
+    assert error(ours, first_step(alone)) < 1e-4 and exact.graphs
 
 
 @pytest.mark.parametrize("change", [0.0, 0.1, float("nan")])
@@ -76,7 +89,7 @@ def test_tritons_step_is_used_where_its_numbers_agree(difference, used, tiny_mar
 
 def test_a_failure_to_record_is_one_line_and_no_more(tiny_mar, caplog):
     """The run goes on without graphs. (On a machine with CUDA the recording of a step on the CPU fails as well.)"""
-    z, chains, failing = seeded_z(4, 1), seeded_chains((4, 5)), StepGraphs(tiny_mar.head)
+    z, chains, failing = seeded_z(4, 1), seeded_chains((4, 5)), StepGraphs(tiny_mar.head, Capture())
     for _ in range(2):
         ours = HeadLoop(tiny_mar.head, z, chains, 1.0).run(lambda j, total: None, failing)
     plain = HeadLoop(tiny_mar.head, z, chains, 1.0).run(lambda j, total: None)
@@ -131,9 +144,9 @@ def test_recordings_share_pool_and_stream_and_hold_the_collector(tiny_mar, monke
     """Of all graphs of a run, and the stream of all runs; other threads may use the device meanwhile."""
     cuda = StandIn(MARGIN).install(monkeypatch)
     for _ in range(2):
-        graphs = StepGraphs(tiny_mar.head)
+        graphs = StepGraphs(tiny_mar.head, Capture())
         for tokens in (3, 12, 4):
-            assert graphs.find(tokens, 2, torch.zeros(1)) is graphs.graphs[8 if tokens < 9 else 16, 2]
+            assert graphs.find(tokens, 2, torch.zeros(1)) is graphs.graphs[4 if tokens < 9 else 16, 2]
     recorded = ["begin shared thread_local False", "end"]
     assert cuda.calls == ["stream", "pool", *recorded, *recorded, "pool", *recorded, *recorded]
     assert gc.isenabled()
@@ -143,7 +156,7 @@ def test_recordings_share_pool_and_stream_and_hold_the_collector(tiny_mar, monke
 def test_nothing_is_recorded_without_a_margin_of_memory(tiny_mar, monkeypatch, caplog):
     """A recording that fails for want of memory leaves torch's allocator unusable."""
     cuda = StandIn(MARGIN // 2).install(monkeypatch)
-    graphs = StepGraphs(tiny_mar.head)
+    graphs = StepGraphs(tiny_mar.head, Capture())
     assert graphs.find(3, 2, torch.zeros(1)) is None and graphs.buffer is None
     assert cuda.calls == ["stream", "pool", "emptied"]
     assert [record.getMessage() for record in caplog.records] == [

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.cli.options import CACHES
-from gtr_pack.gtr_core.device import Machine, Runtime
-from gtr_pack.gtr_core.diffusion.cuda_graphs import StepGraphs
+from gtr_pack.gtr_core.device import Machine, Preparations, Runtime
 from gtr_pack.gtr_core.models import FAMILIES, build
 from gtr_pack.gtr_core.models.spec import ModelSpec
 from gtr_pack.gtr_core.plans.fts import FTS
@@ -23,6 +22,7 @@ from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
 from gtr_pack.gtr_core.sampling.recap import ReCAP
 from gtr_pack.gtr_core.sampling.reference import Reference
 from gtr_pack.gtr_core.sampling.sampler import Progress
+from gtr_pack.gtr_core.sampling.transformer_graphs import TransformerGraphs
 from gtr_tests.fake_device import Clash, FakeDevice, HostSync
 from gtr_tests.runs import run
 
@@ -98,14 +98,18 @@ def test_a_run_on_cuda_never_waits(spec, method, dtype):
     assert out.shape == (2, height * width, spec.head.channels)
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @every_dtype
 @every_spec
 def test_an_accelerated_run_on_cuda_never_waits(spec, dtype, monkeypatch):
     """The graphs' way, operation by operation, and the head in 16 bit."""
-    monkeypatch.setattr(acceleration, "StepGraphs", partial(StepGraphs, capture=False))
-    runtime = Runtime("cuda:0", dtype, accelerate=True, machine=UNITS)
+    monkeypatch.setattr(acceleration, "Capture", lambda: None)
+    monkeypatch.setattr(acceleration, "TransformerGraphs", partial(TransformerGraphs, meetings=0))
+    kept = Preparations()
+    runtime = Runtime("cuda:0", dtype, accelerate=True, machine=UNITS, preparations=kept)
     with FakeDevice("cuda:0") as device:
         sampled(device, spec, GUIDED, runtime)
+        assert kept.value.graphs.graphs and kept.value.transformer.graphs
 
 
 @every_spec
