@@ -33,10 +33,14 @@ BUFFER_ROWS = 512
 # torch's allocator unusable for the rest of the process (pytorch/pytorch 180395).
 MARGIN = 256 * 2**20
 
+# Evaluated rows up to which a step in a single kernel is faster than one in several.
+FEW_ROWS = 64
+
 # Rounding may take Triton's kernels so far from torch's own operations, as a part of the largest number.
 TOLERANCE, TOLERANCE_16_BIT = 1e-2, 1e-1
-# Rows of modulations that a comparison of both takes: two steps, two branches, four tokens.
-CHECKED_ROWS = 16
+# Rows of modulations that a comparison of both takes: two steps, two branches, ten tokens, which are no multiple of
+# what a kernel takes at a time.
+CHECKED_ROWS = 40
 StepFunction = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
 
 
@@ -236,6 +240,7 @@ class StepGraphs(Graphs[StepGraph]):
     def __init__(self, head: DiffusionHead, capture: Capture | None = None):
         super().__init__("CUDA graphs", capture)
         self.head, self.step = head, advance_counted
+        self.few_rows_step: StepFunction | None = None
         self.buffer: Tensor | None = None
 
     def find(self, tokens: int, branches: int, like: Tensor) -> StepGraph | None:
@@ -251,7 +256,10 @@ class StepGraphs(Graphs[StepGraph]):
         if self.buffer is None:
             self.buffer = like.new_zeros(BUFFER_ROWS, sum(self.head.widths), dtype=self.head.dtype)
             self.step = fastest_step(self.head, self.buffer)
-        return StepGraph(self.head, size, branches, self.buffer, capture=self.capture, step=self.step)
+            if self.step is not advance_counted:
+                self.few_rows_step = few_rows_step(self.head, self.buffer)
+        step = self.few_rows_step if size * branches <= FEW_ROWS else None
+        return StepGraph(self.head, size, branches, self.buffer, capture=self.capture, step=step or self.step)
 
 
 class SingleStepGraphs(Graphs[SingleStepGraph]):
@@ -286,16 +294,35 @@ def fastest_step(head: DiffusionHead, buffer: Tensor) -> StepFunction:
         from . import triton_kernels
     except ImportError:
         return advance_counted
+    agrees = _agrees(head, buffer, triton_kernels.advance, triton_kernels.FAILURES)
+    return triton_kernels.advance if agrees else advance_counted
+
+
+def few_rows_step(head: DiffusionHead, buffer: Tensor) -> StepFunction | None:
+    """The step in a single kernel, which is faster for up to FEW_ROWS rows; None where it cannot be had."""
+    if not buffer.is_cuda or head.dtype.itemsize != 2:
+        return None
+    try:
+        from . import triton_few_rows, triton_kernels
+    except ImportError:
+        return None
+    if not triton_few_rows.fits(head, buffer.device):
+        return None
+    return triton_few_rows.advance if _agrees(head, buffer, triton_few_rows.advance, triton_kernels.FAILURES) else None
+
+
+def _agrees(head: DiffusionHead, buffer: Tensor, step: StepFunction, failures: tuple[type[Exception], ...]) -> bool:
+    """Whether a step in Triton makes of random rows what torch's operations make; a line in the log where not."""
     try:
         with torch.cuda.device(buffer.device):
-            difference = max(disagreement(head, buffer, triton_kernels.advance, branches) for branches in (1, 2))
+            difference = max(disagreement(head, buffer, step, branches) for branches in (1, 2))
         if difference <= (TOLERANCE_16_BIT if head.dtype.itemsize == 2 else TOLERANCE):
-            return triton_kernels.advance
+            return True
         reason = f"they differ from torch's operations by {difference:.1e}"
-    except triton_kernels.FAILURES as error:
+    except failures as error:
         reason = str(error).partition("\n")[0]
     logger.warning("Triton's kernels are off for this run: %s", reason)
-    return advance_counted
+    return False
 
 
 def disagreement(head: DiffusionHead, buffer: Tensor, step: StepFunction, branches: int) -> float:

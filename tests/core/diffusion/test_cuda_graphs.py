@@ -14,6 +14,7 @@ import torch
 from gtr_pack.gtr_core.device import Runtime
 from gtr_pack.gtr_core.diffusion import cuda_graphs
 from gtr_pack.gtr_core.diffusion.cuda_graphs import (
+    CHECKED_ROWS,
     MARGIN,
     TOLERANCE,
     Capture,
@@ -69,7 +70,7 @@ def test_kernels_that_differ_are_found_out(change, tiny_mar):
     def other(head, x, modulations, table, noise, scale, counter, branches):
         advance_counted(head, x, modulations, table, noise + change, scale, counter, branches)
 
-    found = disagreement(tiny_mar.head, torch.zeros(16, sum(tiny_mar.head.widths)), other, 2)
+    found = disagreement(tiny_mar.head, torch.zeros(CHECKED_ROWS, sum(tiny_mar.head.widths)), other, 2)
     assert found > TOLERANCE if change else found == 0
 
 
