@@ -23,8 +23,12 @@ from .step import Coefficients, advance
 logger = logging.getLogger("gtr_mar")
 Recorded = TypeVar("Recorded")
 
-# Tokens that a graph is recorded for; fewer are filled up, more run without a graph: there the work is large enough.
+# Tokens that a graph is recorded for; fewer are filled up. Above it is multiples of COARSE tokens, up to LARGEST; more
+# run without a graph: there the work is large enough.
 BUCKETS = (4, 8, 16, 32, 64, 128)
+COARSE, LARGEST = 32, 1024
+# The same for a head of which single steps run in float32: their modulations are twice as large.
+LARGEST_EXACT = 256
 
 # Evaluated rows of modulations that the graphs' common buffer holds.
 BUFFER_ROWS = 512
@@ -119,8 +123,8 @@ class StepGraph:
 
 
 class SingleStepGraph(StepGraph):
-    """One reverse step that makes its modulations itself: of a head of which few steps run, for a buffer of them would
-    be large. Otherwise as above."""
+    """One reverse step that makes its modulations itself, where a buffer for those of several would be large: of many
+    rows, or of a head of which few steps run. Otherwise as above."""
 
     def __init__(
         self,
@@ -258,6 +262,8 @@ class StepGraphs(Graphs[StepGraph]):
             self.step = fastest_step(self.head, self.buffer)
             if self.step is not advance_counted:
                 self.few_rows_step = few_rows_step(self.head, self.buffer)
+        if size > max(BUCKETS):
+            return SingleStepGraph(self.head, size, branches, like.device, capture=self.capture, step=self.step)
         step = self.few_rows_step if size * branches <= FEW_ROWS else None
         return StepGraph(self.head, size, branches, self.buffer, capture=self.capture, step=step or self.step)
 
@@ -271,7 +277,7 @@ class SingleStepGraphs(Graphs[SingleStepGraph]):
 
     def find(self, tokens: int, branches: int, like: Tensor) -> SingleStepGraph | None:
         """The graph for so many tokens, recorded when first asked for; None where there is none."""
-        size = bucket(tokens)
+        size = bucket(tokens, LARGEST_EXACT)
         return None if size is None else self.recorded((size, branches), lambda: self._record(size, branches, like))
 
     def _record(self, size: int, branches: int, like: Tensor) -> SingleStepGraph:
@@ -281,9 +287,11 @@ class SingleStepGraphs(Graphs[SingleStepGraph]):
         return SingleStepGraph(self.head, size, branches, like.device, capture=self.capture, step=self.step)
 
 
-def bucket(tokens: int) -> int | None:
+def bucket(tokens: int, largest: int = LARGEST) -> int | None:
     """The number of tokens that a graph for so many is recorded for; None where there is none."""
-    return next((size for size in BUCKETS if tokens <= size), None)
+    if tokens > max(BUCKETS):
+        return -(-tokens // COARSE) * COARSE if tokens <= largest else None
+    return next(size for size in BUCKETS if tokens <= size)
 
 
 def fastest_step(head: DiffusionHead, buffer: Tensor) -> StepFunction:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from ..device import Runtime, check_budget
-from ..diffusion.cuda_graphs import BUCKETS, BUFFER_ROWS
+from ..diffusion.cuda_graphs import BUCKETS, BUFFER_ROWS, LARGEST, LARGEST_EXACT
 from ..diffusion.head import DiffusionHead, HeadSpec
 from ..diffusion.loop import CHUNK_ROWS
 from ..models.spec import ModelSpec
@@ -51,7 +51,7 @@ def activation_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
     rows = plan.batch * branches
     head = _empty_head(spec.head)
     modulations = CHUNK_ROWS * (sum(head.widths) + spec.head.width) * 4
-    peak = recorded = 0
+    peak = recorded = single = 0
     for step in plan.steps:
         positions = step.known.shape[1] + step.masked
         sequence = spec.buffer + positions
@@ -62,12 +62,15 @@ def activation_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
         # A recorded evaluation is one of little work; the graphs share what they need.
         recorded = max(recorded, min(together * sequence, LARGEST_WORK // spec.dim**2) * row)
         scores = together * spec.heads * sequence**2 * itemsize
+        # A recorded step of many rows, or of the float32 head, makes its modulations itself.
+        evaluated, width = rows * step.tokens, HEAD_TENSORS * spec.head.width + sum(head.widths)
+        single = max(single, width * max(min(evaluated, 2 * LARGEST) * itemsize, min(evaluated, 2 * LARGEST_EXACT) * 4))
         loop = rows * step.tokens * spec.head.width * HEAD_TENSORS * 4 + modulations
         reader = together * spec.reader_bytes(step.known.shape[1], itemsize)
         peak = max(peak, block + scores, reader, loop + _step_noise(plan, step, spec))
     low_precision = sum(p.numel() for p in head.parameters()) * itemsize if itemsize == 2 else 0
     with_graphs = runtime.accelerate and runtime.type == "cuda" and not cached
-    graphs = graphs_bytes(spec, itemsize) + recorded if with_graphs else 0
+    graphs = graphs_bytes(spec, itemsize) + recorded + single if with_graphs else 0
     kept = plan.method.cache.kept_bytes(plan, spec, itemsize) if cached else 0
     return peak + rows * spec.condition_bytes(itemsize) + low_precision + graphs + kept
 
@@ -80,11 +83,10 @@ def _step_noise(plan: Plan, step: Step, spec: ModelSpec) -> int:
 
 def graphs_bytes(spec: ModelSpec, itemsize: int) -> int:
     """What CUDA graphs of the head keep: the common buffer, the pool that they share, as large as the largest one's
-    activations and what allocator and libraries round up to, and every graph's noise."""
+    activations and what allocator and libraries round up to, and every graph's noise. What grows with the batch,
+    :func:`activation_bytes` adds."""
     columns, channels = sum(_empty_head(spec.head).widths), spec.head.channels
     pool = 2 * max(BUCKETS) * HEAD_TENSORS * spec.head.width * itemsize + GRAPHS_OVERHEAD
-    if itemsize == 2:
-        pool += 2 * max(BUCKETS) * columns * 4  # one step's modulations of the float32 head
     return BUFFER_ROWS * columns * itemsize + pool + 2 * len(BUCKETS) * BUFFER_ROWS * (channels + 4) * 4
 
 

@@ -21,6 +21,7 @@ from gtr_pack.gtr_core.diffusion.cuda_graphs import (
     SingleStepGraphs,
     StepGraphs,
     advance_counted,
+    bucket,
     disagreement,
     fastest_step,
 )
@@ -44,7 +45,13 @@ def test_the_step_that_a_graph_records_equals_chains_in_turn(scale, tiny_mar):
     ours = HeadLoop(tiny_mar.head, z, chains, scale).run(lambda j, total: seen.append(j), recorded)
     assert error(ours, in_turn(tiny_mar.head, z, chains, scale)) < 5e-5
     assert seen == list(range(1, 61))
-    assert set(recorded.graphs) == {(4, branches), (16, branches)}  # and none for 140 tokens
+    assert set(recorded.graphs) == {(4, branches), (16, branches), (160, branches)}
+
+
+def test_the_sizes_that_graphs_are_recorded_for():
+    """Doubling while a step costs the same for more rows, then in small steps, then none."""
+    assert [bucket(n) for n in (1, 4, 5, 128, 129, 161, 1024, 1025)] == [4, 4, 8, 128, 160, 192, 1024, None]
+    assert bucket(256, 256) == 256 and bucket(257, 256) is None
 
 
 @pytest.mark.parametrize("joined", [False, True])
