@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from .sprites import CLASS_NAMES, PER_CLASS, SPRITE_NAMES, sprites
 
 SIZE, TOKEN = 128, 8
-SIDES = (112,)  # pixels of a sprite's box
-ACROSS, DOWN = 1, 1  # places in each direction, around the middle
+SIDES = (96, 112)  # pixels of a sprite's box
+ACROSS, DOWN = 3, 3  # places in each direction, around the middle
 STEP = TOKEN  # pixels between places
-MIRRORS = 1  # 1: never mirrored
+MIRRORS = 2  # 1: never mirrored
 TILT = 0.0  # largest angle in degrees
 DIMMEST = 0.85  # brightness is uniform in [DIMMEST, 1]
 SHADOW, DROP, BLUR = 0.35, 5, 3.0  # its strength, how many pixels lower it lies, deviation of its blur
@@ -58,11 +58,14 @@ class Draw:
 
 
 def choose(labels: Tensor, generator: torch.Generator, tilt: float = TILT) -> Draw:
-    """Random choices for images of the classes ``labels`` (n,), tilted by up to ``tilt`` degrees."""
-    n = len(labels)
+    """Random choices for images of the classes ``labels`` (n,), tilted by up to ``tilt`` degrees.
+
+    Everything is drawn and computed on the device of ``generator``, where the labels are.
+    """
+    n, place = len(labels), {"generator": generator, "device": generator.device}
 
     def pick(count: int) -> Tensor:
-        return torch.randint(count, (n,), generator=generator)
+        return torch.randint(count, (n,), **place)
 
     return Draw(
         sprite=labels * PER_CLASS + pick(PER_CLASS),
@@ -70,15 +73,15 @@ def choose(labels: Tensor, generator: torch.Generator, tilt: float = TILT) -> Dr
         across=pick(ACROSS),
         down=pick(DOWN),
         mirror=pick(MIRRORS),
-        tilt=tilt * (2 * torch.rand(n, generator=generator) - 1),
-        brightness=torch.rand(n, generator=generator),
-        colour=torch.rand(n, 4, generator=generator),
+        tilt=tilt * (2 * torch.rand(n, **place) - 1),
+        brightness=torch.rand(n, **place),
+        colour=torch.rand(n, 4, **place),
     )
 
 
 def rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """Hue, saturation, value, each (n,) with hue in turns -> (n, 3) in [0, 1]."""
-    offset = torch.tensor([5.0, 3.0, 1.0])
+    offset = torch.tensor([5.0, 3.0, 1.0], device=hue.device)
     k = (offset + 6 * hue[:, None]) % 6
     return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
 
@@ -89,12 +92,12 @@ def backgrounds(colour: Tensor) -> Tensor:
     saturation, value = 0.2 + 0.3 * saturation, 0.82 + 0.18 * value
     above = rgb(hue, saturation, value)
     below = rgb(hue + 0.2 * (shift - 0.5), saturation, 0.75 * value)
-    height = ((torch.arange(SIZE) + 0.5) / SIZE)[:, None]
+    height = ((torch.arange(SIZE, device=colour.device) + 0.5) / SIZE)[:, None]
     return above[..., None, None] * (1 - height) + below[..., None, None] * height
 
 
 @functools.cache
-def layers() -> Tensor:
+def layers(device: torch.device) -> Tensor:
     """(len(SIDES), sprites, 5, SIZE, SIZE): sprites in the middle of a canvas, premultiplied, alpha, and the shadow."""
     taps = torch.arange(-3 * math.ceil(BLUR), 3 * math.ceil(BLUR) + 1).float()
     kernel = torch.exp(-0.5 * (taps / BLUR) ** 2)
@@ -107,7 +110,7 @@ def layers() -> Tensor:
         for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
             shadow = F.conv2d(shadow, kernel.view(shape), padding="same")
         out.append(torch.cat([drawn, shadow], 1))
-    return torch.stack(out)
+    return torch.stack(out).to(device)
 
 
 def placed(draw: Draw) -> Tensor:
@@ -126,7 +129,7 @@ def placed(draw: Draw) -> Tensor:
         1,
     )
     grid = F.affine_grid(affine, (n, 5, SIZE, SIZE), align_corners=False)
-    return F.grid_sample(layers()[draw.size, draw.sprite], grid, align_corners=False)
+    return F.grid_sample(layers(draw.sprite.device)[draw.size, draw.sprite], grid, align_corners=False)
 
 
 def render(draw: Draw) -> Tensor:
@@ -147,7 +150,7 @@ def rivals(draw: Draw, same_pose: Tensor, generator: torch.Generator) -> Draw:
     """For each image another sprite of its class before the same background, in the same pose where asked for."""
     n = len(draw.sprite)
     other = choose(draw.sprite // PER_CLASS, generator)
-    step = torch.randint(1, PER_CLASS, (n,), generator=generator)
+    step = torch.randint(1, PER_CLASS, (n,), generator=generator, device=generator.device)
     sprite = draw.sprite // PER_CLASS * PER_CLASS + (draw.sprite + step) % PER_CLASS
     pose = {
         name: torch.where(same_pose, getattr(draw, name), getattr(other, name))
@@ -169,5 +172,5 @@ def mixtures(draw: Draw, rival: Draw, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 def batch(n: int, generator: torch.Generator, tilt: float = TILT) -> tuple[Tensor, Tensor]:
     """n images of random classes: (n, 3, 128, 128) and labels (n,)."""
-    labels = torch.randint(len(CLASS_NAMES), (n,), generator=generator)
+    labels = torch.randint(len(CLASS_NAMES), (n,), generator=generator, device=generator.device)
     return images(labels, generator, tilt)[0], labels

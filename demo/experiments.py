@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gtr_core.costs.bench import describe_machine
 from gtr_core.costs.flops import report
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_core.drawing.bars import write_chart
@@ -195,9 +196,9 @@ EXPERIMENTS = {
 }
 
 
-def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int | None = None) -> dict:
+def run(name: str, images: int, seeds: Sequence[int], batch: int, pool: WorkerPool = WorkerPool()) -> dict:
     """Evaluate an experiment's methods; the rows of :mod:`gtr_core.evaluation.tables` as plain data."""
-    experiment, evaluation, pool = EXPERIMENTS[name](), FILES.open("cpu"), WorkerPool(workers=workers)
+    experiment, evaluation = EXPERIMENTS[name](), FILES.open(pool.device)
     reference = load_reference(DEMO_REFERENCE, evaluation.extractor)
     measures = tables.AgainstReal(reference, images)
     effort = Effort(Kept(WORK), batch, pool=pool, open=None if pool.alone else FILES.open, on_task=_tell)
@@ -209,7 +210,8 @@ def run(name: str, images: int, seeds: Sequence[int], batch: int, workers: int |
     first = measured[experiment.methods[0].name]
     return {
         "experiment": name,
-        "command": command(name, images, seeds),
+        "command": command(name, images, seeds, pool.device),
+        "machine": describe_machine(pool.device)["name"],
         "images": images,
         "seeds": list(seeds),
         "together": together(first, reference) if name == "gate" else None,
@@ -230,9 +232,10 @@ def together(made: Sequence[ImageFeatures], reference: ImageFeatures) -> dict:
     }
 
 
-def command(name: str, images: int, seeds: Sequence[int]) -> str:
+def command(name: str, images: int, seeds: Sequence[int], device: str) -> str:
     first = f" --first-seed {seeds[0]}" if seeds[0] else ""
-    return f"python -m demo.experiments {name} --images {images} --seeds {len(seeds)}{first}"
+    where = "" if device == "cpu" else f" --device {device}"
+    return f"python -m demo.experiments {name} --images {images} --seeds {len(seeds)}{first}{where}"
 
 
 def plot(result: dict) -> None:
@@ -329,6 +332,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--redraws", type=int, default=7)
     parser.add_argument("--workers", type=int, help="processes of one thread each; default: this one alone")
+    parser.add_argument("--device", default="cpu", help="of the experiments with a table")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "page":
@@ -341,7 +345,8 @@ def main() -> None:
         result = observe(options.images, options.redraws)
     else:
         seeds = range(options.first_seed, options.first_seed + options.seeds)
-        result = run(options.what, options.images, seeds, options.batch, options.workers)
+        pool = WorkerPool(workers=options.workers, device=options.device)
+        result = run(options.what, options.images, seeds, options.batch, pool)
         plot(result)
         print(tables.markdown(result))
     runs.replace_file(OUTPUT / f"{options.what}.json", lambda part: part.write_text(json.dumps(result, indent=1)))

@@ -27,8 +27,8 @@ SIDE = data.SIZE // data.TOKEN
 
 @dataclass(frozen=True)
 class JudgePlan:
-    steps: int = 1000
-    batch: int = 32
+    steps: int = 2000
+    batch: int = 96
     rate: float = 2e-3
     mixed: float = 0.5  # share of the training images that are mixtures
     noise: float = 0.1  # largest standard deviation of the noise that training images get
@@ -50,62 +50,65 @@ def disturbed(images: Tensor, plan: JudgePlan, generator: torch.Generator) -> Te
     """Noise of random strength, and a blur of half of the images: what a VAE does to an image should not count."""
     n = len(images)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    share = torch.rand(n, 1, 1, 1, generator=generator) * (torch.rand(n, 1, 1, 1, generator=generator) < 0.5)
-    noise = plan.noise * torch.rand(n, 1, 1, 1, generator=generator)
-    return images.lerp(blurred, 0.7 * share) + noise * torch.randn(images.shape, generator=generator)
+    place = {"generator": generator, "device": images.device}
+    share = torch.rand(n, 1, 1, 1, **place) * (torch.rand(n, 1, 1, 1, **place) < 0.5)
+    noise = plan.noise * torch.rand(n, 1, 1, 1, **place)
+    return images.lerp(blurred, 0.7 * share) + noise * torch.randn(images.shape, **place)
 
 
 def scattered(n: int, generator: torch.Generator) -> Tensor:
     """(n, 16, 16) bool: single tokens, up to half of all."""
-    return torch.rand(n, SIDE, SIDE, generator=generator) < 0.5 * torch.rand(n, 1, 1, generator=generator)
+    place = {"generator": generator, "device": generator.device}
+    return torch.rand(n, SIDE, SIDE, **place) < 0.5 * torch.rand(n, 1, 1, **place)
 
 
 def torn(n: int, generator: torch.Generator) -> Tensor:
     """(n, 16, 16) bool: one side of a line through the middle region, up to about half of all tokens."""
-    angle = 2 * torch.pi * torch.rand(n, 1, 1, generator=generator)
-    axis = (torch.arange(SIDE) + 0.5) / SIDE - 0.5
+    place = {"generator": generator, "device": generator.device}
+    angle = 2 * torch.pi * torch.rand(n, 1, 1, **place)
+    axis = (torch.arange(SIDE, device=generator.device) + 0.5) / SIDE - 0.5
     distance = torch.cos(angle) * axis + torch.sin(angle) * axis[:, None]
-    return distance > 0.35 * torch.rand(n, 1, 1, generator=generator)
+    return distance > 0.35 * torch.rand(n, 1, 1, **place)
 
 
 def patchy(n: int, generator: torch.Generator) -> Tensor:
     """(n, 16, 16) bool: connected patches, up to half of all tokens."""
-    field = F.interpolate(torch.randn(n, 1, 5, 5, generator=generator), size=(SIDE, SIDE), mode="bicubic")[:, 0]
-    share = 0.5 * torch.rand(n, 1, generator=generator)
+    place = {"generator": generator, "device": generator.device}
+    field = F.interpolate(torch.randn(n, 1, 5, 5, **place), size=(SIDE, SIDE), mode="bicubic")[:, 0]
+    share = 0.5 * torch.rand(n, 1, **place)
     return field > torch.quantile(field.flatten(1), 1 - share.flatten(), dim=1).diagonal()[:, None, None]
 
 
 def token_sets(n: int, generator: torch.Generator) -> Tensor:
     """(n, 16, 16) bool: which tokens are another image's, of the three kinds in turn."""
     kinds = [kind(n, generator) for kind in (scattered, torn, patchy)]
-    return torch.stack(kinds)[torch.arange(n) % 3, torch.arange(n)]
+    rows = torch.arange(n, device=generator.device)
+    return torch.stack(kinds)[rows % 3, rows]
 
 
 def mixtures(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images of two sprites of the class, both sprites (n,) and the second's share (n,); half in the same pose."""
     n = len(labels)
     draw = data.choose(labels, generator)
-    rival = data.rivals(draw, torch.arange(n) // 3 % 2 == 0, generator)
+    rival = data.rivals(draw, torch.arange(n, device=labels.device) // 3 % 2 == 0, generator)
     images, share = data.mixtures(draw, rival, token_sets(n, generator))
     return images, draw.sprite, rival.sprite, share
 
 
-def judge_loss(
-    extractor: Classifier, labels: Tensor, plan: JudgePlan, generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """Real images teach all heads, mixtures class and sprite."""
+def judge_loss(extractor: Classifier, labels: Tensor, plan: JudgePlan, generator: torch.Generator) -> Tensor:
+    """Real images teach all heads, mixtures class and sprite; all on the device of ``generator``."""
     count = round(plan.mixed * len(labels))
     images, truth = data.images(labels[count:], generator)
     mixed, first, second, share = mixtures(labels[:count], generator)
-    with runs.half_precision(device):
-        scores = extractor(disturbed(torch.cat([mixed, images]), plan, generator).to(device))
+    with runs.half_precision(labels.device):
+        scores = extractor(disturbed(torch.cat([mixed, images]), plan, generator))
     scores = {name: score.float() for name, score in scores.items()}
-    loss = F.cross_entropy(scores[CLASS], labels.to(device))
+    loss = F.cross_entropy(scores[CLASS], labels)
     for name in truth:
-        loss = loss + F.cross_entropy(scores[name][count:], truth[name].to(device))
-    target = torch.zeros(count, len(data.SPRITE_NAMES)).scatter(1, first[:, None], 1 - share[:, None])
+        loss = loss + F.cross_entropy(scores[name][count:], truth[name])
+    target = share.new_zeros(count, len(data.SPRITE_NAMES)).scatter(1, first[:, None], 1 - share[:, None])
     target = target.scatter(1, second[:, None], share[:, None])
-    return loss + F.cross_entropy(scores[SPRITE][:count], target.to(device))
+    return loss + F.cross_entropy(scores[SPRITE][:count], target)
 
 
 def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan()) -> Classifier:
@@ -120,14 +123,14 @@ def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan(
     optimizer = torch.optim.AdamW(extractor.parameters(), lr=plan.rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.rate, total_steps=plan.steps)
     for step in range(plan.steps):
-        generator = runs.step_generator(plan.seed, step)
-        labels = torch.randint(len(SPEC.classes), (plan.batch,), generator=generator)
-        loss = judge_loss(extractor, labels, plan, generator, device)
+        generator = runs.step_generator(plan.seed, step, device)
+        labels = torch.randint(len(SPEC.classes), (plan.batch,), generator=generator, device=device)
+        loss = judge_loss(extractor, labels, plan, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        means.add(loss=loss.item())
+        means.add(loss=loss)
         if (step + 1) % 50 == 0:
             runs.append_log(log, step=step + 1, **means.take())
     extractor.eval().requires_grad_(False)
@@ -138,7 +141,7 @@ def train_judge(folder: Path, device: torch.device, plan: JudgePlan = JudgePlan(
 
 def calibrated(extractor: Classifier, vae: KLVAE) -> tuple[Classifier, Calibration]:
     """The extractor with the threshold of coherence in its spec, and how well that tells mixtures."""
-    found = calibrate(extractor, vae)
+    found = calibrate(extractor, vae, next(vae.parameters()).device)
     extractor.spec = replace(extractor.spec, whole=(SPRITE, found.least))
     return extractor, found
 
@@ -146,24 +149,23 @@ def calibrated(extractor: Classifier, vae: KLVAE) -> tuple[Classifier, Calibrati
 @torch.no_grad()
 def held_out_accuracy(extractor: Classifier, plan: JudgePlan) -> dict[str, float]:
     """Share of fresh images that each head gets right."""
-    device = next(extractor.parameters()).device
-    hits = dict.fromkeys(SPEC.heads, 0)
-    for index, labels in enumerate(balanced(plan.held_out)):
-        images, truth = data.images(labels, runs.step_generator(9, index))
-        for name, scores in extractor(quantized(images).to(device)).items():
-            hits[name] += int((scores.argmax(1).cpu() == ({CLASS: labels} | truth)[name]).sum())
+    device, hits = next(extractor.parameters()).device, dict.fromkeys(SPEC.heads, 0)
+    for index, labels in enumerate(balanced(plan.held_out, device)):
+        images, truth = data.images(labels, runs.step_generator(9, index, device))
+        for name, scores in extractor(quantized(images)).items():
+            hits[name] += int((scores.argmax(1) == ({CLASS: labels} | truth)[name]).sum())
     return {name: count / plan.held_out for name, count in hits.items()}
 
 
-def balanced(count: int) -> tuple[Tensor, ...]:
+def balanced(count: int, device: torch.device) -> tuple[Tensor, ...]:
     """Labels 0, 1, ... in turn, in batches."""
-    return (torch.arange(count) % len(data.CLASS_NAMES)).split(100)
+    return (torch.arange(count, device=device) % len(data.CLASS_NAMES)).split(100)
 
 
-def fresh(count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def fresh(count: int, seed: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """``count`` images with balanced labels, in batches."""
-    for index, labels in enumerate(balanced(count)):
-        yield data.images(labels, runs.step_generator(seed, index))[0], labels
+    for index, labels in enumerate(balanced(count, device)):
+        yield data.images(labels, runs.step_generator(seed, index, device))[0], labels
 
 
 @torch.no_grad()
@@ -174,8 +176,8 @@ def sprite_confidence(extractor: Classifier, images: Tensor) -> Tensor:
 
 def write_reference(path: Path, extractor: Classifier, plan: JudgePlan = JudgePlan()) -> None:
     """What the extractor sees in fresh images: the real ones that generated ones are compared with."""
-    judge = ClassifierFeatures(extractor)
-    save_features(path, make_reference(judge, fresh(plan.reference, 8)), judge.identity)
+    judge, device = ClassifierFeatures(extractor), next(extractor.parameters()).device
+    save_features(path, make_reference(judge, fresh(plan.reference, 8, device)), judge.identity)
 
 
 @dataclass(frozen=True)
@@ -192,13 +194,16 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 @torch.no_grad()
-def calibrate(extractor: Classifier, vae: KLVAE, count: int = 1200, passing: float = 0.99) -> Calibration:
+def calibrate(
+    extractor: Classifier, vae: KLVAE, device: torch.device, count: int = 1200, passing: float = 0.99
+) -> Calibration:
     """The threshold that ``passing`` of real images pass once the VAE has decoded them; mixtures are of latents."""
     real, decoded, mixed, shares = [], [], [], []
-    for index, labels in enumerate(torch.arange(count).remainder(len(data.CLASS_NAMES)).split(40)):
-        generator = runs.step_generator(10, index)
+    for index, labels in enumerate(balanced(count, device)):
+        generator = runs.step_generator(10, index, device)
         draw = data.choose(labels, generator)
-        rival = data.rivals(draw, torch.rand(len(labels), generator=generator) < 0.5, generator)
+        same_pose = torch.rand(len(labels), generator=generator, device=device) < 0.5
+        rival = data.rivals(draw, same_pose, generator)
         tokens = token_sets(len(labels), generator)
         images = data.render(draw)
         own, other = (vae.moments(one)[0] for one in (images, data.render(rival)))

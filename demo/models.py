@@ -83,6 +83,6 @@ def new_mar(spec: MARSpec, generator: torch.Generator, **options) -> MAR:
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
-    """A latent drawn from the posterior with ``share`` of its deviation; the generator lives on the CPU."""
-    noise = torch.randn(mean.shape, generator=generator).to(mean)
+    """A latent drawn from the posterior with ``share`` of its deviation."""
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
     return mean + share * torch.exp(0.5 * logvar.to(mean)) * noise

@@ -14,12 +14,15 @@ from gtr_core.models.vae import KLVAE
 from . import data, runs
 from .models import POSTERIOR
 
-CHUNK, PATCH = 4, 2  # small enough for the caches of a CPU
+PATCH = 2
+CHUNKS = {"cpu": 4}  # images at a time: small enough for the caches of a CPU
+CHUNK = 256
+FITTED = 7000  # images whose latents give the scale
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Posterior mean and log-variance (n, C, h, w) float16, labels (n,) int64."""
+    """Posterior mean and log-variance (n, C, h, w) float16, labels (n,) int64, all on one device."""
 
     mean: Tensor
     logvar: Tensor
@@ -27,30 +30,31 @@ class Pool:
 
     def take(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """n random rows of mean, logvar and labels."""
-        rows = torch.randint(len(self.labels), (n,), generator=generator)
+        rows = torch.randint(len(self.labels), (n,), generator=generator, device=generator.device)
         return self.mean[rows], self.logvar[rows], self.labels[rows]
 
 
 @torch.no_grad()
 def make_pool(vae: KLVAE, size: int, device: torch.device, seed: int = 3) -> Pool:
-    """Encode ``size`` fresh images."""
-    vae, rows = vae.to(memory_format=torch.channels_last), []
-    for start in range(0, size, CHUNK):
-        images, labels = data.batch(min(CHUNK, size - start), runs.step_generator(seed, start))
+    """Encode ``size`` fresh images; they stay on the device."""
+    vae, rows = vae.to(device, memory_format=torch.channels_last), []
+    chunk = CHUNKS.get(device.type, CHUNK)
+    for start in range(0, size, chunk):
+        images, labels = data.batch(min(chunk, size - start), runs.step_generator(seed, start, device))
         with runs.half_precision(device):
-            mean, logvar = vae.moments(images.to(device, memory_format=torch.channels_last))
-        rows.append((mean.cpu().half(), logvar.cpu().half(), labels))
+            mean, logvar = vae.moments(images.to(memory_format=torch.channels_last))
+        rows.append((mean.half(), logvar.half(), labels))
     return Pool(*(torch.cat(column) for column in zip(*rows)))
 
 
 def load_pool(path: Path, vae: KLVAE, size: int, device: torch.device) -> Pool:
-    """The pool stored at ``path``, made first if it is missing."""
+    """The pool stored at ``path``, made first if it is missing, on the device."""
     state = runs.load(path)
     if state is None:
         pool = make_pool(vae, size, device)
-        runs.save(path, vars(pool))
+        runs.save(path, {name: tensor.cpu() for name, tensor in vars(pool).items()})
         return pool
-    return Pool(**state)
+    return Pool(**{name: tensor.to(device) for name, tensor in state.items()})
 
 
 def measure_latent(pool: Pool, images: Tensor, mean: Tensor, stride: int) -> LatentSpec:
@@ -58,12 +62,12 @@ def measure_latent(pool: Pool, images: Tensor, mean: Tensor, stride: int) -> Lat
 
     Tokens are samples, so a part of the posterior's variance is in the unit variance.
     """
-    latents, logvar = pool.mean.float(), pool.logvar.float()
+    latents, logvar = (part[:FITTED].float() for part in (pool.mean, pool.logvar))
     shift = float(latents.mean())
     scale = float((latents.var() + POSTERIOR**2 * logvar.exp().mean()).rsqrt())
     tokens = ((mean - shift) * scale).permute(0, 2, 3, 1).flatten(0, 2)
     colours = torch.nn.functional.avg_pool2d(images, stride).permute(0, 2, 3, 1).flatten(0, 2)
-    inputs = torch.cat([tokens, torch.ones(len(tokens), 1)], dim=1)
+    inputs = torch.cat([tokens, torch.ones_like(tokens[:, :1])], dim=1)
     rows = torch.linalg.lstsq(inputs, colours).solution
     return LatentSpec(
         channels=mean.shape[1],

@@ -75,24 +75,6 @@ def verdict(gate: dict) -> tuple[bool, list[str]]:
     return all(ok for ok, _ in parts), [f"- {'Passed' if ok else '**Failed**'}, {text}." for ok, text in parts]
 
 
-def mirrored(gate: dict | None) -> list[str]:
-    """What the gate said of a model of a richer world, which was not kept."""
-    if gate is None:
-        return []
-    rows = {own["method"]: own for own in gate["rows"]}
-    parts = [
-        f"{_interval(rows[name]['difference']['frechet'])} against {name.removeprefix('random-')}"
-        for name in ("random-18", "random-8")
-    ]
-    shares = {name: f"{100 * rows[name]['figures']['coherence']['mean']:.1f}" for name in rows}
-    return [
-        "The data were changed once to pass it. In a world with mirrored sprites (`MIRRORS = 2` in `demo/data.py`, "
-        f"5,800 steps from the shipped weights) the distance grows by {' and '.join(parts)} AR steps, with "
-        f"{shares['origin']}, {shares['random-18']} and {shares['random-8']} % coherent images. Its images were less "
-        "clean, so this model was not kept ([gate-mirrored.json](quality/gate-mirrored.json))."
-    ]
-
-
 def gate_coherence(gate: dict) -> str:
     """What coherence says on the same images; no criterion."""
     names = {f"`{name}`": name for name in ("random-18", "random-8")}
@@ -346,7 +328,6 @@ def write_page(folder: Path, target: Path) -> None:
         "## May this model rank methods?",
         GATE,
         *opinion(found["gate"], at),
-        *mirrored(load(folder, "gate-mirrored")),
         *section("Order at equal steps", order, at, ORDERS, orders),
         *section("Order at more steps", found["orders-32"], at, "The same with 32 AR steps.", longer_orders),
         *section(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gtr_core import files
 
@@ -54,24 +55,25 @@ def trim_log(path: Path, step: int) -> None:
 class Means:
     """Running means of named losses between two log lines."""
 
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float | Tensor] = field(default_factory=dict)
     count: int = 0
 
-    def add(self, **values: float) -> None:
+    def add(self, **values: float | Tensor) -> None:
+        """Tensors are summed where they are: the device is not waited for."""
         self.count += 1
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.sums[name] = self.sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
 
     def take(self) -> dict[str, float]:
         """The means since the last call; starts over."""
-        means = {name: total / max(self.count, 1) for name, total in self.sums.items()}
+        means = {name: float(total) / max(self.count, 1) for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The randomness of one training step: a run that is stopped and resumed sees the same numbers."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The randomness of one training step: a run that is stopped and resumed sees the same numbers on a device."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 
 def has_half_precision(device: torch.device) -> bool:

@@ -1,8 +1,8 @@
 """Train the demo model from nothing: ``python -m demo.train all`` from the repository's root.
 
-``vae``, ``mar`` and ``judge`` train one part, ``export`` writes the shipped files and the card from the checkpoints. A
-run that was stopped goes on where it was; with ``--steps`` it ends at another step than planned. ``--from-export``
-starts a run without checkpoints from the shipped VAE and MAR instead of from nothing.
+``vae``, ``mar`` and ``judge`` train one part, ``export`` writes the shipped files from the checkpoints, and ``card``
+their model card. A run that was stopped goes on where it was; with ``--steps`` it ends at another step than planned.
+``--from-export`` starts a run without checkpoints from the shipped VAE and MAR instead of from nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gtr_core.models.latents import LatentSpec
 from gtr_core.models.vae import KLVAE
 
 from . import data, runs
+from .card import write_card
 from .export import save_mar, save_vae
 from .judge import calibrated, train_judge, write_reference
 from .models import VAE_SPEC, demo_mar_spec
@@ -29,12 +30,12 @@ from .train_mar import MARPlan, train_mar
 from .train_vae import VAEPlan, train_vae
 
 FOLDER = Path(__file__).parent
-POOL, FITTED = 7000, 128
+FITTED = 128
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("vae", "mar", "judge", "all", "export"))
+    parser.add_argument("what", choices=("vae", "mar", "judge", "export", "card", "all"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=Path, default=FOLDER / "runs", help="checkpoints and logs; a run is resumed")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -73,16 +74,16 @@ def start_from_export(folder: Path, exported: Path) -> None:
         )
 
 
-def trained_vae(folder: Path) -> KLVAE:
+def trained_vae(folder: Path, device: torch.device) -> KLVAE:
     vae = KLVAE(VAE_SPEC)
     vae.load_state_dict(runs.load(folder / "vae.pt")["model"])
-    return vae.eval().requires_grad_(False)
+    return vae.to(device).eval().requires_grad_(False)
 
 
 def latent_spec(path: Path, vae: KLVAE, pool: Pool) -> LatentSpec:
     """The measured token scale, stored once: a resumed run must not change it."""
     if not path.exists():
-        images, _ = data.batch(FITTED, runs.step_generator(5, 0))
+        images, _ = data.batch(FITTED, runs.step_generator(5, 0, pool.labels.device))
         spec = measure_latent(
             pool, images, torch.cat([vae.moments(part)[0] for part in images.split(4)]), VAE_SPEC.stride
         )
@@ -96,25 +97,22 @@ def write_latent_spec(path: Path, spec: LatentSpec) -> None:
 
 
 def run_mar(folder: Path, device: torch.device, steps: int) -> None:
-    vae = trained_vae(folder)
-    pool = load_pool(folder / "pool.pt", vae, POOL, torch.device("cpu"))
+    vae = trained_vae(folder, device)
+    pool = load_pool(folder / "pool.pt", vae, MARPlan.pool, device)
     spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, pool))
     train_mar(folder, spec, pool, device, replace(MARPlan(), steps=steps))
 
 
-def run_export(folder: Path) -> None:
-    from .card import write_card
-
-    vae = trained_vae(folder)
-    pool = load_pool(folder / "pool.pt", vae, POOL, torch.device("cpu"))
-    judge, calibration = calibrated(train_judge(folder, torch.device("cpu")), vae)
+def run_export(folder: Path, device: torch.device) -> None:
+    vae = trained_vae(folder, device)
+    pool = load_pool(folder / "pool.pt", vae, MARPlan.pool, device)
+    judge, calibration = calibrated(train_judge(folder, device), vae)
     runs.replace_file(folder / "calibration.json", lambda part: part.write_text(json.dumps(asdict(calibration))))
     save_vae(DEMO_VAE, vae)
     spec = demo_mar_spec(latent_spec(folder / "latent.json", vae, pool))
     save_mar(DEMO_MAR, runs.load(folder / "mar.pt")["ema"], spec)
     save_classifier(DEMO_JUDGE, judge)
     write_reference(DEMO_REFERENCE, judge)
-    write_card(FOLDER, folder)
 
 
 def main() -> None:
@@ -130,7 +128,9 @@ def main() -> None:
     if options.what in ("judge", "all"):
         train_judge(options.runs, device)
     if options.what in ("export", "all"):
-        run_export(options.runs)
+        run_export(options.runs, device)
+    if options.what in ("card", "all"):
+        write_card(FOLDER, options.runs)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -29,10 +30,11 @@ BASE_STEPS = 1000
 class MARPlan:
     """Warm-up, a constant rate, and a linear decay over the last ``decay`` steps: the end can be chosen late."""
 
-    steps: int = 10300
-    decay: int = 1500
-    warm_up: int = 100
-    batch: int = 16  # many small steps: the model learns by heart
+    steps: int = 9900
+    decay: int = 2400
+    warm_up: int = 200
+    batch: int = 512
+    pool: int = 60000  # images that it learns from
     targets: int = 128  # masked positions that get a loss, per image
     draws: int = 2  # noisy versions of each of them
     low_masks: float = 0.45  # share of steps with a mask ratio between ``least`` and 0.7
@@ -44,11 +46,11 @@ class MARPlan:
     known_noise: float = 0.1  # largest standard deviation of the noise on known tokens
     rate: float = 1.5e-3
     muon_rate: float = 3e-3
-    ema: float = 0.998
+    ema: float = 0.9995
     clip: float = 1.0
     seed: int = 2
-    log_every: int = 50
-    save_every: int = 100
+    log_every: int = 100
+    save_every: int = 1000
 
 
 def mask_ratio(plan: MARPlan, generator: torch.Generator) -> float:
@@ -65,32 +67,35 @@ def mask_ratio(plan: MARPlan, generator: torch.Generator) -> float:
     return 1 - 0.25 * math.sqrt(2) * float(torch.erfinv(torch.tensor(uniform * math.erf(1.2 / math.sqrt(2)))))
 
 
-def split_positions(n: int, tokens: int, plan: MARPlan, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def split_positions(n: int, tokens: int, ratio: float, plan: MARPlan, generator: torch.Generator) -> Positions:
     """Random known (n, K), target (n, T) and context (n, M) positions, the same counts for every image.
 
     The decoder sees every masked position, as MAR's does: a model that knew other scopes could not judge them.
     """
-    order = torch.rand(n, tokens, generator=generator).argsort(dim=1)
-    masked = max(1, math.ceil(tokens * mask_ratio(plan, generator)))
+    place = {"generator": generator, "device": generator.device}
+    order = torch.rand(n, tokens, **place).argsort(dim=1)
+    masked = max(1, math.ceil(tokens * ratio))
     known, hidden = order.split([tokens - masked, masked], dim=1)
-    urgency = plan.central * central(tokens)[hidden] + torch.rand(n, masked, generator=generator)
+    urgency = plan.central * central(tokens, generator.device)[hidden] + torch.rand(n, masked, **place)
     hidden = hidden.gather(1, urgency.argsort(dim=1, descending=True))
-    return known, hidden[:, : plan.targets], hidden[:, plan.targets :]
+    return Positions(known, hidden[:, : plan.targets], hidden[:, plan.targets :])
 
 
-def central(tokens: int) -> Tensor:
+@functools.cache
+def central(tokens: int, device: torch.device) -> Tensor:
     """(tokens,) float: 1 for positions at least an eighth of a square grid's side from its border, else 0."""
     side = math.isqrt(tokens)
-    inner = torch.zeros(side, side)
+    inner = torch.zeros(side, side, device=device)
     inner[side // 8 : side - side // 8, side // 8 : side - side // 8] = 1
     return inner.flatten()
 
 
 def draw_timesteps(n: int, base_steps: int, high_noise: float, generator: torch.Generator) -> Tensor:
     """(n,) int64: uniform, with ``high_noise`` of the draws in the last tenth, where errors are amplified most."""
-    t = torch.randint(base_steps, (n,), generator=generator)
-    high = torch.randint(base_steps * 9 // 10, base_steps, (n,), generator=generator)
-    return torch.where(torch.rand(n, generator=generator) < high_noise, high, t)
+    place = {"generator": generator, "device": generator.device}
+    t = torch.randint(base_steps, (n,), **place)
+    high = torch.randint(base_steps * 9 // 10, base_steps, (n,), **place)
+    return torch.where(torch.rand(n, **place) < high_noise, high, t)
 
 
 class Process:
@@ -128,8 +133,9 @@ def rate_factor(step: int, plan: MARPlan) -> float:
 
 def disturbed(tokens: Tensor, plan: MARPlan, generator: torch.Generator) -> Tensor:
     """Tokens (B, L, C) with noise, of a strength of its own for each image: what a sampler knows has errors."""
-    strength = plan.known_noise * torch.rand(len(tokens), 1, 1, generator=generator)
-    return tokens + (strength * torch.randn(tokens.shape, generator=generator)).to(tokens.device)
+    place = {"generator": generator, "device": tokens.device}
+    strength = plan.known_noise * torch.rand(len(tokens), 1, 1, **place)
+    return tokens + strength * torch.randn(tokens.shape, **place)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -153,20 +159,26 @@ def head_output(head: DiffusionHead, x: Tensor, t: Tensor, z: Tensor, draws: int
 
 
 def mar_loss(
-    model: MAR, process: Process, tokens: Tensor, labels: Tensor, plan: MARPlan, generator: torch.Generator
+    model: MAR,
+    process: Process,
+    tokens: Tensor,
+    labels: Tensor,
+    plan: MARPlan,
+    ratio: float,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Mean eps error and variational term of one batch: tokens (B, L, C), labels (B,)."""
+    """Mean eps error and variational term of one batch: tokens (B, L, C), of which ``ratio`` is masked, labels (B,)."""
     device, n = tokens.device, len(tokens)
-    positions = Positions(*(p.to(device) for p in split_positions(n, tokens.shape[1], plan, generator)))
-    dropped = torch.rand(n, generator=generator) < plan.label_drop
-    labels = torch.where(dropped.to(device), -1, labels)
+    positions = split_positions(n, tokens.shape[1], ratio, plan, generator)
+    dropped = torch.rand(n, generator=generator, device=device) < plan.label_drop
+    labels = torch.where(dropped, -1, labels)
     with runs.half_precision(device):
         memory = model.start([labels], device)
         (z,) = model(disturbed(tokens, plan, generator), positions, memory, model.spec.grid)
     x0 = tokens.gather(1, positions.targets[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)
     x0 = x0.repeat(plan.draws, 1)
-    t = draw_timesteps(len(x0), process.steps, plan.high_noise, generator).to(device)
-    eps = torch.randn(x0.shape, generator=generator).to(device)
+    t = draw_timesteps(len(x0), process.steps, plan.high_noise, generator)
+    eps = torch.randn(x0.shape, generator=generator, device=device)
     x = process.diffuse(x0, t, eps)
     out = head_output(model.head, x, t, z.float().flatten(0, 1), plan.draws)
     error, bits = process.losses(out, x0, x, t, eps)
@@ -184,7 +196,7 @@ def optimizers_for(model: nn.Module, plan: MARPlan) -> list[torch.optim.Optimize
         for names, decay in ((decayed, 0.02), (plain, 0.0))
     ]
     return [
-        torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95)),
+        torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95), fused=True),
         Muon([named[name] for name in muon], lr=plan.muon_rate, weight_decay=0.02),
     ]
 
@@ -224,10 +236,11 @@ def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, pla
     means, started = runs.Means(), time.monotonic() - seconds
     for step in range(first, plan.steps):
         set_rates(optimizers, step, plan)
-        generator = runs.step_generator(plan.seed, step)
-        mean, logvar, labels = (x.to(device) for x in pool.take(plan.batch, generator))
+        generator = runs.step_generator(plan.seed, step, device)
+        ratio = mask_ratio(plan, runs.step_generator(plan.seed, step))
+        mean, logvar, labels = pool.take(plan.batch, generator)
         tokens = latent_to_tokens(sample_posterior(mean.float(), logvar.float(), generator, POSTERIOR), spec.latent)
-        error, bits = mar_loss(model, process, tokens, labels, plan, generator)
+        error, bits = mar_loss(model, process, tokens, labels, plan, ratio, generator)
         model.zero_grad(set_to_none=True)
         (error + bits).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
@@ -235,7 +248,7 @@ def train_mar(folder: Path, spec: MARSpec, pool: Pool, device: torch.device, pla
             optimizer.step()
         average(ema, model, step, plan)
         seen += plan.batch
-        means.add(eps=error.item(), vb=bits.item(), norm=norm.item())
+        means.add(eps=error, vb=bits, norm=norm)
         seconds = time.monotonic() - started
         if (step + 1) % plan.log_every == 0:
             runs.append_log(log, step=step + 1, images=seen, seconds=seconds, **means.take())

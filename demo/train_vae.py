@@ -85,7 +85,8 @@ def training_images(step: int, plan: VAEPlan, generator: torch.Generator) -> Ten
     else:
         side, count = 64, 8
     images = data.batch(count, generator, plan.tilt)[0]
-    top, left = (data.TOKEN * torch.randint((data.SIZE - side) // data.TOKEN + 1, (2,), generator=generator)).tolist()
+    corners = (data.SIZE - side) // data.TOKEN + 1
+    top, left = (data.TOKEN * torch.randint(corners, (2,), generator=generator, device=images.device)).tolist()
     return images[..., top : top + side, left : left + side].contiguous()
 
 
@@ -95,8 +96,10 @@ def mixed_tokens(n: int, size: tuple[int, int], share: float, generator: torch.G
     None in half of the images, in the others up to ``share`` of them. A decoder that never sees neighbours contradict
     each other smooths them until they fit, and what a sampler did wrong is not seen.
     """
-    shares = share * torch.rand(n, 1, 1, 1, generator=generator) * (torch.arange(n) % 2)[:, None, None, None]
-    return torch.rand(n, 1, *size, generator=generator) < shares
+    place = {"generator": generator, "device": generator.device}
+    odd = torch.arange(n, device=generator.device) % 2
+    shares = share * torch.rand(n, 1, 1, 1, **place) * odd[:, None, None, None]
+    return torch.rand(n, 1, *size, **place) < shares
 
 
 def spliced(images: Tensor, mixed: Tensor) -> Tensor:
@@ -121,9 +124,10 @@ def rate_factor(step: int, plan: VAEPlan) -> float:
 
 def with_errors(latents: Tensor, plan: VAEPlan, generator: torch.Generator) -> Tensor:
     """Latents with noise, of a strength of its own for each image."""
-    strength = plan.errors * torch.rand(len(latents), 1, 1, 1, generator=generator)
-    noise = strength * torch.randn(latents.shape, generator=generator)
-    return latents + noise.to(latents) * latents.std((0, 2, 3), keepdim=True)
+    place = {"generator": generator, "device": latents.device}
+    strength = plan.errors * torch.rand(len(latents), 1, 1, 1, **place)
+    noise = strength * torch.randn(latents.shape, **place)
+    return latents + noise * latents.std((0, 2, 3), keepdim=True)
 
 
 def train_vae(folder: Path, device: torch.device, plan: VAEPlan = VAEPlan()) -> KLVAE:
@@ -140,8 +144,8 @@ def train_vae(folder: Path, device: torch.device, plan: VAEPlan = VAEPlan()) -> 
     runs.trim_log(log, first)
     means, started = runs.Means(), time.monotonic() - seconds
     for step in range(first, plan.steps):
-        generator = runs.step_generator(plan.seed, step)
-        image = training_images(step, plan, generator).to(device)
+        generator = runs.step_generator(plan.seed, step, device)
+        image = training_images(step, plan, generator)
         for optimizer, rate in zip(optimizers, (plan.rate, plan.muon_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_factor(step, plan)
@@ -149,7 +153,7 @@ def train_vae(folder: Path, device: torch.device, plan: VAEPlan = VAEPlan()) -> 
         with runs.half_precision(device), torch.set_grad_enabled(not settling):
             mean, logvar = (moment.float() for moment in vae.moments(image))
         side = image.shape[-1] // data.TOKEN
-        mixed = mixed_tokens(len(image), (side, side), plan.mixed, generator).to(device)
+        mixed = mixed_tokens(len(image), (side, side), plan.mixed, generator)
         latents = with_errors(mean, plan, generator) if settling else sample_posterior(mean, logvar, generator)
         with runs.half_precision(device):
             out = vae.decode(spliced(latents, mixed)).float()

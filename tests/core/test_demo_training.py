@@ -118,7 +118,7 @@ def test_calibration_lets_real_images_pass(demo, monkeypatch):
     monkeypatch.setattr(
         demo.judge, "sprite_confidence", lambda extractor, images: 0.9 + 0.1 * torch.rand(len(images), generator=shades)
     )
-    found = demo.judge.calibrate(None, Stub(), count=400)
+    found = demo.judge.calibrate(None, Stub(), torch.device("cpu"), count=400)
     assert 0.9 <= found.least < 0.91 and found.decoded >= 0.99 and found.real > 0.95
     assert list(found.mixtures) == [0.05, 0.1, 0.2, 0.3] and min(found.mixtures.values()) > 0.9
 
