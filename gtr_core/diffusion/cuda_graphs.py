@@ -29,6 +29,8 @@ BUCKETS = (4, 8, 16, 32, 64, 128)
 COARSE, LARGEST = 32, 1024
 # The same for a head of which single steps run in float32: their modulations are twice as large.
 LARGEST_EXACT = 256
+# Tokens up to which such a step is recorded for each number: 8 rows take 17 us a product on an H100, 4 to 6 take 12.
+FEW = 8
 
 # Evaluated rows of modulations that the graphs' common buffer holds.
 BUFFER_ROWS = 512
@@ -37,14 +39,10 @@ BUFFER_ROWS = 512
 # torch's allocator unusable for the rest of the process (pytorch/pytorch 180395).
 MARGIN = 256 * 2**20
 
-# Evaluated rows up to which a step in a single kernel is faster than one in several.
-FEW_ROWS = 64
-
 # Rounding may take Triton's kernels so far from torch's own operations, as a part of the largest number.
 TOLERANCE, TOLERANCE_16_BIT = 1e-2, 1e-1
-# Rows of modulations that a comparison of both takes: two steps, two branches, ten tokens, which are no multiple of
-# what a kernel takes at a time.
-CHECKED_ROWS = 40
+# Rows of modulations that a comparison of both takes: two steps, two branches, four tokens.
+CHECKED_ROWS = 16
 StepFunction = Callable[[DiffusionHead, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
 
 
@@ -139,7 +137,8 @@ class SingleStepGraph(StepGraph):
         self.head, self.branches, self.rows, self.step, self.steps = head, branches, size * branches, step, 1
         self.embedding = torch.zeros(1, self.rows, head.spec.width, device=device, dtype=torch.float32)
         self._make_buffers(size, device)
-        self.graph = None if capture is None else capture.record(device, self._step, self.counter.zero_)
+        needed = self.rows * sum(head.widths) * head.dtype.itemsize
+        self.graph = None if capture is None else capture.record(device, self._step, self.counter.zero_, needed)
 
     def _load_embedding(self, embedding: Tensor) -> None:
         self.embedding[:, : embedding.shape[1]].copy_(embedding)
@@ -158,16 +157,17 @@ class Capture:
         self.pool: tuple[int, int] | None = None
 
     def record(
-        self, device: torch.device, action: Callable[[], object], reset: Callable[[], object]
+        self, device: torch.device, action: Callable[[], object], reset: Callable[[], object], needed: int = 0
     ) -> torch.cuda.CUDAGraph:
-        """A graph of ``action``, which runs once beforehand; ``reset`` undoes what that did.
+        """A graph of ``action``, which runs once beforehand; ``reset`` undoes what that did. It may take up to
+        ``needed`` bytes more than what every recording may.
 
         Raises RuntimeError where CUDA cannot record it, or has no memory left to do so safely.
         """
         stream = capture_stream(device)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        check_margin(device)
+        check_margin(device, needed)
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream), collector_held():
@@ -189,14 +189,16 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def check_margin(device: torch.device) -> None:
-    """Raises RuntimeError where the driver has less than MARGIN left, with torch's own reserves given back."""
+def check_margin(device: torch.device, needed: int = 0) -> None:
+    """Raises RuntimeError where the driver has less than MARGIN and ``needed`` bytes left, with torch's own reserves
+    given back."""
+    margin = MARGIN + needed
     free, _ = torch.cuda.mem_get_info(device)
-    if free < MARGIN:
+    if free < margin:
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
-    if free < MARGIN:
-        raise RuntimeError(f"{free / 2**20:.0f} MiB of the device's memory are free, {MARGIN / 2**20:.0f} are needed")
+    if free < margin:
+        raise RuntimeError(f"{free / 2**20:.0f} MiB of the device's memory are free, {margin / 2**20:.0f} are needed")
 
 
 @contextmanager
@@ -244,7 +246,6 @@ class StepGraphs(Graphs[StepGraph]):
     def __init__(self, head: DiffusionHead, capture: Capture | None = None):
         super().__init__("CUDA graphs", capture)
         self.head, self.step = head, advance_counted
-        self.few_rows_step: StepFunction | None = None
         self.buffer: Tensor | None = None
 
     def find(self, tokens: int, branches: int, like: Tensor) -> StepGraph | None:
@@ -260,12 +261,9 @@ class StepGraphs(Graphs[StepGraph]):
         if self.buffer is None:
             self.buffer = like.new_zeros(BUFFER_ROWS, sum(self.head.widths), dtype=self.head.dtype)
             self.step = fastest_step(self.head, self.buffer)
-            if self.step is not advance_counted:
-                self.few_rows_step = few_rows_step(self.head, self.buffer)
         if size > max(BUCKETS):
             return SingleStepGraph(self.head, size, branches, like.device, capture=self.capture, step=self.step)
-        step = self.few_rows_step if size * branches <= FEW_ROWS else None
-        return StepGraph(self.head, size, branches, self.buffer, capture=self.capture, step=step or self.step)
+        return StepGraph(self.head, size, branches, self.buffer, capture=self.capture, step=self.step)
 
 
 class SingleStepGraphs(Graphs[SingleStepGraph]):
@@ -277,7 +275,8 @@ class SingleStepGraphs(Graphs[SingleStepGraph]):
 
     def find(self, tokens: int, branches: int, like: Tensor) -> SingleStepGraph | None:
         """The graph for so many tokens, recorded when first asked for; None where there is none."""
-        size = bucket(tokens, LARGEST_EXACT)
+        # cuBLAS's float32 products of so few rows take longer with every row.
+        size = tokens if tokens <= FEW else bucket(tokens, LARGEST_EXACT)
         return None if size is None else self.recorded((size, branches), lambda: self._record(size, branches, like))
 
     def _record(self, size: int, branches: int, like: Tensor) -> SingleStepGraph:
@@ -302,35 +301,16 @@ def fastest_step(head: DiffusionHead, buffer: Tensor) -> StepFunction:
         from . import triton_kernels
     except ImportError:
         return advance_counted
-    agrees = _agrees(head, buffer, triton_kernels.advance, triton_kernels.FAILURES)
-    return triton_kernels.advance if agrees else advance_counted
-
-
-def few_rows_step(head: DiffusionHead, buffer: Tensor) -> StepFunction | None:
-    """The step in a single kernel, which is faster for up to FEW_ROWS rows; None where it cannot be had."""
-    if not buffer.is_cuda or head.dtype.itemsize != 2:
-        return None
-    try:
-        from . import triton_few_rows, triton_kernels
-    except ImportError:
-        return None
-    if not triton_few_rows.fits(head, buffer.device):
-        return None
-    return triton_few_rows.advance if _agrees(head, buffer, triton_few_rows.advance, triton_kernels.FAILURES) else None
-
-
-def _agrees(head: DiffusionHead, buffer: Tensor, step: StepFunction, failures: tuple[type[Exception], ...]) -> bool:
-    """Whether a step in Triton makes of random rows what torch's operations make; a line in the log where not."""
     try:
         with torch.cuda.device(buffer.device):
-            difference = max(disagreement(head, buffer, step, branches) for branches in (1, 2))
+            difference = max(disagreement(head, buffer, triton_kernels.advance, branches) for branches in (1, 2))
         if difference <= (TOLERANCE_16_BIT if head.dtype.itemsize == 2 else TOLERANCE):
-            return True
+            return triton_kernels.advance
         reason = f"they differ from torch's operations by {difference:.1e}"
-    except failures as error:
+    except triton_kernels.FAILURES as error:
         reason = str(error).partition("\n")[0]
     logger.warning("Triton's kernels are off for this run: %s", reason)
-    return False
+    return advance_counted
 
 
 def disagreement(head: DiffusionHead, buffer: Tensor, step: StepFunction, branches: int) -> float:
@@ -350,7 +330,7 @@ def disagreement(head: DiffusionHead, buffer: Tensor, step: StepFunction, branch
         graph = StepGraph(head, tokens, branches, buffer, step=each)
         graph.x.copy_(x)
         graph.load(x.new_zeros(2, rows, head.spec.width), table, noise, 3.0)
-        graph.modulations[:2].copy_(modulations)
+        graph.modulations[:2].copy_(modulations / 2)  # larger ones would add rounding of their own in 16 bit
         for _ in range(2):
             graph.replay()
         results.append(graph.x)

@@ -102,38 +102,6 @@ class FinalLayer(nn.Module):
         return self.modulated(h, self.adaLN_modulation(y))
 
 
-@dataclass(frozen=True, eq=False)
-class JoinedWeights:
-    """A head's weights of the same kind, one after another: of all layers' modulations (columns, width) and (columns,),
-    and of the residual blocks (depth, ...)."""
-
-    modulation_weight: Tensor
-    modulation_bias: Tensor
-    norm_weight: Tensor
-    norm_bias: Tensor
-    first_weight: Tensor
-    first_bias: Tensor
-    second_weight: Tensor
-    second_bias: Tensor
-
-    @classmethod
-    def of(cls, weights: dict[str, Tensor], depth: int) -> JoinedWeights:
-        """From a head's state dict, in which the joined weights' parts take the place of the others."""
-        blocks = [f"res_blocks.{index}" for index in range(depth)]
-        kinds = [f"{layer}.{kind}" for layer in ("in_ln", "mlp.0", "mlp.2") for kind in ("weight", "bias")]
-        names = [[f"{block}.{kind}" for block in blocks] for kind in kinds]
-        for kind in ("bias", "weight"):
-            names.insert(0, [f"{layer}.adaLN_modulation.1.{kind}" for layer in (*blocks, "final_layer")])
-        joined = []
-        for each in names:
-            parts = [weights.pop(name) for name in each]
-            whole = torch.cat(parts)
-            weights |= zip(each, whole.split([len(part) for part in parts]))
-            joined.append(whole)
-        modulations, others = joined[:2], joined[2:]
-        return cls(*modulations, *(whole.unflatten(0, (depth, -1)) for whole in others))
-
-
 class DiffusionHead(nn.Module):
     """x (n, C) noisy tokens, t (n,) base timesteps 0..999, z (n, D) conditioning -> (n, 2C): eps, then v.
 
@@ -142,7 +110,7 @@ class DiffusionHead(nn.Module):
     """
 
     dtype = torch.float32
-    joined: JoinedWeights | None = None
+    joined: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, spec: HeadSpec, *, operations=nn, **factory):
         super().__init__()
@@ -158,15 +126,26 @@ class DiffusionHead(nn.Module):
     def copied(
         self, dtype: torch.dtype, device: torch.device | str | None = None, *, joined: bool = False
     ) -> DiffusionHead:
-        """A copy of torch's own layers in ``dtype``, on the device or where the weights are now; ``joined``: those of
-        the same kind lie one after another, see :class:`JoinedWeights`."""
+        """A copy of torch's own layers in ``dtype``, on the device or where the weights are now; with the layers that
+        make the modulations ``joined``: their weights lie one after another, for one matrix product."""
         copy = DiffusionHead(self.spec, device="meta").requires_grad_(False)
         weights = {name: t.to(t.device if device is None else device, dtype) for name, t in self.state_dict().items()}
         if joined:
-            copy.joined = JoinedWeights.of(weights, self.spec.depth)
+            copy.joined = self._join(weights)
         copy.load_state_dict(weights, assign=True)
         copy.dtype = dtype
         return copy
+
+    def _join(self, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """One weight and one bias of all layers' modulations; in ``weights`` their parts become views."""
+        prefixes = [*(f"res_blocks.{index}" for index in range(self.spec.depth)), "final_layer"]
+        joined = []
+        for kind in ("weight", "bias"):
+            names = [f"{prefix}.adaLN_modulation.1.{kind}" for prefix in prefixes]
+            whole = torch.cat([weights.pop(name) for name in names])
+            weights |= zip(names, whole.split(self.widths))
+            joined.append(whole)
+        return joined[0], joined[1]
 
     @property
     def widths(self) -> list[int]:
@@ -186,8 +165,8 @@ class DiffusionHead(nn.Module):
             for slot, values in zip(out.split(self.widths, dim=-1), self.modulations(y)):
                 slot.copy_(values)
         else:
-            joined = self.joined
-            out.copy_(F.linear(F.silu(y).to(self.dtype), joined.modulation_weight, joined.modulation_bias))
+            weight, bias = self.joined
+            out.copy_(F.linear(F.silu(y).to(self.dtype), weight, bias))
 
     def forward(
         self,

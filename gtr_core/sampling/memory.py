@@ -13,11 +13,13 @@ from ..diffusion.head import DiffusionHead, HeadSpec
 from ..diffusion.loop import CHUNK_ROWS
 from ..models.spec import ModelSpec
 from ..plans.plan import Plan, Step
-from .transformer_graphs import LARGEST_WORK
 
 # Tensors of (rows, dim) that live at once in a block: residual, norm, q, k, v, output; and the MLP's two.
 BLOCK_TENSORS = 6
 HEAD_TENSORS = 10
+# Rows of an evaluation times the square of their width, up to which it is recorded. A block multiplies 24 times as
+# often; its dozen kernels take the host about 200 us to start, in which an H100 multiplies 1e11 times.
+LARGEST_WORK = 2**32
 # Of CUDA graphs: two segments of the allocator, 2 and 20 MiB, and the workspace that matrix products have on a stream.
 GRAPHS_OVERHEAD = (2 + 20 + 32) * 2**20
 
@@ -57,10 +59,9 @@ def activation_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
         sequence = spec.buffer + positions
         images = sys.maxsize if cached else images_at_once(spec, positions, branches, runtime)
         together = branches * min(plan.batch, images)
-        row = spec.dim * (BLOCK_TENSORS + 2 * spec.mlp_ratio) * itemsize
-        block = together * sequence * row
+        block = block_bytes(spec, together * sequence, itemsize)
         # A recorded evaluation is one of little work; the graphs share what they need.
-        recorded = max(recorded, min(together * sequence, LARGEST_WORK // spec.dim**2) * row)
+        recorded = max(recorded, min(block, block_bytes(spec, LARGEST_WORK // spec.dim**2, itemsize)))
         scores = together * spec.heads * sequence**2 * itemsize
         # A recorded step of many rows, or of the float32 head, makes its modulations itself.
         evaluated, width = rows * step.tokens, HEAD_TENSORS * spec.head.width + sum(head.widths)
@@ -73,6 +74,11 @@ def activation_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
     graphs = graphs_bytes(spec, itemsize) + recorded + single if with_graphs else 0
     kept = plan.method.cache.kept_bytes(plan, spec, itemsize) if cached else 0
     return peak + rows * spec.condition_bytes(itemsize) + low_precision + graphs + kept
+
+
+def block_bytes(spec: ModelSpec, rows: int, itemsize: int) -> int:
+    """Activations of so many rows in a block of the transformer, without the scores of its attention."""
+    return rows * spec.dim * (BLOCK_TENSORS + 2 * spec.mlp_ratio) * itemsize
 
 
 def _step_noise(plan: Plan, step: Step, spec: ModelSpec) -> int:

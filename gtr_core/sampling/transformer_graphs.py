@@ -15,10 +15,8 @@ from ..device import UploadsOnce
 from ..diffusion.cuda_graphs import Capture, Graphs
 from ..models import Model
 from ..models.model import Memory, Positions
+from .memory import LARGEST_WORK, block_bytes
 
-# Rows of an evaluation times the square of their width, up to which it is recorded. A block multiplies 24 times as
-# often; its dozen kernels take the host about 100 us to start, in which an H100 multiplies 5e10 times.
-LARGEST_WORK = 2**32
 # Graphs at a time: as many as the longest of the usual plans has AR steps.
 MOST_GRAPHS = 64
 # Shapes that were met once are remembered up to this many.
@@ -68,7 +66,12 @@ class EvaluationGraph:
         self.z: tuple[Tensor, ...] = ()
         self.uploads = UploadsOnce()
         self.used = 0
-        self.graph = None if capture is None else capture.record(tokens.device, self._evaluate, self._forget)
+        self.graph = None
+        if capture is not None:
+            known, count, itemsize = positions.known.shape[1], branches * len(tokens), tokens.dtype.itemsize
+            needed = block_bytes(model.spec, count * (model.spec.buffer + positions.count), itemsize)
+            needed += count * model.spec.reader_bytes(known, itemsize)
+            self.graph = capture.record(tokens.device, self._evaluate, self._forget, needed)
 
     def replay(self, tokens: Tensor, positions: Positions) -> tuple[Tensor, ...]:
         """z of these inputs, (B, T, D) per branch; the next call overwrites it."""
@@ -111,11 +114,13 @@ class TransformerGraphs(Graphs[EvaluationGraph]):
         """
         if not self.usable or work(self.model, positions, branches) > LARGEST_WORK:
             return None
-        self._notice(memory)
+        if not type(memory).__weakrefoffset__:
+            return None  # what cannot be watched could be mistaken for the next run's
         try:
             shape = structure_of(memory)
         except NotRecordable:
             return None
+        self._notice(memory)
         key = (tokens.shape, tokens.dtype, *(t.shape for t in _tables(positions)), branches, grid, shape)
         if key not in self.graphs and not (self._met_often(key) and self._has_room()):
             return None

@@ -20,7 +20,7 @@ ALLOWED = {"torch", "numpy", "safetensors", "einops", "PIL", "scipy", "psutil", 
 OPTIONAL = {"matplotlib"}
 NETWORK = {"socket", "http", "urllib", "ssl", "ftplib", "asyncio", "requests", "aiohttp", "subprocess"}
 # Triton comes with torch for CUDA; its compiler's failures are named by the exceptions of subprocess.
-KERNELS = {"triton_kernels": {"triton", "subprocess"}, "triton_few_rows": {"triton"}}
+KERNELS = {"triton_kernels": {"triton", "subprocess"}}
 HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server"}
 
 

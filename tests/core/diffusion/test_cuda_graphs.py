@@ -64,7 +64,7 @@ def test_the_step_that_a_graph_records_in_16_bit_stays_close(joined, first_step,
 
 
 def test_the_first_steps_in_graphs_are_the_same(first_step, demo_mar):
-    """Of the float32 head, which makes the modulations of a single step inside."""
+    """Of the float32 head, which makes the modulations of a single step inside; few tokens are not filled up."""
     alone, exact = demo_mar.head.copied(torch.float32), SingleStepGraphs(demo_mar.head)
     ours = first_step(alone, None, exact)
     assert error(ours, first_step(alone)) < 1e-4 and exact.graphs
@@ -170,6 +170,17 @@ def test_nothing_is_recorded_without_a_margin_of_memory(tiny_mar, monkeypatch, c
     assert [record.getMessage() for record in caplog.records] == [
         "CUDA graphs are off for this run: 128 MiB of the device's memory are free, 256 are needed"
     ]
+
+
+@pytest.mark.usefixtures("no_stream_left")
+def test_a_step_that_makes_its_modulations_needs_room_for_them(tiny_mar, monkeypatch, caplog):
+    """In the graphs' own memory, which is new."""
+    needed = 2 * 160 * sum(tiny_mar.head.widths) * 4
+    for short in (0, 1):
+        StandIn(MARGIN + needed - short).install(monkeypatch)
+        graphs = SingleStepGraphs(tiny_mar.head, Capture())
+        assert (graphs.find(150, 2, torch.zeros(1)) is None) == bool(short)
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")

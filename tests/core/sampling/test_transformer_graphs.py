@@ -150,20 +150,37 @@ def test_a_failure_to_record_is_one_line_and_the_plain_numbers(tiny_mar, with_gr
     assert "\n" not in record.getMessage()
 
 
-def test_a_memory_of_anything_else_is_evaluated_plainly(tiny_mar, with_graphs, monkeypatch):
-    @dataclass(frozen=True, eq=False)
-    class Wrapped(EmbeddedLabels):
-        beside: object = object()
+@dataclass(frozen=True, eq=False)
+class Wrapped(EmbeddedLabels):
+    """With something of no known kind."""
 
-        def first(self, branches):
-            return Wrapped(self.rows[:branches])
+    beside: object = object()
 
+    def first(self, branches):
+        return Wrapped(self.rows[:branches])
+
+
+class Unwatched(tuple):
+    """Without weak references."""
+
+    __slots__ = ()
+    rows, branches = property(tuple), property(len)
+
+    def first(self, branches):
+        return Unwatched(self[:branches])
+
+    def images(self, rows):
+        return Unwatched(branch[rows] for branch in self)
+
+
+@pytest.mark.parametrize("kind", [Wrapped, Unwatched])
+def test_a_memory_of_anything_else_is_evaluated_plainly(kind, tiny_mar, with_graphs, monkeypatch):
     start = type(tiny_mar).start
     plain = run(tiny_mar, METHOD, torch.tensor([3]))
-    monkeypatch.setattr(type(tiny_mar), "start", lambda *arguments: Wrapped(start(*arguments).rows))
+    monkeypatch.setattr(type(tiny_mar), "start", lambda *arguments: kind(start(*arguments).rows))
     graphs = with_graphs(tiny_mar)
     assert torch.equal(run(tiny_mar, METHOD, torch.tensor([3])), plain)
-    assert not graphs.graphs
+    assert graphs.usable and not graphs.graphs
 
 
 def test_a_static_memory_has_the_structure_and_tensors_of_its_own(tiny_mar):
