@@ -33,7 +33,7 @@ def bring_to_device(model: ModelHandle, decoding: Decoding, runtime: Runtime) ->
     """Have the host bring the model to its device with room for the largest part of a decoding, and start measuring
     peak memory where the device can. Gives the network, and its runtime, which accelerates nothing whose weights the
     host may move while it runs: where that is the whole model (dynamic VRAM) or a part that did not fit, the network
-    has a head of its own, which stays. Raises GtRError where main memory cannot hold a part."""
+    has a head of its own, which alone stays. Raises GtRError where main memory cannot hold a part."""
     needed, network = decoding.needed_bytes(model.spec, runtime), model.patcher.model.diffusion_model
     static = model.patcher
     if not has_own_head(model, runtime):
@@ -46,7 +46,8 @@ def bring_to_device(model: ModelHandle, decoding: Decoding, runtime: Runtime) ->
         network = network.with_head(static.model)
     if runtime.type == "cuda":
         torch.cuda.reset_peak_memory_stats(runtime.device)
-    return network, replace(runtime, accelerate=runtime.accelerate and stays)
+    accelerate, whole = runtime.accelerate and stays, static is model.patcher
+    return network, replace(runtime, accelerate=accelerate, transformer_stays=whole)
 
 
 def has_own_head(model: ModelHandle, runtime: Runtime) -> bool:

@@ -62,7 +62,8 @@ def _key(model: Model, plan: Plan, runtime: Runtime) -> tuple:
     packed_size = packed_bytes(model, runtime.dtype, _smallest_packed(plan, runtime))
     machine = runtime.hardware
     hardware = machine.fast_dtypes, machine.wide_vectors, machine.matrix_units
-    how = str(runtime.device), runtime.dtype, *hardware, packed_size, plan.method.cache is None
+    stays = runtime.transformer_stays
+    how = str(runtime.device), runtime.dtype, *hardware, packed_size, plan.method.cache is None, stays
     return weakref.ref(model), places, how
 
 
@@ -81,14 +82,15 @@ def _prepared(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
 
 
 def _with_graphs(plain: Prepared, runtime: Runtime) -> Prepared:
-    """With CUDA graphs, which are recorded when they are first needed: those of the transformer only where they serve
-    other runs too, as one run has most shapes once."""
+    """With CUDA graphs, which are recorded when they are first needed: those of the transformer only where its weights
+    stay, and where they serve other runs too, as one run has most shapes once."""
     model, low_precision, capture = plain.model, plain.low_precision, Capture()
+    again = runtime.preparations is not None and runtime.transformer_stays
     return replace(
         plain,
         graphs=StepGraphs(low_precision or model.head, capture),
         exact_graphs=None if low_precision is None else SingleStepGraphs(model.head, capture),
-        transformer=None if runtime.preparations is None else TransformerGraphs(model, capture),
+        transformer=TransformerGraphs(model, capture) if again else None,
     )
 
 

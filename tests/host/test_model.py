@@ -265,10 +265,14 @@ def test_a_model_that_moves_has_a_head_that_stays(
     for model in (other, moving):
         model.patcher.model.manual_cast_dtype = dtype
     expected, _ = graph.sample(model=other)
-    prepared, prepare = [], core(graph, "sampling.sampler").prepare
-    monkeypatch.setattr(
-        core(graph, "sampling.sampler"), "prepare", lambda *a: prepared.append(prepare(*a)) or prepared[-1]
-    )
+    prepared, runtimes, prepare = [], [], core(graph, "sampling.sampler").prepare
+
+    def watched(network: Any, plan: Any, runtime: Any) -> Any:
+        runtimes.append(runtime)
+        prepared.append(prepare(network, plan, runtime))
+        return prepared[-1]
+
+    monkeypatch.setattr(core(graph, "sampling.sampler"), "prepare", watched)
     mm.unload_all_models()
     network = moving.patcher.model.diffusion_model
     copy = moving.head.model
@@ -277,6 +281,7 @@ def test_a_model_that_moves_has_a_head_that_stays(
     assert torch.equal(found["samples"], expected["samples"])
     assert prepared[0].model.head is copy and prepared[0].model.decoder_blocks is network.decoder_blocks
     assert (prepared[0].low_precision is not None) == (dtype == torch.bfloat16)
+    assert runtimes[0].accelerate and not runtimes[0].transformer_stays
     assert {each.model for each in mm.current_loaded_models} == {moving.patcher, moving.head}
     assert moving.head.model_size() == sum(p.nbytes for p in copy.parameters())
     mm.unload_all_models()

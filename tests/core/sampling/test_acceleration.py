@@ -24,6 +24,7 @@ from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
 from gtr_pack.gtr_core.sampling.memory import activation_bytes, check_run
 from gtr_pack.gtr_core.sampling.packed_linear import PackedLinear
 from gtr_pack.gtr_core.sampling.reference import Reference
+from gtr_tests.fake_device import FakeDevice
 from gtr_tests.packing import WIDE, linear_layers, needs_packing
 from gtr_tests.recorded import error
 from gtr_tests.runs import run
@@ -215,3 +216,19 @@ def test_a_head_in_16_bit_where_there_are_units_for_it(dtype, units, cache, foun
     low_precision = prepare(tiny_mar, plan, Runtime("cpu", dtype, True, machine)).low_precision
     assert (low_precision and low_precision.input_proj.weight.dtype) == found
     assert tiny_mar.head.input_proj.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("stays, kept, found", [(True, True, True), (False, True, False), (True, False, False)])
+def test_graphs_of_a_transformer_that_stays_and_serves_other_runs(stays, kept, found, tiny_mar):
+    """Where a host moves its weights, a graph would read what has taken their place."""
+    machine = Machine((torch.bfloat16, torch.float32))
+    preparations = Preparations() if kept else None
+    runtime = Runtime("cuda", torch.bfloat16, True, machine, transformer_stays=stays, preparations=preparations)
+    with FakeDevice("cuda"):
+        prepared = prepare(copy.deepcopy(tiny_mar), plan_of(1), runtime)
+    assert (prepared.transformer is not None) == found
+    assert prepared.graphs is not None and prepared.exact_graphs is not None
+    assert prepared.low_precision.joined is not None
+    if kept:
+        prepared_again = prepare(prepared.model, plan_of(1), replace(runtime, transformer_stays=not stays))
+        assert prepared_again is not prepared
