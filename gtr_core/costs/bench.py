@@ -21,6 +21,9 @@ from ..sampling.memory import activation_bytes
 from ..sampling.sampler import sample
 from .flops import count_evaluations, count_plan
 
+# Of a case on CUDA: a graph of the transformer is recorded when its shape is met again.
+WARM_UPS = 2
+
 
 @dataclass(frozen=True)
 class Seconds:
@@ -76,11 +79,11 @@ def bench(
     ``models`` are one model in the dtypes that the cases ask for. The result is plain data: what ran where, and per
     case seconds (median, least, most), processor seconds of all threads, AR steps, head evaluations per image, TFLOPs
     per image, the ratios of both times and peak bytes (measured on CUDA; elsewhere the plan's estimate of activations).
-    ``on_run(name, round)`` is called before every run.
+    ``on_run(name, round)`` is called after every run.
 
     What a run prepares is kept for the next round, as a host keeps it for the next prompt: packed weights are made in
-    the first round only. On CUDA, where kernels are compiled and graphs recorded, every case runs once before the first
-    round, and a peak counts what all cases keep.
+    the first round only. On CUDA, where kernels are compiled and graphs recorded, every case runs WARM_UPS times before
+    the first round, and a peak counts what all cases keep.
     """
     spec = next(iter(models.values())).spec
     grid = setting.grid or spec.grid
@@ -91,13 +94,14 @@ def bench(
     runtimes = _runtimes(cases, setting)
     if torch.device(setting.device).type == "cuda":
         for case, plan in plans.items():
-            _run(models[case.dtype], plan, runtimes[case])
+            for _ in range(WARM_UPS):
+                _run(models[case.dtype], plan, runtimes[case])
     for index in range(rounds):
         for case, plan in plans.items():
-            if on_run is not None:
-                on_run(case.name, index)
             times[case].append(_run(models[case.dtype], plan, runtimes[case]))
             peaks[case] = _peak_bytes(plan, spec, runtimes[case])
+            if on_run is not None:
+                on_run(case.name, index)
     first = medians(next(iter(times.values())))
     rows = [
         _row(case, plan, spec, times[case], first) | _peak_row(peaks[case], setting) for case, plan in plans.items()
