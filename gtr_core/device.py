@@ -191,8 +191,8 @@ class Runtime:
     dtype: torch.dtype = torch.float32
     accelerate: bool = False
     machine: Machine | None = None
-    transformer_stays: bool = True
     preparations: Preparations | None = field(default=None, compare=False, repr=False)
+    transformer_stays: bool = True
 
     @cached_property
     def hardware(self) -> Machine:
