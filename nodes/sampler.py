@@ -116,7 +116,7 @@ class Sampler(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="auto: CUDA graphs of the diffusion head, 16 bit in most of its steps where the "
+                    tooltip="auto: CUDA graphs, 16 bit in most of the head's steps where the "
                     "transformer has 16 bit, packed weights on a processor with AVX-512. off: none of these. Images "
                     "are the same up to rounding, which in 16 bit may show in details.",
                 ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from itertools import count
 
 from ..checkpoints import load_model
 from ..costs import bench
@@ -34,6 +34,7 @@ from .options import (
     names,
     print_report,
 )
+from .progress import WorkProgress
 
 
 def add_options(sub: Parser) -> None:
@@ -75,13 +76,17 @@ def run(options: Options) -> None:
         else load_model(model_file(options.model), device=options.device, dtype=dtype)
         for dtype in {case.dtype for case in cases}
     }
-    result = {"command": options.command} | bench.bench(
-        models,
-        cases,
-        setting,
-        rounds=options.rounds,
-        on_run=lambda name, index: print(f"round {index + 1} of {options.rounds}: {name}", file=sys.stderr),
-    )
+    runs = options.rounds * len(cases)
+    with WorkProgress("runs") as progress:
+        progress.begin(runs)
+        done = count(1)
+        result = {"command": options.command} | bench.bench(
+            models,
+            cases,
+            setting,
+            rounds=options.rounds,
+            on_run=lambda name, index: progress.piece(f"{name}, round {index + 1}", next(done), runs),
+        )
     if options.figure:
         bars = [
             (row["preset"], row["seconds"], f"{row['seconds']:.2f} s, {row['ratio']:.2f}×") for row in result["rows"]

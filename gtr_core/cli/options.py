@@ -385,7 +385,7 @@ def add_runtime_options(sub: Parser, *, automatic: bool = True) -> None:
         "--acceleration",
         choices=(AUTO, "off"),
         default=AUTO if automatic else "off",
-        help="auto: what pays on the device: CUDA graphs of the diffusion head, packed weights, and with a 16-bit "
+        help="auto: what pays on the device: CUDA graphs, packed weights, and with a 16-bit "
         "--dtype most of the head's steps in 16 bit"
         + ("" if automatic else "; it depends on the machine, and rounding with it"),
     )
