@@ -25,7 +25,7 @@ spectrum, factor confidence, coherence)."""
 WORLD = """The class is given, and which of its four sprites is drawn is the sampler's choice, as is the hue of the
 background. Tokens that are decoded at once before enough is known belong to two sprites or two hues. Photographs fail
 in the same way under parallel decoding. The world favours no order by construction. A sprite covers most of the image,
-so far tokens depend on each other until the sprite is settled, and hardly afterwards."""
+so far tokens depend on each other until sprite, size, place and direction are settled, and hardly afterwards."""
 
 GATE = """These criteria were set before the experiments. A model that fails one of them cannot rank methods."""
 

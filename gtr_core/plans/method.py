@@ -51,10 +51,12 @@ class Guidance:
 class Cache(Protocol):
     """Settings of a cache, a frozen dataclass. Runs, plans and specs are those of the folders above this one.
 
-    ``accelerated`` says whether the run may prepare the model to be faster (packed weights).
+    ``accelerated`` says whether the run may prepare the model to be faster (packed weights), ``own_head`` whether it
+    evaluates the head in a way of its own: in float32, without graphs.
     """
 
     accelerated: ClassVar[bool]
+    own_head: ClassVar[bool]
 
     def start(self, run: Any) -> Any:
         """What evaluates the model in one run (a ``sampling.evaluator.Evaluator``) and holds all of its state.
@@ -85,6 +87,11 @@ class Method:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise GtRError(f"temperature {self.temperature}: expected 0 or more")
+
+    @property
+    def own_head(self) -> bool:
+        """Whether a cache evaluates the head in a way of its own."""
+        return self.cache is not None and self.cache.own_head
 
     @property
     def name(self) -> str:

@@ -41,10 +41,7 @@ class Prepared:
 
 
 def prepare(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
-    """What pays on the device for the plan's batch, and has room beside its activations.
-
-    A run with a cache evaluates the head in its own way: in float32, without graphs.
-    """
+    """What pays on the device for the plan's batch, and has room beside its activations."""
     cache = plan.method.cache
     if not runtime.accelerate or not (cache is None or cache.accelerated):
         return Prepared(model)
@@ -62,30 +59,28 @@ def _key(model: Model, plan: Plan, runtime: Runtime) -> tuple:
     packed_size = packed_bytes(model, runtime.dtype, _smallest_packed(plan, runtime))
     machine = runtime.hardware
     hardware = machine.fast_dtypes, machine.wide_vectors, machine.matrix_units
-    stays = runtime.transformer_stays
-    how = str(runtime.device), runtime.dtype, *hardware, packed_size, plan.method.cache is None, stays
-    return weakref.ref(model), places, how
+    parts = plan.method.cache is None, plan.method.own_head, runtime.transformer_stays
+    return weakref.ref(model), places, (str(runtime.device), runtime.dtype, *hardware, packed_size, *parts)
 
 
 def _prepared(model: Model, plan: Plan, runtime: Runtime) -> Prepared:
-    cache = plan.method.cache
+    method, low_precision = plan.method, None
     fast = runtime.dtype in runtime.hardware.fast_dtypes
-    low_precision = None
-    if cache is None and fast and runtime.dtype.itemsize == 2:
+    if not method.own_head and fast and runtime.dtype.itemsize == 2:
         low_precision = model.head.copied(runtime.dtype, joined=runtime.type == "cuda")
     prepared = Prepared(model, low_precision)
-    if cache is None and runtime.type == "cuda":
-        return _with_graphs(prepared, runtime)
+    if not method.own_head and runtime.type == "cuda":
+        return _with_graphs(prepared, runtime, method.cache is None)
     if runtime.type == "cpu" and fast and runtime.hardware.wide_vectors:
         return _pack(prepared, plan, runtime)
     return prepared
 
 
-def _with_graphs(plain: Prepared, runtime: Runtime) -> Prepared:
-    """With CUDA graphs, which are recorded when they are first needed: those of the transformer only where its weights
-    stay, and where they serve other runs too, as one run has most shapes once."""
+def _with_graphs(plain: Prepared, runtime: Runtime, whole: bool) -> Prepared:
+    """With CUDA graphs, which are recorded when they are first needed: those of the transformer only where it is
+    evaluated as a ``whole``, its weights stay, and they serve other runs too, as one run has most shapes once."""
     model, low_precision, capture = plain.model, plain.low_precision, Capture()
-    again = runtime.preparations is not None and runtime.transformer_stays
+    again = whole and runtime.preparations is not None and runtime.transformer_stays
     return replace(
         plain,
         graphs=StepGraphs(low_precision or model.head, capture),

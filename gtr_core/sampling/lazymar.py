@@ -42,6 +42,7 @@ class LazyMAR:
     """
 
     accelerated: ClassVar[bool] = True
+    own_head: ClassVar[bool] = True
 
     start_step: int = 5
     period: int = 9

@@ -70,8 +70,8 @@ def activation_bytes(plan: Plan, spec: ModelSpec, runtime: Runtime) -> int:
         reader = together * spec.reader_bytes(step.known.shape[1], itemsize)
         peak = max(peak, block + scores, reader, loop + _step_noise(plan, step, spec))
     low_precision = sum(p.numel() for p in head.parameters()) * itemsize if itemsize == 2 else 0
-    with_graphs = runtime.accelerate and runtime.type == "cuda" and not cached
-    graphs = graphs_bytes(spec, itemsize) + recorded + single if with_graphs else 0
+    with_graphs = runtime.accelerate and runtime.type == "cuda" and not plan.method.own_head
+    graphs = graphs_bytes(spec, itemsize) + (0 if cached else recorded) + single if with_graphs else 0
     kept = plan.method.cache.kept_bytes(plan, spec, itemsize) if cached else 0
     return peak + rows * spec.condition_bytes(itemsize) + low_precision + graphs + kept
 

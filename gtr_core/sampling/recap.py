@@ -37,6 +37,7 @@ class ReCAP:
     """
 
     accelerated: ClassVar[bool] = True
+    own_head: ClassVar[bool] = False
 
     start_step: int = 4
     local_steps: int = 1

@@ -23,6 +23,7 @@ class Reference:
     """
 
     accelerated: ClassVar[bool] = False
+    own_head: ClassVar[bool] = True
 
     def start(self, run: Run) -> ReferenceEvaluator:
         return ReferenceEvaluator(run, run.model.embed(run.conditions, run.runtime.device, run.runtime.dtype))

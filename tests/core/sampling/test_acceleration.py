@@ -23,6 +23,7 @@ from gtr_pack.gtr_core.sampling.acceleration import prepare
 from gtr_pack.gtr_core.sampling.lazymar import LazyMAR
 from gtr_pack.gtr_core.sampling.memory import activation_bytes, check_run
 from gtr_pack.gtr_core.sampling.packed_linear import PackedLinear
+from gtr_pack.gtr_core.sampling.recap import ReCAP
 from gtr_pack.gtr_core.sampling.reference import Reference
 from gtr_tests.fake_device import FakeDevice
 from gtr_tests.packing import WIDE, linear_layers, needs_packing
@@ -207,6 +208,7 @@ def test_without_packed_weights_after_one_line(fault, words, tiny_mar, monkeypat
         (torch.bfloat16, True, None, torch.bfloat16),
         (torch.bfloat16, False, None, None),
         (torch.bfloat16, True, LazyMAR(), None),
+        (torch.bfloat16, True, ReCAP(), torch.bfloat16),
         (torch.float32, True, None, None),
     ],
 )

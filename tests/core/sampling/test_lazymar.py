@@ -39,6 +39,7 @@ class Watching:
     """LazyMAR as a cache, whose evaluator notes z of every AR step and the places that its pruning kept."""
 
     accelerated = False
+    own_head = True
     record: list = field(default_factory=list)
 
     def start(self, run):
