@@ -45,7 +45,7 @@ SEARCH = """The search draws random schedules of a given cost (FLOPs of MAR-H), 
 on twice the images, and repeats. The winner is compared with the paper's preset on seeds that the search has not
 seen."""
 
-HEAT = """In these images FTS selects tokens at the upper and lower borders and some inside the sprites (`python -m
+HEAT = """In these images FTS selects tokens at the borders of the image and some inside the sprites (`python -m
 demo.experiments heat`)."""
 
 
