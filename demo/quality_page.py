@@ -29,8 +29,8 @@ so far tokens depend on each other until sprite, size, place and direction are s
 
 GATE = """These criteria were set before the experiments. A model that fails one of them cannot rank methods."""
 
-FAILED = """**The gate is not passed, so nothing on this page ranks methods.** Differences as small as those that it could
-not tell apart cannot be judged here. For the same reason no schedule was searched on this model, and `gtr-best-4x` and
+FAILED = """**The gate is not passed, so nothing on this page ranks methods.** Differences as small as those that it
+could not tell apart cannot be judged here. For the same reason no schedule was searched on it, and `gtr-best-4x` and
 `gtr-best-6x` come from a search on an earlier one. World and training were changed twice to pass the gate. The earlier
 models, of sprites in one place and one size, did not tell 8 AR steps from 64 either."""
 
