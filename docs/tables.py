@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -59,8 +59,8 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     "--presets origin,step-16,step-8,halton-16,disa-24,disa-16,lazymar,gtr-paper,gtr-full,gtr-extreme",
     "bench_mar_b": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS},"
     + ",".join(f"{name}@bfloat16" for name in MAR_PRESETS.split(",")),
-    "bench_recap": "bench --model mar-b --rounds 3 "
-    "--presets gtr-paper,gtr-paper+recap,gtr-paper@bfloat16,gtr-paper+recap@bfloat16",
+    "bench_recap": "bench --model mar-b --rounds 2 "
+    "--presets reference,gtr-paper,gtr-paper+recap,gtr-paper@bfloat16,gtr-paper+recap@bfloat16",
     "bench_lightgen": "bench --model lightgen --size 512x512 --cfg 4 --rounds 1 "
     "--presets lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
     "bench_harmon": "bench --model harmon-0.5b --rounds 1 "
@@ -519,15 +519,21 @@ def _runs(rounds: int) -> str:
     return "once, in a new process" if rounds == 1 else f"as the median of {rounds} runs"
 
 
-def speed(name: str, chosen: str) -> Callable[[], str]:
-    """How much faster than the reference a preset ran, in both precisions."""
+def speed(chosen: str, *names: str) -> Callable[[], str]:
+    """How much faster than the reference a preset ran in both precisions, over the named measurements."""
 
     def text() -> str:
-        rows = {row["preset"]: row for row in measured(name)["rows"]}
-        ratios = [digits(rows[key]["ratio"]) for key in (chosen, f"{chosen}@bfloat16")]
+        results = [{row["preset"]: row["ratio"] for row in measured(name)["rows"]} for name in names]
+        ratios = [span([found[key] for found in results]) for key in (chosen, f"{chosen}@bfloat16")]
         return f"{ratios[0]}× faster in fp32 and {ratios[1]}× in bf16"
 
     return text
+
+
+def span(values: Sequence[float]) -> str:
+    """From the least to the largest of the values, or the one that there is."""
+    ends = sorted({digits(min(values)), digits(max(values))}, key=float)
+    return " to ".join(ends)
 
 
 ENGLISH = ("preset", "AR steps per stage", "speed-up in FLOPs (MAR-H or the model it is named after)")
@@ -560,8 +566,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "waiting": waiting,
     **{name.replace("_", "-"): growth(name) for name in GROWTH},
     # Values inside a sentence.
-    "speed-mar-b": speed("bench_mar_b", "gtr-paper"),
-    "speed-harmon": speed("bench_harmon", "gtr-harmon"),
+    "speed-mar-b": speed("gtr-paper", "bench_mar_b", "bench_recap"),
+    "speed-harmon": speed("gtr-harmon", "bench_harmon"),
     "flops-mar-h": lambda: f"{flops('mar-h', 'gtr-paper')[1]:.1f}×",
     "flops-extreme": lambda: f"{flops('mar-h', 'gtr-extreme')[1]:.1f}×",
     "flops-lightgen-default": lambda: f"{flops('lightgen', 'gtr-lightgen')[1]:.1f}×",
