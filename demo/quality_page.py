@@ -30,9 +30,9 @@ so far tokens depend on each other until sprite, size, place and direction are s
 GATE = """These criteria were set before the experiments. A model that fails one of them cannot rank methods."""
 
 FAILED = """**The gate is not passed, so nothing on this page ranks methods.** Differences as small as those that it
-could not tell apart cannot be judged here. For the same reason no schedule was searched on it, and `gtr-best-4x` and
-`gtr-best-6x` come from a search on an earlier one. World and training were changed twice to pass the gate. The earlier
-models, of sprites in one place and one size, did not tell 8 AR steps from 64 either."""
+could not tell apart cannot be judged here. World and training were changed twice to pass it. The earlier models, of
+sprites in one place and one size, did not tell 8 AR steps from 64 either. `gtr-best-4x` and `gtr-best-6x` come from a
+search on a still earlier one."""
 
 ORDERS = """All methods take 18 AR steps of 50 diffusion steps. Only the order differs, and with it the tokens per step
 (a cosine for one stage, even within a stage of GtR). The paper finds raster far worse than subsample, subsample worse
@@ -42,8 +42,8 @@ RECAP = """From the same experiment, the [ReCAP cache](python.md) with its first
 local steps after every full one."""
 
 SEARCH = """The search draws random schedules of a given cost (FLOPs of MAR-H), keeps the better third, measures these
-on twice the images, and repeats. The winner is compared with the paper's preset on seeds that the search has not
-seen."""
+on twice the images, and repeats. The winner is compared with presets on seeds that the search has not seen. As the gate
+is not passed, no preset was changed by what it found. The files hold the commands."""
 
 HEAT = """In these images FTS selects tokens at the borders of the image and some inside the sprites (`python -m
 demo.experiments heat`)."""
@@ -253,15 +253,21 @@ def searched(result: dict | None, folder: str, name: str) -> list[str]:
     """What a search found, and how it did on seeds that the search had not seen."""
     if result is None:
         return []
-    schedule, (winner, other) = result["winner"]["schedule"], result["rows"][:2]
+    schedule, (winner, *others) = result["winner"]["schedule"], result["rows"]
+    against = [f"against `{own['method']}` it {versus(result, winner['method'], own['method'])}" for own in others]
     steps, diffusion = (", ".join(map(str, schedule[key])) for key in ("steps", "diffusion"))
     return [
         f"- At {result['target']:g} times fewer FLOPs, the best of {len(result['rounds'][0])} candidates has AR steps "
         f"{steps}, diffusion steps {diffusion}, partition {schedule['partition']} and {schedule['decoder_scope']} "
-        f"scope. Against `{other['method']}`, on {len(result['verification_seeds'])} other seeds, it "
-        f"{versus(result, winner['method'], other['method'])} "
-        f"([{name}.json]({folder}/{name}.json))."
+        f"scope{_fts(result['winner'])}. On {winner['images']} images of each of "
+        f"{len(result['verification_seeds'])} other seeds, {', '.join(against)} ([{name}.json]({folder}/{name}.json))."
     ]
+
+
+def _fts(method: dict) -> str:
+    """The FTS of a method's settings, in words."""
+    fts = method.get("fts")
+    return f", and FTS gives {fts['fraction']:.0%} of the tokens {fts['detail_steps']} steps" if fts else ""
 
 
 def observations(result: dict | None, folder: str) -> list[str]:
