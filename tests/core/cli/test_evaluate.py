@@ -17,6 +17,8 @@ from gtr_tests.extras import needs
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--presets", "step-8,gtr-extreme", "--images", "5", "--seeds", "2", "--device", "cpu", "--json"]
 
 

@@ -26,6 +26,8 @@ from gtr_pack.gtr_core.sampling.transformer_graphs import TransformerGraphs
 from gtr_tests.fake_device import Clash, FakeDevice, HostSync
 from gtr_tests.runs import run
 
+pytestmark = pytest.mark.slow
+
 FULL = Schedule("full", "gtr", (2, 1, 1), diffusion=(4, 2, 2))
 GUIDED = Method(FULL, Guidance(2.5), FTS(0.2, 5))
 # With steps of every kind in so few: a cache that is not here runs with its own defaults.
