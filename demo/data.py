@@ -57,15 +57,20 @@ class Draw:
         return (self.colour[:, 0] * HUES).long()
 
 
+def place(generator: torch.Generator) -> dict:
+    """What makes torch draw with the generator, on its device."""
+    return {"generator": generator, "device": generator.device}
+
+
 def choose(labels: Tensor, generator: torch.Generator, tilt: float = TILT) -> Draw:
     """Random choices for images of the classes ``labels`` (n,), tilted by up to ``tilt`` degrees.
 
     Everything is drawn and computed on the device of ``generator``, where the labels are.
     """
-    n, place = len(labels), {"generator": generator, "device": generator.device}
+    n, drawn = len(labels), place(generator)
 
     def pick(count: int) -> Tensor:
-        return torch.randint(count, (n,), **place)
+        return torch.randint(count, (n,), **drawn)
 
     return Draw(
         sprite=labels * PER_CLASS + pick(PER_CLASS),
@@ -73,9 +78,9 @@ def choose(labels: Tensor, generator: torch.Generator, tilt: float = TILT) -> Dr
         across=pick(ACROSS),
         down=pick(DOWN),
         mirror=pick(MIRRORS),
-        tilt=tilt * (2 * torch.rand(n, **place) - 1),
-        brightness=torch.rand(n, **place),
-        colour=torch.rand(n, 4, **place),
+        tilt=tilt * (2 * torch.rand(n, **drawn) - 1),
+        brightness=torch.rand(n, **drawn),
+        colour=torch.rand(n, 4, **drawn),
     )
 
 

@@ -50,7 +50,7 @@ def disturbed(images: Tensor, plan: JudgePlan, generator: torch.Generator) -> Te
     """Noise of random strength, and a blur of half of the images: what a VAE does to an image should not count."""
     n = len(images)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    place = {"generator": generator, "device": images.device}
+    place = data.place(generator)
     share = torch.rand(n, 1, 1, 1, **place) * (torch.rand(n, 1, 1, 1, **place) < 0.5)
     noise = plan.noise * torch.rand(n, 1, 1, 1, **place)
     return images.lerp(blurred, 0.7 * share) + noise * torch.randn(images.shape, **place)
@@ -58,13 +58,13 @@ def disturbed(images: Tensor, plan: JudgePlan, generator: torch.Generator) -> Te
 
 def scattered(n: int, generator: torch.Generator) -> Tensor:
     """(n, 16, 16) bool: single tokens, up to half of all."""
-    place = {"generator": generator, "device": generator.device}
+    place = data.place(generator)
     return torch.rand(n, SIDE, SIDE, **place) < 0.5 * torch.rand(n, 1, 1, **place)
 
 
 def torn(n: int, generator: torch.Generator) -> Tensor:
     """(n, 16, 16) bool: one side of a line through the middle region, up to about half of all tokens."""
-    place = {"generator": generator, "device": generator.device}
+    place = data.place(generator)
     angle = 2 * torch.pi * torch.rand(n, 1, 1, **place)
     axis = (torch.arange(SIDE, device=generator.device) + 0.5) / SIDE - 0.5
     distance = torch.cos(angle) * axis + torch.sin(angle) * axis[:, None]
@@ -73,7 +73,7 @@ def torn(n: int, generator: torch.Generator) -> Tensor:
 
 def patchy(n: int, generator: torch.Generator) -> Tensor:
     """(n, 16, 16) bool: connected patches, up to half of all tokens."""
-    place = {"generator": generator, "device": generator.device}
+    place = data.place(generator)
     field = F.interpolate(torch.randn(n, 1, 5, 5, **place), size=(SIDE, SIDE), mode="bicubic")[:, 0]
     share = 0.5 * torch.rand(n, 1, **place)
     return field > torch.quantile(field.flatten(1), 1 - share.flatten(), dim=1).diagonal()[:, None, None]

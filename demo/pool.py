@@ -15,8 +15,7 @@ from . import data, runs
 from .models import POSTERIOR
 
 PATCH = 2
-CHUNKS = {"cpu": 4}  # images at a time: small enough for the caches of a CPU
-CHUNK = 256
+CHUNK, CPU_CHUNK = 256, 4  # images at a time, on a CPU few enough for its caches
 FITTED = 7000  # images whose latents give the scale
 
 
@@ -38,7 +37,7 @@ class Pool:
 def make_pool(vae: KLVAE, size: int, device: torch.device, seed: int = 3) -> Pool:
     """Encode ``size`` fresh images; they stay on the device."""
     vae, rows = vae.to(device, memory_format=torch.channels_last), []
-    chunk = CHUNKS.get(device.type, CHUNK)
+    chunk = CPU_CHUNK if device.type == "cpu" else CHUNK
     for start in range(0, size, chunk):
         images, labels = data.batch(min(chunk, size - start), runs.step_generator(seed, start, device))
         with runs.half_precision(device):

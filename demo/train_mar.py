@@ -18,7 +18,7 @@ from gtr_core.models.latents import latent_to_tokens
 from gtr_core.models.mar import MAR, MARSpec
 from gtr_core.models.model import Positions
 
-from . import runs
+from . import data, runs
 from .models import POSTERIOR, new_mar, sample_posterior
 from .muon import Muon
 from .pool import Pool
@@ -72,7 +72,7 @@ def split_positions(n: int, tokens: int, ratio: float, plan: MARPlan, generator:
 
     The decoder sees every masked position, as MAR's does: a model that knew other scopes could not judge them.
     """
-    place = {"generator": generator, "device": generator.device}
+    place = data.place(generator)
     order = torch.rand(n, tokens, **place).argsort(dim=1)
     masked = max(1, math.ceil(tokens * ratio))
     known, hidden = order.split([tokens - masked, masked], dim=1)
@@ -92,7 +92,7 @@ def central(tokens: int, device: torch.device) -> Tensor:
 
 def draw_timesteps(n: int, base_steps: int, high_noise: float, generator: torch.Generator) -> Tensor:
     """(n,) int64: uniform, with ``high_noise`` of the draws in the last tenth, where errors are amplified most."""
-    place = {"generator": generator, "device": generator.device}
+    place = data.place(generator)
     t = torch.randint(base_steps, (n,), **place)
     high = torch.randint(base_steps * 9 // 10, base_steps, (n,), **place)
     return torch.where(torch.rand(n, **place) < high_noise, high, t)
@@ -133,7 +133,7 @@ def rate_factor(step: int, plan: MARPlan) -> float:
 
 def disturbed(tokens: Tensor, plan: MARPlan, generator: torch.Generator) -> Tensor:
     """Tokens (B, L, C) with noise, of a strength of its own for each image: what a sampler knows has errors."""
-    place = {"generator": generator, "device": tokens.device}
+    place = data.place(generator)
     strength = plan.known_noise * torch.rand(len(tokens), 1, 1, **place)
     return tokens + strength * torch.randn(tokens.shape, **place)
 

@@ -96,7 +96,7 @@ def mixed_tokens(n: int, size: tuple[int, int], share: float, generator: torch.G
     None in half of the images, in the others up to ``share`` of them. A decoder that never sees neighbours contradict
     each other smooths them until they fit, and what a sampler did wrong is not seen.
     """
-    place = {"generator": generator, "device": generator.device}
+    place = data.place(generator)
     odd = torch.arange(n, device=generator.device) % 2
     shares = share * torch.rand(n, 1, 1, 1, **place) * odd[:, None, None, None]
     return torch.rand(n, 1, *size, **place) < shares
@@ -124,7 +124,7 @@ def rate_factor(step: int, plan: VAEPlan) -> float:
 
 def with_errors(latents: Tensor, plan: VAEPlan, generator: torch.Generator) -> Tensor:
     """Latents with noise, of a strength of its own for each image."""
-    place = {"generator": generator, "device": latents.device}
+    place = data.place(generator)
     strength = plan.errors * torch.rand(len(latents), 1, 1, 1, **place)
     noise = strength * torch.randn(latents.shape, **place)
     return latents + noise * latents.std((0, 2, 3), keepdim=True)

@@ -553,7 +553,8 @@ TABLES: dict[str, Callable[[], str]] = {
         "bench_mar_b", "Bars of the median seconds per image of MAR-B, the reference implementation longest"
     ),
     "bench-recap": bench_dtypes(
-        "bench_recap", "Bars of the median seconds per image of MAR-B, shorter with ReCAP in fp32 and in bf16"
+        "bench_recap",
+        "Bars of the median seconds per image of MAR-B, the reference longest, shorter with ReCAP in both dtypes",
     ),
     "bench-lightgen": bench_dtypes(
         "bench_lightgen", "Bars of the seconds per image of LightGen, the original schedule longest"

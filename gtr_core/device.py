@@ -181,7 +181,7 @@ class Runtime:
 
     ``dtype`` is the transformer's compute dtype; the diffusion chain is float32 always. ``accelerate``, for weights
     that stay where they are, prepares what pays on the ``device``: packed weights on a processor with AVX-512, CUDA
-    graphs of the head, and with a 16-bit ``dtype`` a head in 16 bit, except where a step would amplify the rounding
+    graphs, and with a 16-bit ``dtype`` a head in 16 bit, except where a step would amplify the rounding
     (docs/performance.md). ``machine`` is detected unless it is given. With ``preparations`` the next run finds what
     this one prepared; without, it goes with the run. Where ``transformer_stays`` is false only the head's weights stay
     where they are: what is recorded of the others would read what has taken their place.
