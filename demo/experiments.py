@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gtr_core.cli.options import check_device
 from gtr_core.costs.bench import describe_machine
 from gtr_core.costs.flops import report
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
@@ -23,6 +24,7 @@ from gtr_core.drawing.bars import write_chart
 from gtr_core.drawing.canvas import enlarge
 from gtr_core.drawing.heatmap import overlay
 from gtr_core.drawing.png import write_png
+from gtr_core.errors import GtRError
 from gtr_core.evaluation import tables
 from gtr_core.evaluation.evaluate import Effort, Kept, Task, evaluate
 from gtr_core.evaluation.features import ImageFeatures, joined, load_reference
@@ -334,6 +336,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes of one thread each; default: this one alone")
     parser.add_argument("--device", default="cpu", help="of the experiments with a table")
     options = parser.parse_args()
+    try:
+        check_device(options.device)
+    except GtRError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     if options.what == "page":
         from .quality_page import write_page
