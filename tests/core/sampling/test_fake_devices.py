@@ -3,6 +3,7 @@ first and the last step the host never waits. Families and caches of a later day
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any
@@ -59,16 +60,20 @@ def grid_of(spec: ModelSpec) -> tuple[int, int]:
 
 
 SPECS = {name: small(next(iter(family.published.values()))) for name, family in FAMILIES.items()}
-CASES = [
-    pytest.param(spec, method, id=f"{family} {name}")
-    for family, spec in SPECS.items()
-    for name, method in METHODS.items()
-    if getattr(spec, f"supports_{name}", True)
-]
-slow = pytest.mark.slow
-every_dtype = pytest.mark.parametrize(
-    "dtype", [pytest.param(dtype, marks=[slow] * (k > 0), id=name) for k, (name, dtype) in enumerate(DTYPES.items())]
-)
+
+
+def cases(dtypes: Iterable[str]) -> list:
+    """Every method in the first dtype; in the others one of each way to evaluate a model and its head."""
+    return [
+        pytest.param(spec, method, DTYPES[dtype], id=f"{family} {name}-{dtype}")
+        for k, dtype in enumerate(dtypes)
+        for family, spec in SPECS.items()
+        for name, method in METHODS.items()
+        if getattr(spec, f"supports_{name}", True) and (k == 0 or method is GUIDED or method.cache is not None)
+    ]
+
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 every_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 
@@ -91,8 +96,7 @@ def sampled(device: FakeDevice, spec: ModelSpec, method: Method, runtime: Runtim
     return out
 
 
-@every_dtype
-@pytest.mark.parametrize("spec, method", CASES)
+@pytest.mark.parametrize("spec, method, dtype", cases(DTYPES))
 def test_a_run_on_cuda_never_waits(spec, method, dtype):
     with FakeDevice("cuda:0") as device:
         out = sampled(device, spec, method, Runtime("cuda:0", dtype, machine=UNITS))
@@ -127,11 +131,10 @@ def test_given_tokens_and_conditions_on_the_device(spec):
             sampled(device, spec, GUIDED, Runtime("cuda:0", torch.bfloat16, machine=UNITS), **settings)
 
 
-@slow
-@pytest.mark.parametrize("name, dtype", [("mps:0", torch.float32), ("xpu:0", torch.bfloat16)], ids=["mps", "xpu"])
-@pytest.mark.parametrize("spec, method", CASES)
-def test_a_run_on_a_device_without_float64(spec, method, name, dtype):
+@pytest.mark.parametrize("spec, method, dtype", cases(("float32", "bfloat16")))
+def test_a_run_on_a_device_without_float64(spec, method, dtype):
     """Metal has none, nor have many of Intel's and DirectML's devices."""
+    name = "mps:0" if dtype == torch.float32 else "xpu:0"
     with FakeDevice(name, refused=(torch.float64,)) as device:
         sampled(device, spec, method, Runtime(name, dtype, accelerate=True))
 
