@@ -48,7 +48,10 @@ def reports_of(front: FrontEnd, count: int) -> list[str]:
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=ids(TEMPLATES))
 def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, comfy_base: Path, update: bool) -> None:
-    """Thumbnail, graph without complaints; then, where no file is needed, preview, images and report."""
+    """On a laptop's screen: thumbnail, graph without complaints, its text large enough and no node over another; then,
+    where no file is needed, preview, images and report."""
+    front.page.set_viewport_size({"width": 1366, "height": 768})
+    workflow = read_json(path)
     (comfy_base / "input" / sharing.EXAMPLE.name).unlink(missing_ok=True)  # the page brings it
     front.open()
     front.browse_templates()
@@ -64,13 +67,17 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, comf
     front.screenshot(f"templates-{path.stem}")
     card.click()
     front.page.wait_for_function(
-        "n => window.app.graph._nodes.length === n", arg=len(read_json(path)["nodes"]), timeout=40_000
+        "n => window.app.graph._nodes.length === n", arg=len(workflow["nodes"]), timeout=40_000
     )
-    front.fit()
+    front.page.wait_for_function("() => window.app.canvas.ds.scale !== 1", timeout=20_000)
+    scale, without_text = front.zoom()
+    assert scale >= 0.6 and not without_text
+    assert front.overlaps() == []
     if not is_offline(path):
         assert [node.type for node in front.nodes() if not node.known] == []
+        assert_fits_nodes_2(front, workflow)
         return
-    front.assert_shows(read_json(path))
+    front.assert_shows(workflow)
     if update:
         front.page.evaluate(SET, {"seed": 4, "value": 4, "control_after_generate": "fixed"})
     else:
@@ -81,7 +88,7 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, comf
     if path.stem == "demo":
         assert "b_preview" in names, "the sampler should show what it draws"
     front.page.wait_for_function(f"() => ({PICTURES})().every(count => count > 0)", timeout=40_000)
-    drawn = [node["type"] for node in read_json(path)["nodes"]]
+    drawn = [node["type"] for node in workflow["nodes"]]
     assert min(front.image_size("SaveImage" if "SaveImage" in drawn else "PreviewImage")) >= 64
     reports = reports_of(front, drawn.count("GtR_Sampler"))
     assert front.page.evaluate(CUT) == [], "the last line is hidden"
@@ -92,22 +99,15 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, comf
         assert sorted(text.partition(" ")[0] for text in reports) == ["gtr-paper", "origin", "step-16"]
     if update:
         publish(front, f"graph_{path.stem}")
+    assert_fits_nodes_2(front, workflow)
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=ids(TEMPLATES))
-def test_a_template_is_read_on_a_laptop(front: FrontEnd, path: Path) -> None:
-    """Opened at 1366 x 768, its nodes show their text; in neither renderer does one cover another."""
-    front.page.set_viewport_size({"width": 1366, "height": 768})
-    front.open(path.stem)
-    front.page.wait_for_function("() => window.app.canvas.ds.scale !== 1", timeout=20_000)
-    scale, without_text = front.zoom()
-    assert scale >= 0.6 and not without_text
-    assert front.overlaps() == []
+def assert_fits_nodes_2(front: FrontEnd, workflow: dict[str, Any]) -> None:
+    """In the renderer of nodes as parts of the page no node covers another either."""
     with front.setting("Comfy.VueNodes.Enabled", True):
-        front.open(path.stem)
-        count = len(read_json(path)["nodes"])
+        front.load(workflow)
         drawn = "n => document.querySelectorAll('[data-node-id]').length === n"
-        front.page.wait_for_function(drawn, arg=count, timeout=40_000)
+        front.page.wait_for_function(drawn, arg=len(workflow["nodes"]), timeout=40_000)
         front.page.wait_for_timeout(1000)  # a node takes its height a moment after it is shown
         assert front.overlaps() == []
 
