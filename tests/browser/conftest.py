@@ -50,11 +50,25 @@ def front(
         yield FrontEnd(page, comfy_server.url, sorted(pack_nodes), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def opened(
+    browser: Browser, comfy_server: ComfyServer, pack_nodes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FrontEnd]:
+    """The front end in one open page, for tests that show one graph after the other: opening it takes seconds."""
+    from gtr_tests.frontend import FrontEnd, new_page
+
+    with new_page(browser) as page:
+        front = FrontEnd(page, comfy_server.url, sorted(pack_nodes), tmp_path_factory.mktemp("opened"))
+        front.open()
+        yield front
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add an image of the page and what its console said to the report of a failed test."""
     report = yield
-    front = getattr(item, "funcargs", {}).get("front")
+    values = getattr(item, "funcargs", {})
+    front = values.get("front") or values.get("opened")
     if report.when == "call" and report.failed and front is not None:
         image = front.screenshot(f"failed-{item.name}")
         report.sections.append(("page", "\n".join([f"image: {image}", *front.console[-20:]])))

@@ -77,8 +77,7 @@ def test_dropping_the_image_brings_the_graph_back(front: FrontEnd, comfy_base: P
 
 
 @by_name
-def test_workflow_equals_its_api_file(front: FrontEnd, path: Path) -> None:
-    front.open()
-    front.load(read(path))
-    assert [node.type for node in front.nodes() if not node.known] == []
-    assert essence(front.graph_to_prompt()) == essence(read(WORKFLOWS / "api" / path.name))
+def test_workflow_equals_its_api_file(opened: FrontEnd, path: Path) -> None:
+    opened.load(read(path))
+    assert [node.type for node in opened.nodes() if not node.known] == []
+    assert essence(opened.graph_to_prompt()) == essence(read(WORKFLOWS / "api" / path.name))

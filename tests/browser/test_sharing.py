@@ -173,12 +173,11 @@ def plain(text: str) -> str:
 
 
 @pytest.mark.parametrize("path", RELEASED, ids=ids(RELEASED))
-def test_a_released_workflow_means_what_it_meant(front: FrontEnd, path: Path) -> None:
+def test_a_released_workflow_means_what_it_meant(opened: FrontEnd, path: Path) -> None:
     """Opened today, it gives every value that it had; inputs that came later are added."""
-    front.open()
-    front.load(read_json(path))
-    assert [node.type for node in front.nodes() if not node.known] == []
-    now, then = front.graph_to_prompt(), read_json(path.parent / "api" / path.name)
+    opened.load(read_json(path))
+    assert [node.type for node in opened.nodes() if not node.known] == []
+    now, then = opened.graph_to_prompt(), read_json(path.parent / "api" / path.name)
     assert now.keys() == then.keys()
     for node, entry in then.items():
         assert now[node]["class_type"] == entry["class_type"]
