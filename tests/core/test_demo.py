@@ -36,6 +36,7 @@ def test_the_judge_knows_fresh_images(judge):
         assert right > least and judge.spec.accuracy[name] > least, name
 
 
+@pytest.mark.slow
 def test_coherence_tells_mixtures(judge):
     """Real images are one sprite; with a quarter to a half of another sprite of the class hardly any is."""
     labels = torch.arange(240) % len(CLASS_NAMES)

@@ -92,13 +92,13 @@ def test_a_terminal_sees_how_far_the_images_of_a_folder_are_measured(folders, ju
 
 
 @pytest.mark.slow
-def test_workers_give_the_same_figures(files, elsewhere, tmp_path):
+def test_workers_give_the_same_figures(whole, files, elsewhere, tmp_path):
     """Results made by two processes: the rows of one."""
-    command = ["eval", *files, *QUICK, "--presets", "gtr-extreme", "--engine", "local"]
-    done = [elsewhere(*command, "--workers", count, "--work", tmp_path / str(count)) for count in (1, 2)]
-    assert json.loads(done[0].stdout)["rows"] == json.loads(done[1].stdout)["rows"]
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "12")
-    assert one == two and len(one) == 2
+    result, work = whole
+    done = elsewhere("eval", *files, *QUICK, "--engine", "local", "--workers", 2, "--work", tmp_path)
+    assert json.loads(done.stdout)["rows"] == result["rows"]
+    one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (work, tmp_path))
+    assert one == two and len(one) == 4
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def test_only_what_is_missing_is_made(model_options, run, tmp_path):
     assert run(*arguments, "--images", 2, "--cfg", 2)["made"] == 2
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_how_far_a_piece_is(model_options, on_terminal, tmp_path):
     seen = on_terminal("generate-many", *model_options, *QUICK, "--images", 4, "--batch", 2, "-o", tmp_path / "images")
     assert seen[0] == "reading mar.safetensors 0%"

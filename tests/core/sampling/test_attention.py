@@ -55,7 +55,7 @@ def in_16_bit(model: Model, attention: Attention) -> Model:
     return copy.requires_grad_(False)
 
 
-@pytest.mark.parametrize("index", [1, 5, 17])
+@pytest.mark.parametrize("index", [1, *(pytest.param(late, marks=pytest.mark.slow) for late in (5, 17))])
 def test_the_error_stays_that_of_the_transformer_in_16_bit(index, demo):
     """Of what a trained model makes of its own tokens, against float32. Independent errors add as squares: what the
     products add is less than what the transformer has with torch's attention, which is exacter still with AMX."""
