@@ -16,7 +16,8 @@ from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import DiffusionHead, HeadSpec
 from ..errors import GtRError
 from .latents import LatentSpec
-from .layers import Attention, block_flops, blocks, empty_parameter, sdpa
+from .layers import Attention, block_flops, empty_parameter, sdpa
+from .masked import MaskedAutoencoder
 from .model import Conditions, InParts, Model, Positions, at_all_positions, pick
 from .position_tables import bilinear_weights, resized_table
 from .prompts import PICTURE, EditCondition, check_ids, ids_of, pad_prompts
@@ -168,42 +169,23 @@ UNIPIC = replace(HARMON_15B, name="unipic", grid=(64, 64), table=32, diffusion=D
 PUBLISHED = {spec.name: spec for spec in (HARMON_05B, HARMON_15B, UNIPIC)}
 
 
-class MaskedTransformer(nn.Module):
-    """MAR's encoder, decoder and head with position tables that are resized, and without classes: all buffer rows hold
-    the learned null embedding."""
+class MaskedTransformer(MaskedAutoencoder):
+    """The masked autoencoder with position tables that are resized, and without classes: all buffer rows hold the
+    learned null embedding."""
 
     def __init__(self, spec: HarmonSpec, *, operations, attention: Attention, **factory):
-        super().__init__()
+        positions = spec.table**2
+        super().__init__(spec, spec.buffer + positions, operations=operations, attention=attention, **factory)
         self.spec = spec
-        layers = {"operations": operations, "attention": attention, **factory}
-        dim, positions = spec.dim, spec.buffer + spec.table**2
-
-        def norm() -> nn.Module:
-            return operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
-
-        self.fake_latent = empty_parameter(1, dim, **factory)
-        self.z_proj = operations.Linear(spec.head.channels, dim, **factory)
-        self.z_proj_ln = norm()
-        self.encoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
-        self.encoder_blocks = blocks(spec.encoder_depth, spec, **layers)
-        self.encoder_norm = norm()
-        self.decoder_embed = operations.Linear(dim, dim, **factory)
-        self.mask_token = empty_parameter(1, 1, dim, **factory)
-        self.decoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
-        self.decoder_blocks = blocks(spec.decoder_depth, spec, **layers)
-        self.decoder_norm = norm()
-        self.diffusion_pos_embed_learned = empty_parameter(1, spec.table**2, dim, **factory)
-        head = DiffusionHead(spec.head, operations=operations, device=factory["device"], dtype=torch.float32)
-        self.diffloss = nn.ModuleDict({"net": head})
+        self.fake_latent = empty_parameter(1, spec.dim, **factory)
+        self.diffusion_pos_embed_learned = empty_parameter(1, positions, spec.dim, **factory)
 
     def encode(self, tokens: Tensor, known: Tensor, grid: tuple[int, int]) -> Tensor:
         """tokens (B, L, C), known (B, K) positions -> [buffer, known] (B, buffer + K, D)."""
         x = self.z_proj(tokens.gather(1, known[..., None].expand(-1, -1, tokens.shape[-1])))
         buffer = self.fake_latent.to(x).expand(len(x), self.spec.buffer, -1)
-        x = self.z_proj_ln(torch.cat([buffer, x], dim=1) + self._rows(self.encoder_pos_embed_learned, known, grid, x))
-        for block in self.encoder_blocks:
-            x = block(x)
-        return self.encoder_norm(x)
+        x = torch.cat([buffer, x], dim=1) + self._rows(self.encoder_pos_embed_learned, known, grid, x)
+        return self.through_encoder(self.z_proj_ln(x))
 
     def decode(
         self,
@@ -222,9 +204,7 @@ class MaskedTransformer(nn.Module):
         hidden = self.mask_token.to(x).expand(len(x), masked.shape[1], -1) if canvas is None else pick(canvas, masked)
         x = torch.cat([x, hidden], dim=1)
         x = x + self._rows(self.decoder_pos_embed_learned, torch.cat([known, masked], dim=1), grid, x)
-        for block in self.decoder_blocks[:-1]:
-            x = block(x)
-        return self.decoder_norm(self.decoder_blocks[-1](x, rows))
+        return self.through_decoder(x, rows)
 
     def finish(self, decoded: Tensor, positions: Tensor, grid: tuple[int, int]) -> Tensor:
         """z (B, n, D) of decoder output at ``positions`` (B, n)."""

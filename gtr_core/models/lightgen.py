@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..diffusion.chain import DiffusionSpec
-from ..diffusion.head import DiffusionHead, HeadSpec
+from ..diffusion.head import HeadSpec
 from ..errors import GtRError
 from .latents import LatentSpec
 from .layers import Attention, Mlp, block_flops, blocks, empty_parameter, sdpa
+from .masked import MaskedAutoencoder
 from .model import Conditions, InParts, Model, Positions, pick
 from .position_tables import bicubic_weights, resized_table
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
@@ -220,8 +221,8 @@ class TextMemory:
         return TextMemory(tuple((part(k), part(v)) for k, v in self.text))
 
 
-class LightGen(Model):
-    """Text-free encoder and decoder over tokens, a cross-attention decoder that reads the text, a diffusion head.
+class LightGen(MaskedAutoencoder, Model):
+    """The masked autoencoder, which sees no text, and before its head a cross-attention decoder that reads the text.
 
     Everything before the cross-attention does not depend on the text, so it runs once for all guidance branches; the
     cross-attention blocks have no self-attention, so they run for the target positions only.
@@ -236,36 +237,19 @@ class LightGen(Model):
         device=None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        self.spec = spec
         factory = {"device": device, "dtype": dtype}
         layers = {"operations": operations, "attention": attention, **factory}
-        dim = spec.dim
-
-        def norm() -> nn.Module:
-            return operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
-
+        dim, positions = spec.dim, spec.table**2
+        super().__init__(spec, positions, **layers)
+        self.spec = spec
         self.text_emb = TextEmbedding(spec, **layers)
         self.fake_latent = empty_parameter(1, 1, dim, **factory)
-        self.z_proj = operations.Linear(spec.head.channels, dim, **factory)
-        self.z_proj_ln = norm()
-        self.encoder_pos_embed_learned = empty_parameter(1, spec.table**2, dim, **factory)
-        self.encoder_blocks = blocks(spec.encoder_depth, spec, **layers)
-        self.encoder_norm = norm()
-        self.decoder_embed = operations.Linear(dim, dim, **factory)
-        self.mask_token = empty_parameter(1, 1, dim, **factory)
-        self.decoder_pos_embed_learned = empty_parameter(1, spec.table**2, dim, **factory)
-        self.decoder_blocks = blocks(spec.decoder_depth, spec, **layers)
-        self.decoder_norm = norm()
         self.last_embed = operations.Linear(dim, dim, **factory)
-        self.last_pos_embed_learned = empty_parameter(1, spec.table**2, dim, **factory)
+        self.last_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
         self.cross_attn_blocks = nn.ModuleList(
             CrossBlock(dim, spec.heads, spec.mlp_ratio, spec.norm_eps, **layers) for _ in range(spec.cross_depth)
         )
-        self.cross_norm = norm()
-        self.diffloss = nn.ModuleDict(
-            {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)}
-        )
+        self.cross_norm = operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
 
     def embed(self, conditions: Conditions, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Text states (B, T, caption_dim) -> (B, T, D) each; None is the learned empty text."""
@@ -321,21 +305,14 @@ class LightGen(Model):
     def encode(self, tokens: Tensor, known: Tensor, grid: tuple[int, int]) -> Tensor:
         """tokens (B, L, C), known (B, K) positions -> (B, K, D); K may be 0."""
         x = self.embed_known(tokens, known, grid)
-        if not known.shape[1]:
-            return x
-        for block in self.encoder_blocks:
-            x = block(x)
-        return self.encoder_norm(x)
+        return self.through_encoder(x) if known.shape[1] else x
 
     def decode(
         self, encoded: Tensor, known: Tensor, masked: Tensor, grid: tuple[int, int], rows: slice = slice(None)
     ) -> Tensor:
         """encoded (B, K, D), masked (B, M) positions -> (B, K + M, D) after the last norm, in that order; the last
         block computes ``rows`` of it only."""
-        x = self.embed_masked(encoded, known, masked, grid)
-        for block in self.decoder_blocks[:-1]:
-            x = block(x)
-        return self.decoder_norm(self.decoder_blocks[-1](x, rows))
+        return self.through_decoder(self.embed_masked(encoded, known, masked, grid), rows)
 
     def decode_targets(self, tokens: Tensor, positions: Positions, grid: tuple[int, int]) -> Tensor:
         """Everything before the text: (B, T, D) at the targets."""

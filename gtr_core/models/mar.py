@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.chain import DiffusionSpec
-from ..diffusion.head import DiffusionHead, HeadSpec
+from ..diffusion.head import HeadSpec
 from ..errors import GtRError
 from .latents import DETOK, LatentSpec
-from .layers import Attention, block_flops, blocks, empty_parameter, sdpa
+from .layers import Attention, block_flops, empty_parameter, sdpa
+from .masked import MaskedAutoencoder
 from .model import Conditions, InParts, Model, Positions, at_all_positions, pick
 from .shapes import (
     HEADS_BY_WIDTH,
@@ -157,8 +158,8 @@ class EmbeddedLabels:
         return [branch[:1] if branch.stride(0) == 0 else branch for branch in self.rows]
 
 
-class MAR(Model):
-    """Encoder over known tokens, decoder over known and masked ones, diffusion head per token."""
+class MAR(MaskedAutoencoder, Model):
+    """The masked autoencoder with a class embedding in its buffer rows."""
 
     def __init__(
         self,
@@ -169,31 +170,12 @@ class MAR(Model):
         device=None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        self.spec = spec
         factory = {"device": device, "dtype": dtype}
-        layers = {"operations": operations, "attention": attention, **factory}
-        dim, positions = spec.dim, spec.buffer + spec.tokens
-
-        def norm() -> nn.Module:
-            return operations.LayerNorm(dim, eps=spec.norm_eps, **factory)
-
-        self.class_emb = operations.Embedding(spec.classes, dim, **factory)
-        self.fake_latent = empty_parameter(1, dim, **factory)
-        self.z_proj = operations.Linear(spec.head.channels, dim, **factory)
-        self.z_proj_ln = norm()
-        self.encoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
-        self.encoder_blocks = blocks(spec.encoder_depth, spec, **layers)
-        self.encoder_norm = norm()
-        self.decoder_embed = operations.Linear(dim, dim, **factory)
-        self.mask_token = empty_parameter(1, 1, dim, **factory)
-        self.decoder_pos_embed_learned = empty_parameter(1, positions, dim, **factory)
-        self.decoder_blocks = blocks(spec.decoder_depth, spec, **layers)
-        self.decoder_norm = norm()
-        self.diffusion_pos_embed_learned = empty_parameter(1, spec.tokens, dim, **factory)
-        self.diffloss = nn.ModuleDict(
-            {"net": DiffusionHead(spec.head, operations=operations, device=device, dtype=torch.float32)}
-        )
+        super().__init__(spec, spec.buffer + spec.tokens, operations=operations, attention=attention, **factory)
+        self.spec = spec
+        self.class_emb = operations.Embedding(spec.classes, spec.dim, **factory)
+        self.fake_latent = empty_parameter(1, spec.dim, **factory)
+        self.diffusion_pos_embed_learned = empty_parameter(1, spec.tokens, spec.dim, **factory)
 
     def embed_labels(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """labels (B,) int64, -1 = unconditional -> class embeddings (B, D) in ``dtype``."""
@@ -230,10 +212,7 @@ class MAR(Model):
 
     def encode(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
         """tokens (B, L, C), known (B, K) positions, condition (B, D) -> (B, buffer + K, D)."""
-        x = self.embed_known(tokens, known, condition)
-        for block in self.encoder_blocks:
-            x = block(x)
-        return self.encoder_norm(x)
+        return self.through_encoder(self.embed_known(tokens, known, condition))
 
     def decode(self, encoded: Tensor, known: Tensor, masked: Tensor, rows: slice = slice(None)) -> Tensor:
         """encoded (B, buffer + K, D), masked (B, M) positions -> (B, buffer + K + M, D) after the last norm.
@@ -241,10 +220,7 @@ class MAR(Model):
         Attention does not depend on the order of its rows, so the sequence is simply [buffer, known, masked]. The
         last block computes ``rows`` of it only.
         """
-        x = self.embed_masked(encoded, known, masked)
-        for block in self.decoder_blocks[:-1]:
-            x = block(x)
-        return self.decoder_norm(self.decoder_blocks[-1](x, rows))
+        return self.through_decoder(self.embed_masked(encoded, known, masked), rows)
 
     def embed_masked(self, encoded: Tensor, known: Tensor, masked: Tensor, *, buffer: bool = True) -> Tensor:
         """Decoder input [buffer, known, masked] of encoder output (B, buffer + K, D); without a buffer of (B, K, D)."""
