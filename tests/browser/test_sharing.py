@@ -81,7 +81,7 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, comf
     if update:
         front.page.evaluate(SET, {"seed": 4, "value": 4, "control_after_generate": "fixed"})
     else:
-        front.page.evaluate(SET, {"batch_size": 1, "class_list": ""})  # less to wait for
+        front.page.evaluate(SET, {"batch_size": 1, "class_list": "", "cfg": 1})  # less to wait for
     events = front.click_run(timeout=300)
     names = [name for name, _ in events]
     assert "execution_success" in names, events
