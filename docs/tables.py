@@ -52,8 +52,10 @@ GIB, MIB = 2**30, 2**20
 MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
 MANY = "generate-many --preset gtr-extreme --images 64 --shard 8 --batch 8 --manifest jsonl"
 STAGES = ("15-3", "10-6-2", "10-4-2-2", "8-3-3-2-2")
-# What writes docs/figures/NAME.json, with --json: a verb of `python -m gtr_core`, or another module after -m. A tuple
-# writes a list of results.
+# Torch, oneDNN and MKL keep to AVX2 where the processor has more.
+AVX2 = "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2"
+# What writes docs/figures/NAME.json, with --json: a verb of `python -m gtr_core`, or another module after -m. Before it
+# may stand environment variables. A tuple writes a list of results.
 COMMANDS: dict[str, str | tuple[str, ...]] = {
     "bench_demo": "bench --model demo --rounds 3 "
     "--presets origin,step-16,step-8,halton-16,disa-24,disa-16,lazymar,gtr-paper,gtr-full,gtr-extreme",
@@ -61,6 +63,7 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     + ",".join(f"{name}@bfloat16" for name in MAR_PRESETS.split(",")),
     "bench_recap": "bench --model mar-b --rounds 2 "
     "--presets reference,gtr-paper,gtr-paper+recap,gtr-paper@bfloat16,gtr-paper+recap@bfloat16",
+    "bench_avx2": f"{AVX2} bench --model mar-b --rounds 2 --presets reference,gtr-paper,gtr-paper+recap",
     "bench_lightgen": "bench --model lightgen --size 512x512 --cfg 4 --rounds 1 "
     "--presets lightgen-origin,gtr-lightgen,gtr-lightgen-fast,gtr-lightgen@bfloat16,gtr-lightgen-fast@bfloat16",
     "bench_harmon": "bench --model harmon-0.5b --rounds 1 "
@@ -94,8 +97,21 @@ GPU = Machine((torch.bfloat16, torch.float16, torch.float32))
 def commands(name: str) -> list[str]:
     """The commands behind a file of docs/figures, as the pages show them."""
     chosen = COMMANDS[name]
-    lines = (chosen,) if isinstance(chosen, str) else chosen
-    return [f"python {line}" if line.startswith("-m ") else f"python -m gtr_core {line}" for line in lines]
+    return list(map(whole_command, (chosen,) if isinstance(chosen, str) else chosen))
+
+
+def whole_command(line: str) -> str:
+    """A line of COMMANDS with its program behind its variables."""
+    variables, words = split_variables(line)
+    program = "python" if words[0] == "-m" else "python -m gtr_core"
+    return " ".join([*variables, program, *words])
+
+
+def split_variables(line: str) -> tuple[list[str], list[str]]:
+    """The words NAME=value before a command, and the command's own."""
+    words = line.split()
+    count = next(index for index, word in enumerate(words) if "=" not in word)
+    return words[:count], words[count:]
 
 
 class Missing(LookupError):
@@ -556,6 +572,9 @@ TABLES: dict[str, Callable[[], str]] = {
         "bench_recap",
         "Bars of the median seconds per image of MAR-B, the reference longest, shorter with ReCAP in both dtypes",
     ),
+    "bench-avx2": bench_dtypes(
+        "bench_avx2", "Bars of the seconds per image of MAR-B with AVX2, the reference longest, shorter with ReCAP"
+    ),
     "bench-lightgen": bench_dtypes(
         "bench_lightgen", "Bars of the seconds per image of LightGen, the original schedule longest"
     ),
@@ -626,12 +645,15 @@ def measure(name: str) -> None:
 
 
 def run(line: str) -> dict:
-    """What one command prints."""
-    words = [sys.executable, *line.split()[1:], "--json"]
+    """What one command prints, with the variables that stand before it in its own account of the command."""
+    variables, (_, *arguments) = split_variables(line)
+    words = [sys.executable, *arguments, "--json"]
     if "-o" in words:
         shutil.rmtree(ROOT / words[-2], ignore_errors=True)  # else the images of an earlier run would be counted
-    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+    changed = {**os.environ, **dict(variable.split("=", 1) for variable in variables)}
+    done = subprocess.run(words, cwd=ROOT, env=changed, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout)
+    return {**result, "command": " ".join([*variables, result["command"]])}
 
 
 def main() -> None:
