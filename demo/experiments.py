@@ -20,12 +20,13 @@ from gtr_core.cli.options import check_device
 from gtr_core.costs.bench import describe_machine
 from gtr_core.costs.flops import report
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
-from gtr_core.drawing.bars import write_chart
+from gtr_core.drawing.bars import Line, line_chart, write_chart
 from gtr_core.drawing.canvas import enlarge
 from gtr_core.drawing.heatmap import overlay
 from gtr_core.drawing.png import write_png
 from gtr_core.errors import GtRError
 from gtr_core.evaluation import tables
+from gtr_core.evaluation.classifier import load_classifier
 from gtr_core.evaluation.evaluate import Effort, Kept, Task, evaluate
 from gtr_core.evaluation.features import ImageFeatures, joined, load_reference
 from gtr_core.evaluation.files import EvaluationFiles
@@ -42,7 +43,7 @@ from gtr_core.plans.presets import preset
 from gtr_core.plans.schedule import SCOPES, Schedule
 from gtr_core.sampling.recap import ReCAP
 
-from . import figures, observations, runs
+from . import data, figures, misplaced, observations, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, WORK = ROOT / "docs" / "quality", ROOT / "demo" / "runs" / "quality"
@@ -302,6 +303,61 @@ def observe(count: int, redraws: int) -> dict:
     return result
 
 
+def misplace(count: int, seeds: int) -> dict:
+    """How many tokens do not fit their image, and how much was known when they were drawn: original and GtR."""
+    evaluation, judge = FILES.open("cpu"), load_classifier(DEMO_JUDGE)
+    model, vae = evaluation.model, evaluation.vae
+    labels, methods = torch.arange(count) % model.spec.classes, {}
+    for name in ("origin", "gtr-paper"):
+        found = []
+        for seed in range(seeds):
+            images, plan = misplaced.drawn_by(
+                model, vae, Method(preset(name)), labels, seed * count, evaluation.runtime
+            )
+            found.append(misplaced.by_known(misplaced.misfits(images, judge) > misplaced.LIMIT, plan))
+        methods[name] = {
+            "per_image": vars(interval([float(one.per_image.float().mean()) for one in found])),
+            "clean": vars(interval([float((one.per_image == 0).float().mean()) for one in found])),
+            "steps": [
+                {
+                    "known_below": limit,
+                    "tokens_per_image": found[0].drawn[k] / count,
+                    "share": vars(interval([one.misplaced[k] / one.drawn[k] for one in found])),
+                }
+                for k, limit in enumerate(misplaced.CLASSES)
+                if found[0].drawn[k]
+            ],
+        }
+    real, _ = data.images(labels, runs.step_generator(14, 0))
+    with torch.no_grad():
+        decoded = torch.cat([vae.decode(vae.moments(image[None])[0]).clamp(-1, 1) for image in real])
+    return {
+        "experiment": "misplaced",
+        "images": count,
+        "seeds": seeds,
+        "limit": misplaced.LIMIT,
+        "real_per_image": float((misplaced.misfits(decoded, judge) > misplaced.LIMIT).sum(1).float().mean()),
+        "methods": methods,
+        "command": f"python -m demo.experiments misplaced --images {count} --seeds {seeds}",
+    }
+
+
+def plot_misplaced(result: dict) -> None:
+    """Per cent misplaced over known tokens, one line per method; shares of 0 are left out."""
+    lines = [
+        Line(
+            name,
+            [
+                (step["known_below"], 100 * step["share"]["mean"])
+                for step in method["steps"]
+                if step["share"]["mean"] > 0
+            ],
+        )
+        for name, method in result["methods"].items()
+    ]
+    write_chart(OUTPUT / "misplaced.png", line_chart(lines, "known tokens, fewer than", "% misplaced"))
+
+
 def heat(count: int) -> np.ndarray:
     """Where FTS spends its extra diffusion steps: images of the first classes with their heat maps below them."""
     evaluation, own, spent = EXACT.open("cpu"), fts().methods[1], []
@@ -327,7 +383,7 @@ def _tell(task: Task, done: int, total: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*EXPERIMENTS, "observations", "heat", "page"))
+    parser.add_argument("what", choices=(*EXPERIMENTS, "observations", "misplaced", "heat", "page"))
     parser.add_argument("--images", type=int, default=300, help="images per method and seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -349,6 +405,9 @@ def main() -> None:
         return write_png(OUTPUT / "heat.png", heat(6))
     if options.what == "observations":
         result = observe(options.images, options.redraws)
+    elif options.what == "misplaced":
+        result = misplace(options.images, options.seeds)
+        plot_misplaced(result)
     else:
         seeds = range(options.first_seed, options.first_seed + options.seeds)
         pool = WorkerPool(workers=options.workers, device=options.device)

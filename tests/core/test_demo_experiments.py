@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -62,3 +63,26 @@ def test_real_images_are_redrawn_from_both_halves(experiments: ModuleType) -> No
     result = experiments.observe(2, 2)
     assert set(result["spread"]) == {"checkerboard", "upper half"} and set(result["change"]) == {32, 96}
     assert all(figure["mean"] > 0 for found in result["change"].values() for figure in found.values())
+
+
+def test_a_foreign_token_is_misplaced_and_counted_where_it_was_drawn(experiments: ModuleType) -> None:
+    misplaced, data = experiments.misplaced, experiments.data
+    images, _ = data.images(torch.arange(4), torch.Generator().manual_seed(1))
+    changed = images.clone()
+    changed[:, :, 16:24, 40:48] = 1 - images[:, :, 16:24, 40:48].roll(1, dims=1)  # the token in row 2, column 5
+    judge = experiments.load_classifier(experiments.DEMO_JUDGE)
+    assert misplaced.misfits(images, judge).max() < 0.01
+    found = misplaced.misfits(changed, judge) > misplaced.LIMIT
+    assert found.nonzero().tolist() == [[k, 2 * 16 + 5] for k in range(4)]
+    plan = experiments.make_plan(experiments.Method(experiments.preset("gtr-extreme")), (16, 16), range(4))
+    counted = misplaced.by_known(found, plan)
+    assert sum(counted.drawn) == 4 * 256 and sum(counted.misplaced) == 4 and counted.per_image.tolist() == [1] * 4
+
+
+def test_misplaced_tokens_end_in_shares_and_a_plot(experiments: ModuleType) -> None:
+    result = experiments.misplace(1, 1)
+    assert set(result["methods"]) == {"origin", "gtr-paper"} and result["real_per_image"] < 1
+    for method in result["methods"].values():
+        assert sum(step["tokens_per_image"] for step in method["steps"]) == 256
+    experiments.plot_misplaced(result)
+    assert (experiments.OUTPUT / "misplaced.png").is_file()
