@@ -317,7 +317,8 @@ def misplaced(result: dict | None, folder: str) -> list[str]:
         f"{_interval(own['per_image'])}, and {_percent(origin['clean'])} and {_percent(own['clean'])} of the images "
         f"have none. Real images behind the VAE have {result['real_per_image']:.2g}.\n"
         f"- `gtr-paper` misplaces {early} of the tokens that it draws while fewer than 8 are known, and {late} of "
-        f"those that it draws once 32 are known. {few} of all misplaced tokens are drawn while fewer than 16 are known.\n"
+        f"those that it draws once 32 are known. {few} of all misplaced tokens are drawn while fewer than 16 are "
+        "known.\n"
         f"- Of the half that it draws in the last two AR steps, {end} are misplaced. So mistakes come from the first "
         "AR steps, which are small in GtR, and hardly from its reconstruction.",
         f"n = {result['seeds']} × {result['images']}. `{result['command']}` wrote "
