@@ -67,6 +67,7 @@ def test_dropping_the_image_brings_the_graph_back(front: FrontEnd, comfy_base: P
     workflow = read(WORKFLOWS / "demo.json")
     front.open()
     front.load(workflow)
+    front.set_widgets({"batch_size": 1, "preset": "gtr-extreme"})
     front.click_run()
     saved = max((comfy_base / "output").rglob("*.png"), key=lambda path: path.stat().st_mtime_ns)
     front.load({"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": []})

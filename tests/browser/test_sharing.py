@@ -22,8 +22,6 @@ PICTURES = """() => window.app.graph._nodes.filter(n => ['SaveImage', 'PreviewIm
     .includes(n.type)).map(n => (n.imgs ?? []).filter(i => i.naturalWidth > 0).length)"""
 CUT = """() => window.app.graph._nodes.flatMap(n => (n.widgets ?? []).filter(w => w.name === 'gtr_report')
     .map(w => w.element)).filter(e => e.scrollHeight > e.clientHeight).map(e => e.textContent)"""
-SET = """values => { for (const n of window.app.graph._nodes) for (const w of n.widgets ?? [])
-    if (w.name in values) w.value = values[w.name]; }"""
 
 
 def ids(paths: list[Path]) -> list[str]:
@@ -79,9 +77,9 @@ def test_found_in_the_template_browser_and_run(front: FrontEnd, path: Path, comf
         return
     front.assert_shows(workflow)
     if update:
-        front.page.evaluate(SET, {"seed": 4, "value": 4, "control_after_generate": "fixed"})
+        front.set_widgets({"seed": 4, "value": 4, "control_after_generate": "fixed"})
     else:
-        front.page.evaluate(SET, {"batch_size": 1, "class_list": "", "cfg": 1})  # less to wait for
+        front.set_widgets({"batch_size": 1, "class_list": "", "cfg": 1})  # less to wait for
     events = front.click_run(timeout=300)
     names = [name for name, _ in events]
     assert "execution_success" in names, events
@@ -234,7 +232,7 @@ def test_the_report_is_seen_in_nodes_2(front: FrontEnd) -> None:
     front.open()
     with front.setting("Comfy.VueNodes.Enabled", True):
         front.load(read_json(WORKFLOWS / "demo.json"))
-        front.page.evaluate(SET, {"batch_size": 1, "class_list": "", "preset": "gtr-extreme"})
+        front.set_widgets({"batch_size": 1, "class_list": "", "preset": "gtr-extreme"})
         front.page.locator("[data-node-id]").first.wait_for(timeout=40_000)
         front.fit()
         events = front.click_run(timeout=300)

@@ -29,8 +29,9 @@ INTERRUPTS = 8
 
 
 def demo(seed: int = 7, **changes: Any) -> dict[str, Any]:
-    """The demo workflow with few steps and changed inputs, as n5_steps="2, 1"."""
+    """The demo workflow with two images, few steps and changed inputs, as n5_steps="2, 1"."""
     graph = json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding="utf-8"))
+    graph["4"]["inputs"]["batch_size"] = 2
     graph["5"]["inputs"].update(
         preset="custom", steps="4, 2, 1", diffusion_start=8, diffusion_end=6, diffusion_reconstruction=6
     )

@@ -175,6 +175,14 @@ class FrontEnd:
             [node_type, widget],
         )
 
+    def set_widgets(self, values: dict[str, Any]) -> None:
+        """Give every widget of these names its value."""
+        self.page.evaluate(
+            """values => { for (const n of window.app.graph._nodes) for (const w of n.widgets ?? [])
+            if (w.name in values) w.value = values[w.name]; }""",
+            values,
+        )
+
     @contextmanager
     def setting(self, name: str, value: Any) -> Iterator[None]:
         """Change a setting of the page's user for a while."""
