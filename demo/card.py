@@ -145,7 +145,9 @@ The MAR's rate fell once before the end, from step 2730 to 3900, because the run
 run follows the plan.
 
 Sprites stay upright and their places are whole tokens, so that every edge of a sprite falls on the tokens in few ways.
-A small model learns this up to a misplaced token here and there. Tilted sprites were tried for 100,000 images only.
+A small model learns this up to a misplaced token here and there
+([where they come from](../docs/quality.md#where-misplaced-tokens-come-from)).
+Tilted sprites were tried for 100,000 images only.
 
 ![Training loss over the number of images, eps error and variational term](loss.png)
 

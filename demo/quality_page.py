@@ -320,7 +320,7 @@ def misplaced(result: dict | None, folder: str) -> list[str]:
         f"those that it draws once 32 are known. {few} of all misplaced tokens are drawn while fewer than 16 are "
         "known.\n"
         f"- Of the half that it draws in the last two AR steps, {end} are misplaced. So mistakes come from the first "
-        "AR steps, which are small in GtR, and hardly from its reconstruction.",
+        "AR steps, which are small in GtR, and little from its reconstruction.",
         f"n = {result['seeds']} × {result['images']}. `{result['command']}` wrote "
         f"[misplaced.json]({folder}/misplaced.json).",
     ]

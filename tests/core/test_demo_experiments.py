@@ -69,7 +69,7 @@ def test_a_foreign_token_is_misplaced_and_counted_where_it_was_drawn(experiments
     misplaced, data = experiments.misplaced, experiments.data
     images, _ = data.images(torch.arange(4), torch.Generator().manual_seed(1))
     changed = images.clone()
-    changed[:, :, 16:24, 40:48] = 1 - images[:, :, 16:24, 40:48].roll(1, dims=1)  # the token in row 2, column 5
+    changed[:, :, 16:24, 40:48] = -images[:, :, 16:24, 40:48].sign()  # the token in row 2, column 5
     judge = experiments.load_classifier(experiments.DEMO_JUDGE)
     assert misplaced.misfits(images, judge).max() < 0.01
     found = misplaced.misfits(changed, judge) > misplaced.LIMIT
