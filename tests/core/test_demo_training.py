@@ -37,6 +37,7 @@ def demo() -> SimpleNamespace:
     return SimpleNamespace(**found)
 
 
+@pytest.mark.slow
 def test_training_resumes_bitwise(demo, tmp_path):
     """Four steps at once, and twice two, end in the same weights."""
     generator = torch.Generator().manual_seed(0)

@@ -116,6 +116,7 @@ def test_data_of_evaluations_stays_out_of_the_archive(packed: Path) -> None:
     assert sum(path.stat().st_size for path in packed.rglob("*") if path.is_file()) < MEGABYTES * 2**20 * 1.1
 
 
+@pytest.mark.slow
 def test_the_library_and_nothing_else_is_installed(packed: Path, installed: Path) -> None:
     assert files(installed / "gtr_core") == files(packed / "gtr_core")
     others = {path.name for path in installed.iterdir()} - {"gtr_core", "bin", "__pycache__"}

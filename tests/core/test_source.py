@@ -79,6 +79,7 @@ class C:
     assert imports_outside_functions(ast.parse(source)) == {"matplotlib", "typing", "one", "two"}
 
 
+@pytest.mark.slow
 def test_every_module_of_the_core_can_be_imported_without_what_is_optional():
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in CORE]
     names = [name for name in names if name.rpartition(".")[2] not in {*KERNELS, "__main__"}]

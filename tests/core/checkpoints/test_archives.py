@@ -69,6 +69,7 @@ def test_a_legacy_file_that_is_not_aligned_is_read(tmp_path):
     assert all(torch.equal(found[name].load(), t) for name, t in content.items())
 
 
+@pytest.mark.slow
 def test_a_file_of_more_entries_than_the_old_directory_counts(tmp_path):
     """70,000 storages: the directory's own end record is of the larger kind."""
     path = tmp_path / "x.pth"

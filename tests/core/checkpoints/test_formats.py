@@ -132,6 +132,7 @@ def test_places_without_a_file_are_named(refusal, tmp_path):
         assert "not a file but a device or a pipe" in refusal(tmp_path / "pipe")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="permissions are another thing here")
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_missing_permission_is_called_so(suffix, tmp_path):

@@ -22,6 +22,7 @@ def test_bench_compares_presets_with_the_first(run, tmp_path):
     assert first["processor_ratio"] == 1 and first["processor_seconds"] > 0
 
 
+@pytest.mark.slow
 @needs("matplotlib", "eval")
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_bench_draws_a_chart(suffix, run, tmp_path):
@@ -30,6 +31,7 @@ def test_bench_draws_a_chart(suffix, run, tmp_path):
     assert (tmp_path / f"b.{suffix}").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_preset_can_have_a_dtype_of_its_own(run):
     facts = run("bench", "--model", "demo", "--presets", "gtr-extreme,gtr-extreme@bfloat16", "--rounds", 1)
     assert [row["dtype"] for row in facts["rows"]] == ["float32", "bfloat16"]

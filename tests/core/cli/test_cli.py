@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow
 def test_the_library_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "gtr_core", "schedule", "--preset", "gtr-full", "--json"],

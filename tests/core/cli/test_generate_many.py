@@ -46,6 +46,7 @@ def test_the_manifest_has_a_row_per_image(single):
     assert len({row["sha256"] for row in rows}) == 6 and {row["file"] for row in rows} <= set(single)
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_made(model_options, run, tmp_path):
     """After a stop, a damaged image, a deleted one, a damaged record, other settings, and more images."""
     arguments = ["generate-many", *model_options, *QUICK, *SIX, "-o", tmp_path]

@@ -88,6 +88,7 @@ def test_generate_many_takes_prompts_in_turn(run, settings, files, tmp_path):
     assert run("generate-many", *FAST, *settings, *many)["made"] == 3
 
 
+@pytest.mark.slow
 def test_info_bench_and_flops_know_it(run, files):
     facts = run("info", files["model"])
     assert (facts["family"], facts["variant"], facts["image"]) == ("Harmon", "spoken", [128, 128])

@@ -102,6 +102,7 @@ def test_the_manifest_has_a_row_per_image(job):
     assert len({row["sha256"] for row in rows}) == 6 and {row["file"] for row in rows} <= set(contents(job.output))
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_made(job):
     """After a stop, a damaged image, a deleted one, a damaged record, other settings, and more images."""
 
@@ -120,6 +121,7 @@ def test_only_what_is_missing_is_made(job):
     assert made(replace(job, images=2, method=replace(METHOD, guidance=Guidance(2.0)))) == 2
 
 
+@pytest.mark.slow
 def test_pieces_are_counted_as_they_come(job):
     seen = []
     make(replace(job, images=2))
