@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gtr_core.cli.options import check_device
 from gtr_core.costs.bench import describe_machine
@@ -303,18 +304,23 @@ def observe(count: int, redraws: int) -> dict:
     return result
 
 
+@torch.no_grad()
 def misplace(count: int, seeds: int) -> dict:
     """How many tokens do not fit their image, and how much was known when they were drawn: original and GtR."""
     evaluation, judge = FILES.open("cpu"), load_classifier(DEMO_JUDGE)
     model, vae = evaluation.model, evaluation.vae
     labels, methods = torch.arange(count) % model.spec.classes, {}
+
+    def misfitting(latents: Tensor) -> Tensor:
+        images = torch.cat([vae.decode(latent[None]).clamp(-1, 1) for latent in latents])
+        return misplaced.misfits(images, judge) > misplaced.LIMIT
+
     for name in ("origin", "gtr-paper"):
-        found = []
-        for seed in range(seeds):
-            images, plan = misplaced.drawn_by(
-                model, vae, Method(preset(name)), labels, seed * count, evaluation.runtime
-            )
-            found.append(misplaced.by_known(misplaced.misfits(images, judge) > misplaced.LIMIT, plan))
+        own, found = Method(preset(name)), []
+        for first in range(0, seeds * count, count):
+            plan = make_plan(own, model.spec.grid, image_seeds(first, count))
+            latents = generate_latents(model, own, labels, first, runtime=evaluation.runtime)
+            found.append(misplaced.by_known(misfitting(latents), plan))
         methods[name] = {
             "per_image": vars(interval([float(one.per_image.float().mean()) for one in found])),
             "clean": vars(interval([float((one.per_image == 0).float().mean()) for one in found])),
@@ -329,14 +335,13 @@ def misplace(count: int, seeds: int) -> dict:
             ],
         }
     real, _ = data.images(labels, runs.step_generator(14, 0))
-    with torch.no_grad():
-        decoded = torch.cat([vae.decode(vae.moments(image[None])[0]).clamp(-1, 1) for image in real])
+    encoded = torch.cat([vae.encode(image[None]) for image in real])
     return {
         "experiment": "misplaced",
         "images": count,
         "seeds": seeds,
         "limit": misplaced.LIMIT,
-        "real_per_image": float((misplaced.misfits(decoded, judge) > misplaced.LIMIT).sum(1).float().mean()),
+        "real_per_image": float(misfitting(encoded).sum(1).float().mean()),
         "methods": methods,
         "command": f"python -m demo.experiments misplaced --images {count} --seeds {seeds}",
     }

@@ -7,15 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gtr_core.device import Runtime
 from gtr_core.evaluation.classifier import Classifier
-from gtr_core.models import Model
-from gtr_core.models.latents import tokens_to_latent
-from gtr_core.models.vae import KLVAE
-from gtr_core.noise import SeededNoise, image_seeds
-from gtr_core.plans.method import Method
-from gtr_core.plans.plan import Plan, make_plan
-from gtr_core.sampling.sampler import sample
+from gtr_core.plans.plan import Plan
 
 from . import data
 
@@ -75,19 +68,6 @@ def bases(images: Tensor, judge: Classifier) -> Tensor:
         parts[:, 2 * colour + 1, colour] = (ground * height)[:, 0]
     parts[:, 6] = sprite
     return parts.flatten(2).mT
-
-
-@torch.no_grad()
-def drawn_by(
-    model: Model, vae: KLVAE, method: Method, labels: Tensor, seed: int, runtime: Runtime
-) -> tuple[Tensor, Plan]:
-    """Images (n, 3, SIZE, SIZE) in [-1, 1] of one batch, and the plan that drew them; image k has the seed
-    ``seed + k``."""
-    seeds, spec = image_seeds(seed, len(labels)), model.spec
-    plan = make_plan(method, spec.grid, seeds)
-    tokens = sample(model, plan, labels, SeededNoise(seeds, spec.head.channels), runtime=runtime)
-    latents = tokens_to_latent(tokens, plan.grid, spec.latent)
-    return torch.cat([vae.decode(latent[None]).clamp(-1, 1) for latent in latents]), plan
 
 
 def by_known(found: Tensor, plan: Plan) -> ByKnown:
