@@ -28,7 +28,7 @@ from gtr_core.drawing.png import write_png
 from gtr_core.errors import GtRError
 from gtr_core.evaluation import tables
 from gtr_core.evaluation.classifier import load_classifier
-from gtr_core.evaluation.evaluate import Effort, Kept, Task, evaluate
+from gtr_core.evaluation.evaluate import Effort, Kept, Task, check_amount, evaluate
 from gtr_core.evaluation.features import ImageFeatures, joined, load_reference
 from gtr_core.evaluation.files import EvaluationFiles
 from gtr_core.evaluation.metrics import frechet, interval
@@ -398,9 +398,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of the experiments with a table")
     options = parser.parse_args()
     try:
-        check_device(options.device)
+        conduct(options)
     except GtRError as error:
         parser.error(str(error))
+
+
+def conduct(options: argparse.Namespace) -> None:
+    """Run what was asked for, and write its files. Raises GtRError for options that cannot be used."""
+    check_device(options.device)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    check_amount(options.images, seeds)
     torch.set_num_threads(1)
     if options.what == "page":
         from .quality_page import write_page
@@ -414,7 +421,6 @@ def main() -> None:
         result = misplace(options.images, options.seeds)
         plot_misplaced(result)
     else:
-        seeds = range(options.first_seed, options.first_seed + options.seeds)
         pool = WorkerPool(workers=options.workers, device=options.device)
         result = run(options.what, options.images, seeds, options.batch, pool)
         plot(result)
