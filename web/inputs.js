@@ -29,15 +29,26 @@ function showCounted(node) {
     const [choice, ...settings] = node.widgets;
     const counted = COUNTED[node.comfyClass](choice.value);
     const wired = (name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
-    const taller = node.size[1] - node.computeSize()[1];
     for (const widget of settings) {
         const unused = counted !== null && !counted.includes(widget.name);
         const changed = wired(widget.name) || widget.value !== declared(node, widget.name);
         set(widget, unused && !changed, unused && !wired(widget.name));
         widget.options.advanced = false; // what counts is shown, without a button for more
     }
-    if (!app.configuringGraph) node.setSize([node.size[0], node.computeSize()[1] + Math.max(0, taller)]);
     node.graph?.setDirtyCanvas(true, true);
+}
+
+/** The same, and the node gets as much higher or lower as its widgets do. */
+function refit(node) {
+    const free = node.size[1] - node.computeSize()[1];
+    showCounted(node);
+    node.setSize([node.size[0], node.computeSize()[1] + Math.max(0, free)]);
+}
+
+/** The same for values and a size that were stored together: nothing grows by being loaded or pasted. */
+function showStored(node) {
+    showCounted(node);
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
 }
 
 /** The node that feeds an input, through reroutes and out of subgraphs' inputs. */
@@ -97,8 +108,13 @@ app.registerExtension({
     name: "gtr-mar.inputs",
     nodeCreated(node) {
         if (node.comfyClass in COUNTED) {
-            onChange(node, () => showCounted(node));
-            showCounted(node);
+            onChange(node, () => refit(node));
+            refit(node);
+            const before = node.onConfigure;
+            node.onConfigure = function (...stored) {
+                before?.apply(this, stored);
+                showStored(this);
+            };
         }
         if (node.comfyClass === "GtR_LoadMAR") onChange(node, switchModel);
         if (node.comfyClass === "GtR_ClassCondition") {
@@ -109,9 +125,6 @@ app.registerExtension({
                 if (!app.configuringGraph) setTimeout(switchModel);
             };
         }
-    },
-    loadedGraphNode(node) {
-        if (node.comfyClass in COUNTED) showCounted(node);
     },
     afterConfigureGraph: follow,
 });

@@ -42,6 +42,7 @@ function show(node, text) {
     }
     widget.element.textContent = text;
     const [width, height] = node.computeSize();
+    node.gtrGrown = (node.gtrGrown ?? 0) + Math.max(0, height - node.size[1]);
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
 }
 
@@ -122,6 +123,12 @@ app.registerExtension({
             const text = [].concat(output.text).join("\n");
             show(this, text);
             keep(this, text);
+        };
+        // A workflow holds the node without its report, and the node as high as it was without one.
+        const stored = node.onSerialize;
+        node.onSerialize = function (data) {
+            stored?.call(this, data);
+            if (this.gtrGrown) data.size = [data.size[0], data.size[1] - this.gtrGrown];
         };
     },
     loadedGraphNode(node) {

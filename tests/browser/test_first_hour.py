@@ -33,6 +33,14 @@ WIDGETS = """type => window.app.graph._nodes.find(n => n.type === type).widgets
 SHOWN = """([type, names]) => { const node = window.app.graph._nodes.find(n => n.type === type);
     const text = document.querySelector(`[data-node-id='${node.id}']`).innerText;
     return names.filter(name => text.includes(name)); }"""
+ALONE = """type => { const graph = window.app.graph; graph.clear(); graph.add(window.LiteGraph.createNode(type)); }"""
+SIZES = "() => window.app.graph.serialize().nodes.map(node => [node.type, node.size[1]])"
+LOAD_AGAIN = "async () => { await window.app.loadGraphData(window.app.graph.serialize()); }"
+# As Ctrl-C and Ctrl-V do it, without the clipboard that a page may not read.
+CLONE = """type => { const graph = window.app.graph, node = graph._nodes.find(n => n.type === type);
+    const twin = node.clone(); graph.add(twin); const same = [node, twin].map(n => [n.size[1],
+        n.widgets.filter(w => !w.hidden).map(w => w.name)]);
+    graph.remove(twin); return same; }"""
 REPORTS = """count => window.app.graph._nodes.filter(n =>
     (n.widgets ?? []).some(w => w.name === 'gtr_report' && w.element.textContent)).length === count"""
 COMMAND = "name => window.app.extensionManager.command.execute(name)"
@@ -62,6 +70,7 @@ def test_the_report_stays_after_another_tab_and_a_reload(front: FrontEnd) -> Non
         drawn = len(front.nodes())
         change(front, "GtR_EmptyLatent", "batch_size", 1)
         change(front, "GtR_Scheduler", "preset", "gtr-extreme")
+        low = sampler_height(front)
         assert "execution_success" in [name for name, _ in front.click_run()]
         (report,) = front.widget_texts("GtR_Sampler", "gtr_report")
         for command, count in (("Comfy.NewBlankWorkflow", 0), ("Workspace.PreviousOpenedWorkflow", drawn)):
@@ -69,9 +78,20 @@ def test_the_report_stays_after_another_tab_and_a_reload(front: FrontEnd) -> Non
             front.page.wait_for_function("n => window.app.graph._nodes.length === n", arg=count, timeout=20_000)
         assert front.widget_texts("GtR_Sampler", "gtr_report") == [report]
         front.page.wait_for_timeout(1500)  # the page saves what is open a moment after the last change
+        high = sampler_height(front)
         front.open()
         front.page.wait_for_function("n => window.app.graph._nodes.length === n", arg=drawn, timeout=20_000)
         assert front.widget_texts("GtR_Sampler", "gtr_report") == [report]
+        assert sampler_height(front) == high
+        change(front, "GtR_Sampler", "cfg", 3.5)
+        front.page.evaluate(LOAD_AGAIN)
+        assert front.widget_texts("GtR_Sampler", "gtr_report") == []
+        assert sampler_height(front) == low, "a report that is not shown takes no room"
+
+
+def sampler_height(front: FrontEnd) -> float:
+    return next(node.size[1] for node in front.nodes() if node.type == "GtR_Sampler")
+
 
 
 def test_a_template_opened_again_shows_no_report(front: FrontEnd) -> None:
@@ -125,6 +145,28 @@ def test_what_a_preset_ignores_is_folded_away(front: FrontEnd, nodes_2: bool) ->
         if nodes_2:
             front.page.wait_for_timeout(1000)
             assert front.page.evaluate(SHOWN, ["GtR_Scheduler", ["partition", "rates", "steps"]]) == ["steps"]
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes-2"])
+def test_nothing_grows_when_a_graph_is_loaded_again(front: FrontEnd, nodes_2: bool) -> None:
+    """With every choice that shows other widgets than the default does."""
+    front.open()
+    choices = [("GtR_Scheduler", "preset", "custom"), ("GtR_Redraw", "redraw", "denoise")]
+    choices += [("GtR_BaselineScheduler", "method", name) for name in ("disa", "origin")]
+    with front.setting("Comfy.VueNodes.Enabled", nodes_2):
+        for node_type, name, value in choices:
+            front.page.evaluate(ALONE, node_type)
+            change(front, node_type, name, value)
+            seen, sizes = counted(front, node_type), []
+            for _ in range(3):
+                front.page.wait_for_timeout(700 if nodes_2 else 0)  # there the page measures a moment later
+                sizes.append(front.page.evaluate(SIZES))
+                front.page.evaluate(LOAD_AGAIN)
+                assert counted(front, node_type) == seen
+            settled = sizes[1:] if nodes_2 else sizes  # and stores what it measured
+            assert all(size == settled[0] for size in settled), f"{node_type} with {value}: {sizes}"
+            node, twin = front.page.evaluate(CLONE, node_type)
+            assert node == twin, f"a copy of {node_type} with {value}"
 
 
 def test_an_error_says_its_line_on_the_page(front: FrontEnd) -> None:
