@@ -463,7 +463,7 @@ def int8() -> str:
     return (
         f"On {machine(result)}, products of MAR-B's sizes run {min(gains):.2f} to {max(gains):.2f} times as fast as "
         f"in bf16, with {max(errors):.1f} times the rounding error. An image of MAR-B by `gtr-paper` takes "
-        f"{digits(ran['int8'])} s, in bf16 {digits(ran['bfloat16'])} s. On an earlier demo model the Fréchet "
+        f"{digits(ran['int8'])} s, in bf16 {digits(ran['bfloat16'])} s. On the demo model the Fréchet "
         f"distance changes by {distance} and the share of coherent images by {coherence} points"
     )
 

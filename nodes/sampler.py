@@ -37,7 +37,16 @@ class Sampler(io.ComfyNode):
             category="GtR/sampling",
             description="Decodes the tokens of a masked autoregressive model by a schedule. Image k of a batch is the "
             "image of seed + k, whatever the batch size. A latent with a noise mask keeps its other tokens.",
-            search_aliases=["gtr", "mar sampler", "ksampler", "k-sampler", "generate", "t2i", "inpaint"],
+            search_aliases=[
+                "gtr",
+                "mar sampler",
+                "masked autoregressive",
+                "ksampler",
+                "k-sampler",
+                "generate",
+                "t2i",
+                "inpaint",
+            ],
             inputs=[
                 MarModel.Input("model", tooltip="The model that draws, from one of the loaders of this pack."),
                 io.Conditioning.Input(

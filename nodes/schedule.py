@@ -60,6 +60,7 @@ class Scheduler(io.ComfyNode):
                 "sigmas",
                 "steps",
                 "preset",
+                "gtr-paper",
             ],
             inputs=[
                 io.Combo.Input(

@@ -107,12 +107,15 @@ def run(options: Options) -> None:
         )
     if options.figure:
         write_chart(options.figure, _draw(result))
-    what = "1 set" if options.folder else f"{options.seeds} seed{'s' * (options.seeds != 1)}"
+    if options.folder or options.seeds == 1:
+        what = "1 set" if options.folder else "1 seed"
+    else:
+        what = f"mean ± half of the 95 % interval over {options.seeds} seeds"
     lines = [tables.markdown(result)]
     if "floor_missing" in result:
         lines.append(f"no row of real images: {result['floor_missing']}")
     lines.append(
-        f"{result['model']}, mean ± half of the 95 % interval over {what} of {result['images']} images"
+        f"{result['model']}, {what} of {result['images']} images"
         + ("" if options.folder else "; speed-up in FLOPs against the origin")
     )
     if "note" in result:

@@ -408,7 +408,7 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError):
         usable = False
     if not usable:
-        raise GtRError(f"device '{device}' cannot be used here: expected cpu or an available accelerator")
+        raise GtRError(f"device '{device}' cannot be used here: give an available accelerator, or --device cpu")
 
 
 def add_worker_options(sub: Parser) -> None:

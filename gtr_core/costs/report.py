@@ -41,6 +41,8 @@ def run_report(
                 f"evaluations, {sum(flops[k] for k in indices) / 1e12:.3g} TFLOPs, "
                 f"{sum(seconds[k] for k in indices):.2f} s"
             )
+    if method.schedule.order == "gtr" and plan.schedule.stages == 1:
+        lines.append("a single stage reconstructs nothing: GtR has at least two, such as 24, 6, 2 AR steps")
     if method.fts is not None and not any(step.reconstruction for step in plan.steps):
         lines.append("FTS has no effect: the schedule has no reconstruction stage")
     if method.cache is not None:

@@ -93,7 +93,6 @@ def sampler_height(front: FrontEnd) -> float:
     return next(node.size[1] for node in front.nodes() if node.type == "GtR_Sampler")
 
 
-
 def test_a_template_opened_again_shows_no_report(front: FrontEnd) -> None:
     """Every copy of a template has the same ids, and the report belongs to the one that was run."""
     front.open("demo")
@@ -199,6 +198,9 @@ def test_the_search_finds_what_is_meant(front: FrontEnd) -> None:
     front.search_nodes(500, 400)
     front.page.keyboard.type("class to image", delay=30)
     front.page.get_by_role("option").get_by_text("Class Label (MAR)", exact=True).wait_for(timeout=20_000)
+    front.page.keyboard.press("ControlOrMeta+A")
+    front.page.keyboard.type("masked autoregressive", delay=30)
+    front.page.get_by_role("option").get_by_text("GtR Sampler", exact=True).wait_for(timeout=20_000)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from typing import Any
 
 import gtr_pack.gtr_core as gtr
 import pytest
+import torch
 from gtr_pack.gtr_core import cli
 from gtr_pack.gtr_core.evaluation.evaluate import FEWEST_IMAGES
+from gtr_pack.gtr_core.evaluation.fid import read_statistics
 from gtr_pack.gtr_core.plans.presets import PRESETS
 from PIL import Image
 
@@ -138,6 +140,20 @@ def test_the_evaluation_page_names_every_model_and_its_files() -> None:
     for line in lines:
         options = cli.parsed(shlex.split(line))
         assert (options.metrics, options.seeds, options.cfg_schedule, options.temperature) == ("fid,is", 1, "linear", 1)
+
+
+def test_the_random_files_of_the_evaluation_page_are_of_their_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = PYTHON.findall((ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8"))
+    for words, other in {**STAND_INS, 'published_specs()["mar-b"]': "gtr.load_model(gtr.DEMO_MAR).spec"}.items():
+        code = code.replace(words, other)
+    exec(compile(code, "docs/evaluate.md", "exec"), {"gtr": gtr})  # noqa: S102
+    assert set(torch.load("random.pth", weights_only=True)) == {"model_ema"}
+    assert gtr.load_vae("random_kl16.ckpt").spec.latent_channels == 16
+    shapes = {name: values.shape for name, values in read_statistics("random_stats.npz").items()}
+    assert shapes == {"mu": (2048,), "sigma": (2048, 2048)}
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

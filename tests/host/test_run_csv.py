@@ -137,7 +137,7 @@ def test_a_table(comfy_server: ComfyServer, begin: Any, graph: Graph, tmp_path: 
         ({"preset": "gtr-papr"}, "row 1, column 'preset': 'gtr-papr' is not in the list: use gtr-paper"),
         ({"batch": "5000"}, "row 1, column 'batch': 5000 is too large: 4096 is the most"),
         ({"GtR Sampler.model": "mar"}, "column 'GtR Sampler.model': node 1 is wired to this input"),
-        ({"class": "unheard of"}, "row 1, node 3 (Class Label (MAR)): the demo model has no class 'unheard of': use"),
+        ({"class": "unheard of"}, "row 1, column 'class': the demo model has no class 'unheard of': use"),
         ({"GtR Scheduler.steps": "many"}, "row 1: node 5 (GtR Scheduler): steps 'many': expected numbers separated by"),
     ],
 )
@@ -149,8 +149,8 @@ def test_mistakes_are_explained(comfy_server: ComfyServer, begin: Any, row: dict
 def test_classes_are_checked_without_drawing(comfy_server: ComfyServer, begin: Any) -> None:
     """By the server's menu of the demo's classes."""
     said = finish(begin(comfy_server.url, [{"class": "dessert"}, {"class": "desert"}], "--check"), 1)
-    assert "row 2, node 3 (Class Label (MAR)): the demo model has no class 'desert': use dessert" in said
-    assert "1 rows can be drawn, 1 cannot: 1 images in 1 runs" in said
+    assert "row 2, column 'class': the demo model has no class 'desert': use dessert" in said
+    assert "1 row can be drawn, 1 cannot: 1 image in 1 run" in said
 
 
 def test_thirty_rows_with_bad_ones_and_an_interrupt(

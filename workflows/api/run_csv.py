@@ -200,7 +200,7 @@ def _word(delimiter: str) -> str:
 
 def read_workflow(path: Path) -> Graph:
     """Read a workflow in API format. Raises Problem if the file is none."""
-    export = "in ComfyUI choose Workflow > Export (API), and give that file"
+    export = "in ComfyUI's menu choose Export (API), and give that file"
     try:
         graph = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:
@@ -429,6 +429,10 @@ def _listing(names: Any, wanted: str) -> str:
     return ", ".join(shown) + (f" (there are {len(names)})" if len(names) > len(shown) else "")
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def shorten(text: str, length: int = 300) -> str:
     """One line of printable characters."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
@@ -473,7 +477,7 @@ def make_jobs(
     for number, row in table.rows.items():
         try:
             graph = fill(workflow, number, row, columns)
-            _check_classes(number, graph, known)
+            _check_classes(number, row, graph, columns, known)
             filled.append((number, row, graph, _count(number, row)))
         except Problem as problem:
             bad[number] = str(problem)
@@ -603,12 +607,17 @@ def _labels(graph: Graph) -> list[str]:
     return [node for node, entry in graph.items() if entry["class_type"] == LABELS]
 
 
-def _check_classes(number: int, graph: Graph, known: KnownClasses) -> None:
+def _check_classes(
+    number: int, row: dict[str, str], graph: Graph, columns: dict[str, list[Input]], known: KnownClasses
+) -> None:
     for node in _labels(graph):
         entry, certain = unknown_class(graph, node, known)
         if entry and certain:
+            wanted = (node, "class_list")
+            setters = [name for name in row if wanted in [target[:2] for target in columns.get(name, ())]]
+            where = f"column '{setters[0]}'" if setters else called(graph, node)
             raise Problem(
-                f"row {number}, {called(graph, node)}: the demo model has no class '{shorten(entry)}': use "
+                f"row {number}, {where}: the demo model has no class '{shorten(entry)}': use "
                 f"{_listing(known.demo, entry)}"
             )
 
@@ -1231,12 +1240,16 @@ async def main(options: argparse.Namespace) -> int:
             say(words)
         for hint in filter(None, (unlisted_classes(jobs, info), shared_seeds(jobs))):
             say(f"note: {hint}")
+        rows, images = len({job.row for job in jobs}), sum(batch_of(job.graph) for job in jobs)
+        amount = f"{counted(rows, 'row')} can be drawn, {len(bad)} cannot: " + (
+            f"{counted(images, 'image')} in {counted(len(jobs), 'run')}"
+        )
         if options.check:
-            rows, images = len({job.row for job in jobs}), sum(batch_of(job.graph) for job in jobs)
-            say(f"{rows} rows can be drawn, {len(bad)} cannot: {images} images in {len(jobs)} runs; nothing was queued")
+            say(f"{amount}; nothing was queued")
             return min(len(bad), 1)
         if bad and options.strict:
             raise Problem(f"{len(bad)} rows cannot be used, so nothing was queued (--strict)")
+        say(amount)
         return await draw(server, jobs, bad, options)
 
 
@@ -1278,7 +1291,7 @@ async def draw(server: Server, jobs: list[Job], bad: dict[int, str], options: ar
             names = labels[0] if len(labels) == 1 else f"{labels[0]} to {labels[-1]} ({len(labels)} of them)"
             say(f"  {words if words.startswith(names) else f'{names}: {words}'}")
     unit = "runs" if any(job.part for job in jobs) else "rows"
-    say(f"{done} of {len(jobs) + len(bad)} {unit} done, {queue.images} images saved: {options.out}")
+    say(f"{done} of {len(jobs) + len(bad)} {unit} done, {counted(queue.images, 'image')} saved: {options.out}")
     if signals.received:
         return 128 + signals.received
     return 1 if failures or end else 0
@@ -1313,7 +1326,7 @@ def parser() -> argparse.ArgumentParser:
         "--workflow",
         type=Path,
         default=Path(__file__).with_name("demo.json"),
-        help="in API format: Workflow > Export (API) (default: demo.json beside this script)",
+        help="in API format: Export (API) in ComfyUI's menu (default: demo.json beside this script)",
     )
     made.add_argument("--url", default="http://127.0.0.1:8188", help="of the server (default: %(default)s)")
     made.add_argument("--out", type=Path, default=Path("images"), help="output folder (default: %(default)s)")
