@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -19,8 +20,23 @@ NEEDED = {
     "tqdm": "tqdm",
 }
 
+READER_LEFT = 141  # as a shell reports SIGPIPE
+
 
 def main() -> int:
+    """Run the command line. Whoever reads the output, such as ``head``, may leave before its end."""
+    try:
+        try:
+            return run_verb()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be written at the exit goes nowhere, without another complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_LEFT
+
+
+def run_verb() -> int:
     """Run the command line; without the packages that it needs, one line says which to install."""
     missing = [package for package, module in NEEDED.items() if find_spec(module) is None]
     if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -31,6 +32,17 @@ def test_the_library_runs_as_a_module():
         check=True,
     )
     assert json.loads(done.stdout)["preset"] == "gtr-full"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no broken pipes")
+@pytest.mark.parametrize("words", [["info", str(DEMO_MAR)], ["schedule", "--help"]], ids=["report", "help"])
+def test_a_reader_that_leaves_early_is_no_error(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "gtr_core", *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.stderr == b"" and done.returncode in (0, 141)  # argparse minds no reader of its help
 
 
 def test_class_names_are_unambiguous():
