@@ -21,6 +21,9 @@ from ._models import ModelHandle
 from .latent import LatentBatch
 
 CUSTOM = "custom"
+GTR_PRESETS = [name for name in PRESETS if name.startswith("gtr-")]
+# What the node is for comes first, and is seen without scrolling.
+MENU = [*GTR_PRESETS, CUSTOM, *(name for name in PRESETS if name not in GTR_PRESETS)]
 SCHEDULE_OUTPUT = "For schedule of GtR Sampler, Redraw Stages and Preview Schedule."
 BASELINES = {
     "origin": "random",
@@ -65,7 +68,7 @@ class Scheduler(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "preset",
-                    options=[*PRESETS, CUSTOM],
+                    options=MENU,
                     default="gtr-paper",
                     tooltip="Start with gtr-paper (MAR), gtr-lightgen (LightGen), gtr-harmon (Harmon) or gtr-unipic "
                     "(UniPic). origin is exact and slowest, gtr-extreme is for drafts, and the step, halton and disa "
