@@ -82,7 +82,7 @@ def test_the_report_stays_after_another_tab_and_a_reload(front: FrontEnd) -> Non
         front.open()
         front.page.wait_for_function("n => window.app.graph._nodes.length === n", arg=drawn, timeout=20_000)
         assert front.widget_texts("GtR_Sampler", "gtr_report") == [report]
-        assert low < sampler_height(front) <= high, "newer front ends leave out the line on what was done"
+        assert low <= sampler_height(front) <= high, "newer front ends leave out the line on what was done"
         change(front, "GtR_Sampler", "cfg", 3.5)
         front.page.evaluate(LOAD_AGAIN)
         assert front.widget_texts("GtR_Sampler", "gtr_report") == []
