@@ -28,7 +28,8 @@ function declared(node, name) {
 function showCounted(node) {
     const [choice, ...settings] = node.widgets;
     const counted = COUNTED[node.comfyClass](choice.value);
-    const wired = (name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+    const wired = (name) => node.inputs?.some(
+        (input, slot) => input.widget?.name === name && node.isInputConnected(slot));
     for (const widget of settings) {
         const unused = counted !== null && !counted.includes(widget.name);
         const changed = wired(widget.name) || widget.value !== declared(node, widget.name);
