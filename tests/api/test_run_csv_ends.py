@@ -135,7 +135,7 @@ def test_strict_queues_nothing(begin, server, tmp_path):
 
 def test_check_queues_nothing(begin, server, tmp_path):
     said = finish(begin("name,seed\na,1\nb,x\n", "--check"), 1)
-    assert "1 rows can be drawn, 1 cannot: 1 images in 1 runs; nothing was queued" in said
+    assert "1 row can be drawn, 1 cannot: 1 image in 1 run; nothing was queued" in said
     said = finish(begin("name,seed,batch,count\na,1,4,3\nb,100,2,\n", "--check"), 0)
     assert "2 rows can be drawn, 0 cannot: 14 images in 4 runs" in said
     assert not server.posted and not (tmp_path / "out").exists()

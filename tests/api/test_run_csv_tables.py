@@ -397,7 +397,7 @@ def test_classes_of_the_demo(run_csv, tmp_path, text):
 )
 def test_a_class_that_the_demo_does_not_have_is_named_before_anything_is_queued(run_csv, tmp_path, text, near):
     bad, note = checked(run_csv, tmp_path, "demo (built-in)", f"0, {text}")
-    assert bad.startswith(f"row 1, node 3 (GtR_ClassCondition): the demo model has no class '{text}': use {near}")
+    assert bad.startswith(f"row 1, column 'class': the demo model has no class '{text}': use {near}")
     assert not note
 
 

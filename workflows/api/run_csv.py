@@ -1240,23 +1240,26 @@ async def main(options: argparse.Namespace) -> int:
             say(words)
         for hint in filter(None, (unlisted_classes(jobs, info), shared_seeds(jobs))):
             say(f"note: {hint}")
-        rows, images = len({job.row for job in jobs}), sum(batch_of(job.graph) for job in jobs)
-        amount = f"{counted(rows, 'row')} can be drawn, {len(bad)} cannot: " + (
-            f"{counted(images, 'image')} in {counted(len(jobs), 'run')}"
-        )
         if options.check:
-            say(f"{amount}; nothing was queued")
+            say(f"{amount(jobs, bad)}; nothing was queued")
             return min(len(bad), 1)
         if bad and options.strict:
             raise Problem(f"{len(bad)} rows cannot be used, so nothing was queued (--strict)")
-        say(amount)
         return await draw(server, jobs, bad, options)
+
+
+def amount(jobs: list[Job], bad: dict[int, str]) -> str:
+    """How much a table asks for: without a column of batches a row has as many images as the workflow says."""
+    rows, images = len({job.row for job in jobs}), sum(batch_of(job.graph) for job in jobs)
+    wanted = f"{counted(images, 'image')} in {counted(len(jobs), 'run')}"
+    return f"{counted(rows, 'row')} can be drawn, {len(bad)} cannot: {wanted}"
 
 
 async def draw(server: Server, jobs: list[Job], bad: dict[int, str], options: argparse.Namespace) -> int:
     """Draw what is not there yet and say how it went; the exit code."""
     results = Results(options.out)
     left = results.begin(jobs, bad)
+    say(amount(jobs, bad))
     if len(left) < len(jobs):
         say(f"{len(jobs) - len(left)} of {len(jobs)} runs were done before, and are skipped")
     screen = Screen(len(jobs), len(jobs) - len(left))
