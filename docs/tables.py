@@ -50,6 +50,7 @@ MARS = ("mar-b", "mar-l", "mar-h")
 GIB, MIB = 2**30, 2**20
 
 MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
+LARGE_PRESETS = "origin,gtr-paper,gtr-extreme"
 MANY = "generate-many --preset gtr-extreme --images 64 --shard 8 --batch 8 --manifest jsonl"
 STAGES = ("15-3", "10-6-2", "10-4-2-2", "8-3-3-2-2")
 # Torch, oneDNN and MKL keep to AVX2 where the processor has more.
@@ -61,6 +62,11 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     "--presets origin,step-16,step-8,halton-16,disa-24,disa-16,lazymar,gtr-paper,gtr-full,gtr-extreme",
     "bench_mar_b": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS},"
     + ",".join(f"{name}@bfloat16" for name in MAR_PRESETS.split(",")),
+    **{
+        f"bench_{model.replace('-', '_')}": f"bench --model {model} --rounds 1 --presets reference,{LARGE_PRESETS},"
+        + ",".join(f"{name}@bfloat16" for name in LARGE_PRESETS.split(","))
+        for model in ("mar-l", "mar-h")
+    },
     "bench_recap": "bench --model mar-b --rounds 2 "
     "--presets reference,gtr-paper,gtr-paper+recap,gtr-paper@bfloat16,gtr-paper+recap@bfloat16",
     "bench_avx2": f"{AVX2} bench --model mar-b --rounds 2 --presets reference,gtr-paper,gtr-paper+recap",
@@ -546,6 +552,15 @@ def speed(chosen: str, *names: str) -> Callable[[], str]:
     return text
 
 
+def schedule_gain(*names: str) -> str:
+    """How much faster `gtr-paper` ran than `origin` in the same precision, over the named measurements: both have the
+    same accelerations, so the schedule alone is behind it."""
+    results = [{row["preset"]: row["seconds"] for row in measured(name)["rows"]} for name in names]
+    kinds = ("", "@bfloat16")
+    gains = [found[f"origin{kind}"] / found[f"gtr-paper{kind}"] for found in results for kind in kinds]
+    return f"{span(gains)}×"
+
+
 def span(values: Sequence[float]) -> str:
     """From the least to the largest of the values, or the one that there is."""
     ends = sorted({digits(min(values)), digits(max(values))}, key=float)
@@ -568,6 +583,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-mar-b": bench_dtypes(
         "bench_mar_b", "Bars of the median seconds per image of MAR-B, the reference implementation longest"
     ),
+    "bench-mar-l": bench_dtypes(
+        "bench_mar_l", "Bars of the seconds per image of MAR-L, the reference implementation longest"
+    ),
+    "bench-mar-h": bench_dtypes(
+        "bench_mar_h", "Bars of the seconds per image of MAR-H, the reference implementation longest"
+    ),
     "bench-recap": bench_dtypes(
         "bench_recap",
         "Bars of the median seconds per image of MAR-B, the reference longest, shorter with ReCAP in both dtypes",
@@ -587,6 +608,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name.replace("_", "-"): growth(name) for name in GROWTH},
     # Values inside a sentence.
     "speed-mar-b": speed("gtr-paper", "bench_mar_b", "bench_recap"),
+    "gain-large": lambda: schedule_gain("bench_mar_l", "bench_mar_h"),
+    "gain-mar-h": lambda: schedule_gain("bench_mar_h"),
     "speed-harmon": speed("gtr-harmon", "bench_harmon"),
     "flops-mar-h": lambda: f"{flops('mar-h', 'gtr-paper')[1]:.1f}×",
     "flops-extreme": lambda: f"{flops('mar-h', 'gtr-extreme')[1]:.1f}×",
