@@ -53,6 +53,13 @@ MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
 LARGE_PRESETS = "origin,gtr-paper,gtr-extreme"
 MANY = "generate-many --preset gtr-extreme --images 64 --shard 8 --batch 8 --manifest jsonl"
 STAGES = ("15-3", "10-6-2", "10-4-2-2", "8-3-3-2-2")
+
+
+def in_both(names: str) -> str:
+    """Presets between commas, and behind them the same in bf16."""
+    return ",".join([names, *(f"{name}@bfloat16" for name in names.split(","))])
+
+
 # Torch, oneDNN and MKL keep to AVX2 where the processor has more.
 AVX2 = "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2"
 # What writes docs/figures/NAME.json, with --json: a verb of `python -m gtr_core`, or another module after -m. Before it
@@ -60,13 +67,9 @@ AVX2 = "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 COMMANDS: dict[str, str | tuple[str, ...]] = {
     "bench_demo": "bench --model demo --rounds 3 "
     "--presets origin,step-16,step-8,halton-16,disa-24,disa-16,lazymar,gtr-paper,gtr-full,gtr-extreme",
-    "bench_mar_b": f"bench --model mar-b --rounds 3 --presets reference,{MAR_PRESETS},"
-    + ",".join(f"{name}@bfloat16" for name in MAR_PRESETS.split(",")),
-    **{
-        f"bench_{model.replace('-', '_')}": f"bench --model {model} --rounds 1 --presets reference,{LARGE_PRESETS},"
-        + ",".join(f"{name}@bfloat16" for name in LARGE_PRESETS.split(","))
-        for model in ("mar-l", "mar-h")
-    },
+    "bench_mar_b": f"bench --model mar-b --rounds 3 --presets reference,{in_both(MAR_PRESETS)}",
+    "bench_mar_l": f"bench --model mar-l --rounds 1 --presets reference,{in_both(LARGE_PRESETS)}",
+    "bench_mar_h": f"bench --model mar-h --rounds 1 --presets reference,{in_both(LARGE_PRESETS)}",
     "bench_recap": "bench --model mar-b --rounds 2 "
     "--presets reference,gtr-paper,gtr-paper+recap,gtr-paper@bfloat16,gtr-paper+recap@bfloat16",
     "bench_avx2": f"{AVX2} bench --model mar-b --rounds 2 --presets reference,gtr-paper,gtr-paper+recap",

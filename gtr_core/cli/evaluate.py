@@ -107,8 +107,10 @@ def run(options: Options) -> None:
         )
     if options.figure:
         write_chart(options.figure, _draw(result))
-    if options.folder or options.seeds == 1:
-        what = "1 set" if options.folder else "1 seed"
+    if options.folder:
+        what = "1 set"
+    elif options.seeds == 1:
+        what = "1 seed"
     else:
         what = f"mean ± half of the 95 % interval over {options.seeds} seeds"
     lines = [tables.markdown(result)]

@@ -36,13 +36,17 @@ def test_the_library_runs_as_a_module():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no broken pipes")
-@pytest.mark.parametrize("words", [["info", str(DEMO_MAR)], ["schedule", "--help"]], ids=["report", "help"])
-def test_a_reader_that_leaves_early_is_no_error(words):
+@pytest.mark.parametrize(
+    "words, codes",
+    [(["info", str(DEMO_MAR)], {141}), (["schedule", "--help"], {0, 141})],  # argparse minds no reader of its help
+    ids=["report", "help"],
+)
+def test_a_reader_that_leaves_early_is_no_error(words, codes):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, "-m", "gtr_core", *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
-    assert done.stderr == b"" and done.returncode in (0, 141)  # argparse minds no reader of its help
+    assert done.stderr == b"" and done.returncode in codes
 
 
 def test_class_names_are_unambiguous():

@@ -44,6 +44,12 @@ def test_one_step_is_no_plural():
     assert "1 AR step, " in head and "1 AR step, " in stage
 
 
+def test_a_single_stage_of_gtr_is_named():
+    line = "a single stage reconstructs nothing: GtR has at least two, such as 24, 6, 2 AR steps"
+    assert line in report_of(Method(Schedule("custom", "gtr", (8,))))
+    assert line not in report_of(Method(preset("gtr-full"))) + report_of(Method(preset("origin")))
+
+
 def test_what_does_not_show_is_said():
     lines = report_of(Method(preset("origin"), Guidance(3.0), FTS(), LazyMAR()), peak_bytes=3 * 2**20)
     assert "FTS has no effect: the schedule has no reconstruction stage" in lines
