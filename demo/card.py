@@ -22,7 +22,7 @@ from gtr_core.plans.presets import preset
 
 from . import data, figures, runs
 from .judge import JudgePlan
-from .models import POSTERIOR, VAE_SPEC
+from .models import POSTERIOR, REVISED, VAE_SPEC
 from .train_mar import MARPlan
 from .train_vae import VAEPlan, posterior_width, psnr
 
@@ -45,9 +45,9 @@ def measure_vae(vae: KLVAE, count: int = 100) -> VAEFigures:
     return VAEFigures(psnr(out, images), posterior_width(*(torch.cat(column) for column in zip(*moments))))
 
 
-def draw_samples(model: MAR, vae: KLVAE, name: str, labels: Tensor, seed: int) -> Tensor:
-    """Images (n, 3, H, W) in [-1, 1] by preset ``name``; image k has the seed ``seed + k``."""
-    latents = generate_latents(model, Method(preset(name)), labels, seed)
+def draw_samples(model: MAR, vae: KLVAE, method: Method, labels: Tensor, seed: int) -> Tensor:
+    """Images (n, 3, H, W) in [-1, 1]; image k has the seed ``seed + k``."""
+    latents = generate_latents(model, method, labels, seed)
     return torch.from_numpy(decode_images(vae, latents)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -61,9 +61,11 @@ def loss_curve(folder: Path, target: Path) -> None:
 
 
 def sample_grid(model: MAR, vae: KLVAE, target: Path) -> None:
-    """48 images by ``origin`` on the left, 48 by ``gtr-paper`` on the right, of the same classes and seeds."""
+    """48 images by ``origin`` on the left, 48 by ``gtr-paper`` on the right, of the same classes and seeds, revised as
+    the demo's templates do."""
     labels = torch.arange(COLUMNS * ROWS) % len(data.CLASS_NAMES)
-    halves = [figures.grid(draw_samples(model, vae, name, labels, GRID_SEED), COLUMNS) for name in SHOWN]
+    methods = [Method(preset(name), revise=REVISED) for name in SHOWN]
+    halves = [figures.grid(draw_samples(model, vae, method, labels, GRID_SEED), COLUMNS) for method in methods]
     width, gap = halves[0].width, data.SIZE // 4
     sheet = Image.new("RGB", (2 * width + gap, halves[0].height), "white")
     for index, half in enumerate(halves):
@@ -92,6 +94,9 @@ node and command can be tried offline, the tests run it, and decoding methods ar
 allows ([docs/quality.md](../docs/quality.md)).
 
 ![Samples of all classes, 48 by the original schedule on the left and 48 by gtr-paper on the right](samples.jpg)
+
+Like the demo's templates, these samples are [revised](../docs/how_it_works.md#revision). The first {REVISED:.0%} of
+their tokens were drawn again when all others were known.
 
 The classes are {", ".join(data.CLASS_NAMES)}.
 
@@ -145,7 +150,7 @@ The MAR's rate fell once before the end, from step 2730 to 3900, because the run
 run follows the plan.
 
 Sprites stay upright and their places are whole tokens, so that every edge of a sprite falls on the tokens in few ways.
-A small model learns this up to a misplaced token here and there
+A small model learns this up to misplaced tokens among the first of an image, of which a revision leaves few
 ([where they come from](../docs/quality.md#where-misplaced-tokens-come-from)).
 Tilted sprites were tried for 100,000 images only.
 

@@ -40,11 +40,12 @@ from gtr_core.plans.fts import FTS
 from gtr_core.plans.method import Cache, Guidance, Method
 from gtr_core.plans.partition import PARTITIONS
 from gtr_core.plans.plan import make_plan
-from gtr_core.plans.presets import preset
+from gtr_core.plans.presets import PRESETS, preset
 from gtr_core.plans.schedule import SCOPES, Schedule
 from gtr_core.sampling.recap import ReCAP
 
 from . import data, figures, misplaced, observations, runs
+from .models import REVISED
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, WORK = ROOT / "docs" / "quality", ROOT / "demo" / "runs" / "quality"
@@ -183,6 +184,17 @@ def best() -> Experiment:
     return grouped(chosen, mar_spec("mar-h"))
 
 
+def revision() -> Experiment:
+    """The first tokens drawn again or not, after MAR's own schedule and after two of GtR."""
+    shares = {"origin": (0.0, REVISED), "gtr-paper": (0.0, 0.125, REVISED), "gtr-extreme": (0.0, REVISED)}
+    chosen = [Method(preset(name), revise=share) for name, found in shares.items() for share in found]
+    return Experiment(tuple(own.renamed(revised_name(own)) for own in chosen))
+
+
+def revised_name(own: Method) -> str:
+    return f"{own.name}, revised {own.revise:g}" if own.revise else own.name
+
+
 def _guided_name(chosen: Guidance) -> str:
     begin = f" from {chosen.start:g} on" if chosen.start else ""
     return f"cfg {chosen.scale:g} {chosen.schedule}{begin}" if chosen.enabled else "no guidance"
@@ -196,6 +208,7 @@ EXPERIMENTS = {
     "defaults": defaults,
     "fts": fts,
     "guidance": guidance,
+    "revision": revision,
     "best": best,
 }
 
@@ -306,7 +319,8 @@ def observe(count: int, redraws: int) -> dict:
 
 @torch.no_grad()
 def misplace(count: int, seeds: int) -> dict:
-    """How many tokens do not fit their image, and how much was known when they were drawn: original and GtR."""
+    """How many tokens do not fit their image, and how much was known when they were first drawn: original and GtR,
+    without a revision and with one."""
     evaluation, judge = FILES.open("cpu"), load_classifier(DEMO_JUDGE)
     model, vae = evaluation.model, evaluation.vae
     labels, methods = torch.arange(count) % model.spec.classes, {}
@@ -315,13 +329,13 @@ def misplace(count: int, seeds: int) -> dict:
         images = torch.cat([vae.decode(latent[None]).clamp(-1, 1) for latent in latents])
         return misplaced.misfits(images, judge) > misplaced.LIMIT
 
-    for name in ("origin", "gtr-paper"):
-        own, found = Method(preset(name)), []
+    for own in (Method(preset(name), revise=share) for name in ("origin", "gtr-paper") for share in (0.0, REVISED)):
+        found = []
         for first in range(0, seeds * count, count):
-            plan = make_plan(own, model.spec.grid, image_seeds(first, count))
+            plan = make_plan(own, model.spec.grid, image_seeds(first, count)).without_revision()
             latents = generate_latents(model, own, labels, first, runtime=evaluation.runtime)
             found.append(misplaced.by_known(misfitting(latents), plan))
-        methods[name] = {
+        methods[revised_name(own)] = {
             "per_image": vars(interval([float(one.per_image.float().mean()) for one in found])),
             "clean": vars(interval([float((one.per_image == 0).float().mean()) for one in found])),
             "steps": [
@@ -348,7 +362,7 @@ def misplace(count: int, seeds: int) -> dict:
 
 
 def plot_misplaced(result: dict) -> None:
-    """Per cent misplaced over known tokens, one line per method; shares of 0 are left out."""
+    """Per cent misplaced over known tokens, one line per method without revision; shares of 0 are left out."""
     lines = [
         Line(
             name,
@@ -359,6 +373,7 @@ def plot_misplaced(result: dict) -> None:
             ],
         )
         for name, method in result["methods"].items()
+        if name in PRESETS
     ]
     write_chart(OUTPUT / "misplaced.png", line_chart(lines, "known tokens, fewer than", "% misplaced"))
 

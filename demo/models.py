@@ -19,6 +19,8 @@ INITIAL_LOGVAR = -6.0
 # The MAR's tokens have this share of the posterior's deviation: the decoder forgives the rest, which is then left for
 # the MAR's own errors. With all of it, smooth backgrounds are mottled.
 POSTERIOR = 0.3
+# The share of the tokens that the demo's templates draw again: such a small model misplaces some of the first ones.
+REVISED = 0.25
 
 
 def demo_mar_spec(latent: LatentSpec) -> MARSpec:

@@ -10,6 +10,7 @@ from gtr_core.evaluation.metrics import Interval, paired
 from gtr_core.plans.schedule import Schedule
 
 from . import runs
+from .models import REVISED
 
 INTRODUCTION = """No published weights were at hand, so these experiments compare decoding methods on the demo model of
 this repository ([model card](../demo/MODEL_CARD.md)), a small MAR that knows 48 sprites. The metric is the Fréchet
@@ -238,6 +239,23 @@ def guidance(result: dict) -> Sequence[str]:
     )
 
 
+def _again(share: float) -> str:
+    """What is behind the name of a method that revises."""
+    return f", revised {share:g}"
+
+
+def revision(result: dict) -> Sequence[str]:
+    findings = []
+    for name, shares in {"origin": (REVISED,), "gtr-paper": (0.125, REVISED), "gtr-extreme": (REVISED,)}.items():
+        for share in shares:
+            own = name + _again(share)
+            findings.append(
+                f"With {share:g} of the tokens drawn again ({ratio(result, own)}), the distance of `{name}` "
+                f"{versus(result, own, name)} and its coherence {versus(result, own, name, 'coherence')}."
+            )
+    return findings
+
+
 def best(result: dict) -> Sequence[str]:
     pairs = (("gtr-best-4x", "gtr-paper"), ("gtr-best-4x", "gtr-full"), ("gtr-best-6x", "gtr-extreme"))
     return [f"Against `{other}`, `{own}` {versus(result, own, other)}." for own, other in pairs]
@@ -302,7 +320,9 @@ def observations(result: dict | None, folder: str) -> list[str]:
 def misplaced(result: dict | None, folder: str) -> list[str]:
     if result is None:
         return []
-    origin, own = (result["methods"][name] for name in ("origin", "gtr-paper"))
+    origin, own, *revised = (
+        result["methods"][name + again] for again in ("", _again(REVISED)) for name in ("origin", "gtr-paper")
+    )
     first, last = own["steps"][0]["known_below"], own["steps"][-1]["known_below"]
     early, late, end = (
         f"{100 * share_misplaced(own, *known):.2g} %" for known in ((first, 8), (64, last), (last, last))
@@ -320,7 +340,11 @@ def misplaced(result: dict | None, folder: str) -> list[str]:
         f"those that it draws once 32 are known. {few} of all misplaced tokens are drawn while fewer than 16 are "
         "known.\n"
         f"- Of the half that it draws in the last two AR steps, {end} are misplaced. So mistakes come from the first "
-        "AR steps, which are small in GtR, and little from its reconstruction.",
+        "AR steps, which are small in GtR, and little from its reconstruction.\n"
+        f"- With the first tokens drawn again when all others are known (`revise` {REVISED:g}), `origin` "
+        f"misplaces {_interval(revised[0]['per_image'])} tokens per image and `gtr-paper` "
+        f"{_interval(revised[1]['per_image'])}, and {_percent(revised[0]['clean'])} and "
+        f"{_percent(revised[1]['clean'])} of the images have none.",
         f"n = {result['seeds']} × {result['images']}. `{result['command']}` wrote "
         f"[misplaced.json]({folder}/misplaced.json).",
     ]
@@ -367,7 +391,8 @@ def opinion(gate: dict | None, folder: str) -> list[str]:
 
 
 def write_page(folder: Path, target: Path) -> None:
-    names = ("gate", "orders", "orders-32", "budgets", "defaults", "fts", "guidance", "best", "search-4x", "search-6x")
+    kinds = ("gate", "orders", "orders-32", "budgets", "defaults", "fts", "guidance", "revision", "best")
+    names = (*kinds, "search-4x", "search-6x")
     found, at = {name: load(folder, name) for name in names}, folder.name
     order, budget = found["orders"], found["budgets"]
     searches = [line for name in ("search-4x", "search-6x") for line in searched(found[name], at, name)]
@@ -412,6 +437,14 @@ def write_page(folder: Path, target: Path) -> None:
             at,
             "`gtr-full` with classifier-free guidance from the first step on, or from a later one.",
             guidance,
+        ),
+        *section(
+            "Revision",
+            found["revision"],
+            at,
+            "After all others, the first tokens are drawn again in one more AR step "
+            "([how](how_it_works.md#revision)). The FLOPs are those of the demo model.",
+            revision,
         ),
         *(["## Search", SEARCH, "\n".join(searches)] if searches else []),
         *section(

@@ -620,6 +620,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "flops-lightgen-fast": lambda: f"{flops('lightgen', 'gtr-lightgen-fast')[1]:.1f}×",
     "flops-recap": lambda: f"{flops('mar-b', 'gtr-paper', cache=ReCAP())[1]:.1f}×",
     "flops-lazymar": lambda: f"{flops('mar-b', 'gtr-full', cache=LazyMAR())[1]:.1f}×",
+    "flops-revision": lambda: (
+        f"{100 * (flops('mar-h', 'gtr-paper', revise=0.25)[0] / flops('mar-h', 'gtr-paper')[0] - 1):.0f} %"
+    ),
     "packed-weights": packed_weights,
     "int8": int8,
     "tflops-paper": lambda: f"{flops('mar-h', 'gtr-paper')[0]:.2f}",

@@ -22,6 +22,7 @@ from .options import (
     Parser,
     Verb,
     add_fts_options,
+    add_revision_option,
     add_runtime_options,
     add_scale_option,
     check_device,
@@ -56,6 +57,7 @@ def add_options(sub: Parser) -> None:
     add_scale_option(sub)
     add_runtime_options(sub)
     add_fts_options(sub)
+    add_revision_option(sub)
 
 
 def run(options: Options) -> None:
@@ -101,7 +103,7 @@ def _case(name: str, options: Options, spec: ModelSpec) -> bench.BenchCase:
     preset_name, _, dtype = name.partition("@")
     if dtype and dtype not in DTYPES:
         raise GtRError(f"'{name}': expected one of {', '.join(DTYPES)} after the @")
-    base = Method(preset(spec.origin), Guidance(options.cfg), fts_of(options))
+    base = Method(preset(spec.origin), Guidance(options.cfg), fts_of(options), revise=options.revise)
     return bench.BenchCase(name, named(preset_name, base, spec), DTYPES[dtype] if dtype else dtype_of(options))
 
 

@@ -33,6 +33,7 @@ from .options import (
     add_fts_options,
     add_guidance_options,
     add_model_options,
+    add_revision_option,
     add_runtime_options,
     add_worker_options,
     check_device,
@@ -50,8 +51,8 @@ from .progress import WorkProgress
 PUBLISHED = 50_000  # images behind the FID that papers print
 # What cannot be asked of images that are there.
 MAKING = (
-    "model vae presets images seeds first_seed cfg cfg_schedule cfg_start temperature save_images fts fts_fraction "
-    "fts_steps dtype acceleration"
+    "model vae presets images seeds first_seed cfg cfg_schedule cfg_start temperature revise save_images fts "
+    "fts_fraction fts_steps dtype acceleration"
 ).split()
 DEFAULT, FIDELITY = "default", ("fid", "is")
 OWN_FIGURES = "give a classifier of the model's images with --extractor and real images measured by it with --reference"
@@ -81,6 +82,7 @@ def add_options(sub: Parser) -> None:
     sub.add_argument("--save-images", metavar="DIR", help="keep every image as PNG")
     sub.add_argument("--figure", metavar="FILE", help="draw the first metric of every method, as .png, .svg or .pdf")
     add_fts_options(sub)
+    add_revision_option(sub)
 
 
 def add_evaluation_options(sub: Parser) -> None:
@@ -135,7 +137,13 @@ def _of_presets(options: Options) -> dict:
     with WorkProgress("pieces") as progress:
         evaluation = open_evaluation(options, files, progress)
         measures = fid or measures_of(options, evaluation)
-        base = Method(preset("origin"), guidance_of(options), fts_of(options), temperature=options.temperature)
+        base = Method(
+            preset("origin"),
+            guidance_of(options),
+            fts_of(options),
+            temperature=options.temperature,
+            revise=options.revise,
+        )
         methods = [named(name, base, evaluation.model.spec) for name in names(options.presets)]
         progress.doing("looking for pieces of an earlier run")
         effort = effort_of(options, progress, files.open, image_folder)

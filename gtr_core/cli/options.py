@@ -211,6 +211,7 @@ def add_method_options(sub: Parser) -> None:
     sub.add_argument("--partition", choices=PARTITIONS, help="how the tokens are split into stages")
     sub.add_argument("--scope", choices=SCOPES, help="mask tokens that the decoder sees: of all stages, or of its own")
     add_fts_options(sub)
+    add_revision_option(sub)
 
 
 def add_fts_options(sub: Parser) -> None:
@@ -222,6 +223,16 @@ def add_fts_options(sub: Parser) -> None:
     )
     sub.add_argument("--fts-fraction", metavar="SHARE", type=float, default=0.1, help="how many of its tokens, 0 to 1")
     sub.add_argument("--fts-steps", metavar="N", type=int, default=50, help="the detail steps")
+
+
+def add_revision_option(sub: Parser) -> None:
+    sub.add_argument(
+        "--revise",
+        metavar="SHARE",
+        type=float,
+        default=0.0,
+        help="how many of the tokens, those drawn first, one more AR step draws again: 0 to 0.5; 0 = none",
+    )
 
 
 def add_guidance_options(sub: Parser) -> None:
@@ -248,10 +259,10 @@ def add_scale_option(sub: Parser) -> None:
 
 def method_of(options: Options, guidance: Guidance | None = None) -> Method:
     """The method that the options describe, with their guidance unless another is given."""
-    schedule, cache = schedule_of(options), cache_of(options)
+    method = Method(schedule_of(options), fts=fts_of(options), cache=cache_of(options), revise=options.revise)
     if guidance is not None:
-        return Method(schedule, guidance, fts_of(options), cache)
-    return Method(schedule, guidance_of(options), fts_of(options), cache, options.temperature)
+        return replace(method, guidance=guidance)
+    return replace(method, guidance=guidance_of(options), temperature=options.temperature)
 
 
 def schedule_of(options: Options) -> Schedule:
@@ -326,6 +337,7 @@ def flags_of(method: Method) -> str:
         "cfg-schedule": guidance.schedule,
         "cfg-start": f"{guidance.start:g}",
         "temperature": f"{method.temperature:g}",
+        "revise": f"{method.revise:g}",
     }
     return " ".join(f"--{name} {value}" for name, value in flags.items())
 

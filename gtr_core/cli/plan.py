@@ -31,7 +31,8 @@ def schedule(options: Options) -> None:
         f"{plan.schedule.decoder_scope} decoder scope"
     ]
     lines += [
-        f"{step.index:4}  stage {step.stage}  {step.tokens:4} tokens  {step.diffusion_steps:4} diffusion steps"
+        f"{step.index:4}  {'revised' if step.revision else f'stage {step.stage}'}  {step.tokens:4} tokens  "
+        f"{step.diffusion_steps:4} diffusion steps"
         for step in plan.steps
     ]
     print_report(options, plan.to_dict(), "\n".join(lines + ([options.figure] if options.figure else [])))

@@ -143,6 +143,7 @@ def nodes_of(method: Method) -> dict[str, dict]:
         "cfg_schedule": guidance.schedule,
         "cfg_start": guidance.start,
         "temperature": method.temperature,
+        "revise": method.revise,
     }
     return nodes
 

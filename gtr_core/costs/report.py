@@ -10,7 +10,7 @@ import numpy as np
 from ..models.spec import ModelSpec
 from ..pipeline import Decoded, Decoding
 from ..plans.method import Method
-from ..plans.plan import Plan, ar_steps, make_plan
+from ..plans.plan import PHASES, REVISION, Plan, ar_steps, make_plan
 from .flops import count_evaluations, count_plan, count_step, origin_of
 
 
@@ -32,15 +32,16 @@ def run_report(
         f"{sum(seconds):.2f} s"
     ]
     for stage in range(1, plan.schedule.stages + 1):
-        steps = [step for step in plan.steps if step.stage == stage]
-        if steps:
-            indices = [step.index for step in steps]
-            lines.append(
-                f"stage {stage} ({stage_kind(steps[0].reconstruction)}): {ar_steps(len(steps))}, "
-                f"{sum(step.tokens for step in steps)} tokens, {sum(evaluations[k] for k in indices)} head "
-                f"evaluations, {sum(flops[k] for k in indices) / 1e12:.3g} TFLOPs, "
-                f"{sum(seconds[k] for k in indices):.2f} s"
-            )
+        for phase in PHASES:
+            steps = [step for step in plan.steps if step.stage == stage and step.phase == phase]
+            if steps:
+                indices = [step.index for step in steps]
+                lines.append(
+                    f"{REVISION if phase == REVISION else f'stage {stage} ({phase})'}: {ar_steps(len(steps))}, "
+                    f"{sum(step.tokens for step in steps)} tokens, {sum(evaluations[k] for k in indices)} head "
+                    f"evaluations, {sum(flops[k] for k in indices) / 1e12:.3g} TFLOPs, "
+                    f"{sum(seconds[k] for k in indices):.2f} s"
+                )
     if method.schedule.order == "gtr" and plan.schedule.stages == 1:
         lines.append("a single stage reconstructs nothing: GtR has at least two, such as 24, 6, 2 AR steps")
     if method.fts is not None and not any(step.reconstruction for step in plan.steps):
@@ -79,15 +80,10 @@ def image_facts(spec: ModelSpec, method: Method, seed: int, label: int | None = 
 
 def progress_text(plan: Plan, index: int, part: int = 1, parts: int = 1) -> str:
     """Where a run is at AR step ``index`` (from 0): 'generation 3/10' or 'reconstruction 1/2', after the window."""
-    kind = plan.steps[index].reconstruction
-    indices = [step.index for step in plan.steps if step.reconstruction == kind]
+    phase = plan.steps[index].phase
+    indices = [step.index for step in plan.steps if step.phase == phase]
     window = f"window {part}/{parts}, " if parts > 1 else ""
-    return f"{window}{stage_kind(kind)} {indices.index(index) + 1}/{len(indices)}"
-
-
-def stage_kind(reconstruction: bool) -> str:
-    """The paper's name of what a stage does."""
-    return "reconstruction" if reconstruction else "generation"
+    return f"{window}{phase} {indices.index(index) + 1}/{len(indices)}"
 
 
 def _against_origin(plan: Plan, spec: ModelSpec, evaluations: int, flops: int, unknown: np.ndarray | None) -> str:

@@ -13,6 +13,7 @@ OKABE_ITO = np.array(
     [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (0, 0, 0)]
 )
 STAGE_COLOURS = OKABE_ITO[:6]
+REVISED = OKABE_ITO[6]
 
 # Viridis at even distances: its lightness rises evenly, so that it can be read without seeing its hues.
 VIRIDIS = np.array(

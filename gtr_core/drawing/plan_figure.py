@@ -9,7 +9,7 @@ import numpy as np
 
 from ..plans.plan import Plan, Step, ar_steps
 from .bars import write_chart
-from .canvas import FAINT, KNOWN, LINE, STAGE_COLOURS, SWATCH, Drawing, Sheet, text_width, viridis
+from .canvas import FAINT, KNOWN, LINE, REVISED, STAGE_COLOURS, SWATCH, Drawing, Sheet, text_width, viridis
 from .png import write_png
 from .vector import VectorSheet
 
@@ -77,6 +77,11 @@ def stage_colour(stage: int) -> np.ndarray:
     return STAGE_COLOURS[(stage - 1) % len(STAGE_COLOURS)]
 
 
+def step_colour(step: Step) -> np.ndarray:
+    """The colour of its stage, or of a revision."""
+    return REVISED if step.revision else stage_colour(step.stage)
+
+
 def token_values(plan: Plan, values: list[int], index: int = 0) -> np.ndarray:
     """A value per AR step as a map of the tokens, (h, w) int64; 0 where the plan leaves a token alone."""
     result = np.zeros(plan.tokens, np.int64)
@@ -86,7 +91,9 @@ def token_values(plan: Plan, values: list[int], index: int = 0) -> np.ndarray:
 
 
 def _draw_maps(sheet: Drawing, plan: Plan, cell: int, index: int) -> None:
-    """Side by side: stage in the stages' colours, AR step and diffusion steps from dark to light."""
+    """Side by side: stage in the stages' colours, AR step and diffusion steps from dark to light, all of a
+    token's first drawing."""
+    plan = plan.without_revision()
     stage = token_values(plan, [step.stage for step in plan.steps], index)
     order = token_values(plan, list(range(1, len(plan.steps) + 1)), index)
     diffusion = token_values(plan, [step.diffusion_steps for step in plan.steps], index)
@@ -133,7 +140,7 @@ def _draw_chart(
         height, frame = (max(1, CHART * number // most) for number in (value, outline))
         if outline > value:
             sheet.frame(start, base - frame, side, frame)
-        sheet.rectangle(start, base - height, side, height, stage_colour(step.stage))
+        sheet.rectangle(start, base - height, side, height, step_colour(step))
     sheet.text(left, base + 8, "1")
     sheet.text((left + edges[-1]) // 2, base + 8, "AR step", align="middle")
     sheet.text(edges[-1], base + 8, str(len(values)), align="right")
@@ -157,10 +164,11 @@ def _legend(plan: Plan) -> list[tuple[str, np.ndarray | tuple | None]]:
     """Lines of text, each with its colour; None for the outline."""
     fts, lines = plan.method.fts, []
     for stage in range(1, plan.schedule.stages + 1):
-        steps = [step for step in plan.steps if step.stage == stage]
+        steps = [step for step in plan.steps if step.stage == stage and not step.revision]
         if steps:
             lines.append((_describe(steps), stage_colour(stage)))
-    known = plan.tokens - sum(step.tokens for step in plan.steps)
+    lines += [(_describe([step]), REVISED) for step in plan.steps if step.revision]
+    known = plan.tokens - sum(step.tokens for step in plan.steps if not step.revision)
     if known:
         lines.append((f"known: {known} tokens", KNOWN))
     if fts is not None and any(step.reconstruction for step in plan.steps):
@@ -176,9 +184,7 @@ def _legend(plan: Plan) -> list[tuple[str, np.ndarray | tuple | None]]:
 
 def _describe(steps: list[Step]) -> str:
     """One stage in words."""
-    phase = "reconstruction" if steps[0].reconstruction else "generation"
-    diffusion = " to ".join(map(str, dict.fromkeys((steps[0].diffusion_steps, steps[-1].diffusion_steps))))
-    return (
-        f"stage {steps[0].stage}, {phase}: {sum(step.tokens for step in steps)} tokens in {ar_steps(len(steps))}, "
-        f"{diffusion} diffusion steps"
-    )
+    first = steps[0]
+    what = first.phase if first.revision else f"stage {first.stage}, {first.phase}"
+    diffusion = " to ".join(map(str, dict.fromkeys((first.diffusion_steps, steps[-1].diffusion_steps))))
+    return f"{what}: {sum(step.tokens for step in steps)} tokens in {ar_steps(len(steps))}, {diffusion} diffusion steps"

@@ -40,10 +40,11 @@ def state_of(regions: Sequence[Region], current: int, step: int, grid: tuple[int
     """What :func:`preview_figure` takes, (h, w): a run of ``regions`` at AR step ``step`` of region ``current``."""
     state = np.zeros(grid[0] * grid[1], np.int64)
     for later, region in enumerate(regions[current:]):
-        values = [
-            entry.stage if later or k > step else NOW if k == step else 0 for k, entry in enumerate(region.plan.steps)
-        ]
-        state[region.positions[region.unknown.ravel()]] = token_values(region.plan, values, index)[region.unknown]
+        plan = region.plan
+        if later or not any(entry.revision for entry in plan.steps[step : step + 1]):
+            plan = plan.without_revision()  # until it begins, what it will draw again is known
+        values = [entry.stage if later or k > step else NOW if k == step else 0 for k, entry in enumerate(plan.steps)]
+        state[region.positions[region.unknown.ravel()]] = token_values(plan, values, index)[region.unknown]
     return state.reshape(grid)
 
 

@@ -12,6 +12,8 @@ from .schedule import Schedule
 GUIDANCE_SCHEDULES = ("linear", "constant")
 # Far above every useful scale, and far below what overflows float32.
 LARGEST_SCALE = 1000
+# A revision needs at least as many known tokens as it draws again.
+LARGEST_REVISION = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,24 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """Everything that decides how an image is sampled. It travels whole; its name is its schedule's."""
+    """Everything that decides how an image is sampled. It travels whole; its name is its schedule's.
+
+    ``revise`` is a share of the tokens. Those that were drawn while fewer were known are drawn again by one more AR
+    step, which knows all others (docs/how_it_works.md, Revision).
+    """
 
     schedule: Schedule
     guidance: Guidance = Guidance()
     fts: FTS | None = None
     cache: Cache | None = None
     temperature: float = 1.0
+    revise: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise GtRError(f"temperature {self.temperature}: expected 0 or more")
+        if not 0 <= self.revise <= LARGEST_REVISION:
+            raise GtRError(f"revise {self.revise:g}: expected a share of the tokens, 0 to {LARGEST_REVISION:g}")
 
     @property
     def own_head(self) -> bool:
@@ -108,6 +117,7 @@ class Method:
             "schedule": schedule,
             "guidance": asdict(self.guidance),
             "temperature": self.temperature,
+            "revise": self.revise,
             "fts": None if self.fts is None else asdict(self.fts),
             "cache": None if self.cache is None else [type(self.cache).__name__, asdict(self.cache)],
         }

@@ -18,6 +18,8 @@ from .partition import check_grid, stage_of_tokens
 from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, respaced, steps_per_stage
 
 LARGEST_PLAN = 2**32  # bytes
+# The paper's names of what a stage does, and the step after all stages.
+PHASES = GENERATION, RECONSTRUCTION, REVISION = "generation", "reconstruction", "revision"
 
 
 def ar_steps(count: int) -> str:
@@ -43,12 +45,12 @@ class Step:
     that the decoder sees. ``progress`` is (L - m') / L with m' the masked tokens after the step (at least 1): the
     weight of the linear guidance schedule (docs/upstream.md 1.9). ``scale`` is the guidance scale; a step that is not
     ``guided`` evaluates the conditional branch only. ``groups`` say how many tokens get how many diffusion steps, most
-    steps first.
+    steps first. ``phase`` is one of PHASES; a revision draws tokens again and counts to the last stage.
     """
 
     index: int
     stage: int
-    reconstruction: bool
+    phase: str
     known: np.ndarray
     targets: np.ndarray
     context: np.ndarray
@@ -57,6 +59,14 @@ class Step:
     progress: float
     guided: bool
     scale: float
+
+    @property
+    def reconstruction(self) -> bool:
+        return self.phase == RECONSTRUCTION
+
+    @property
+    def revision(self) -> bool:
+        return self.phase == REVISION
 
     @property
     def tokens(self) -> int:
@@ -101,6 +111,10 @@ class Plan:
             for step in self.steps
         )
         return replace(self, batch=len(range(self.batch)[images]), steps=steps)
+
+    def without_revision(self) -> Plan:
+        """The plan of the first drawing of every token."""
+        return replace(self, steps=tuple(step for step in self.steps if not step.revision))
 
     def scheduled_steps(self) -> np.ndarray:
         """The schedule's own diffusion steps per token, without FTS, (batch, L); 0 where the plan decodes nothing."""
@@ -163,7 +177,8 @@ def plan_from_sequences(
 ) -> Plan:
     """A plan from explicit orders: per stage a (batch, n_k) array in generation order and the tokens per AR step.
 
-    Positions in no sequence are known from the start. Steps without tokens are left out.
+    Positions in no sequence are known from the start. Steps without tokens are left out. A revision comes last, of as
+    many of the first tokens as the method says, less those that are known from the start.
     """
     schedule, total, batch = method.schedule, grid[0] * grid[1], sequences[0].shape[0]
     everything = np.concatenate(sequences, axis=1)
@@ -175,7 +190,7 @@ def plan_from_sequences(
     steps: list[Step] = []
     for stage, (sequence, sizes) in enumerate(zip(sequences, counts), start=1):
         np.put_along_axis(visible, sequence if schedule.decoder_scope == "stage" else everything, True, axis=1)
-        reconstruction = 1 < stage == schedule.stages
+        phase = RECONSTRUCTION if 1 < stage == schedule.stages else GENERATION
         for targets in np.split(sequence, np.cumsum(sizes)[:-1], axis=1) if sizes else ():
             count, tokens = diffusion.pop(0), targets.shape[1]
             if not tokens:
@@ -188,19 +203,38 @@ def plan_from_sequences(
                 Step(
                     index=len(steps),
                     stage=stage,
-                    reconstruction=reconstruction,
+                    phase=phase,
                     known=_positions(known),
                     targets=_positions(target),
                     context=_positions(visible & ~after),
                     diffusion_steps=count,
-                    groups=token_groups(tokens, count, method.fts if reconstruction else None),
+                    groups=token_groups(tokens, count, method.fts if phase == RECONSTRUCTION else None),
                     progress=progress,
                     guided=method.guidance.guides(progress),
                     scale=method.guidance.at(progress),
                 )
             )
             known = after
+    first = everything[:, : max(0, round(method.revise * total) - (total - everything.shape[1]))]
+    if first.size:
+        steps.append(_revision(steps[-1], first, total, schedule.diffusion[2]))
     return Plan(method=method, grid=tuple(grid), batch=batch, steps=tuple(steps))
+
+
+def _revision(last: Step, targets: np.ndarray, total: int, diffusion: int) -> Step:
+    """The AR step after the ``last`` one, guided alike, that draws ``targets`` (batch, n) again, all others known."""
+    target = np.zeros((len(targets), total), dtype=bool)
+    np.put_along_axis(target, targets, True, axis=1)
+    return replace(
+        last,
+        index=last.index + 1,
+        phase=REVISION,
+        known=_positions(~target),
+        targets=_positions(target),
+        context=targets[:, :0],
+        diffusion_steps=diffusion,
+        groups=token_groups(targets.shape[1], diffusion, None),
+    )
 
 
 def token_groups(tokens: int, diffusion_steps: int, fts: FTS | None) -> tuple[TokenGroup, ...]:

@@ -57,9 +57,9 @@ class LazyMAR:
                 "not negative"
             )
 
-    def fresh(self, index: int) -> bool:
-        """Whether AR step ``index`` computes everything."""
-        return index < self.start_step or (index - self.start_step) % self.period == 0
+    def fresh(self, step: Step) -> bool:
+        """Whether an AR step computes everything; a revision does, because tokens that were known are no longer."""
+        return step.revision or step.index < self.start_step or (step.index - self.start_step) % self.period == 0
 
     def kept(self, index: int, steps: int, sequence: int, needed: int) -> int:
         """How many of ``sequence`` decoder tokens lazy step ``index`` of ``steps`` computes to the end."""
@@ -92,7 +92,7 @@ class LazyMAR:
         head = sum(
             group.tokens * self._head_flops(spec.head, len(plan.chain(group, spec.diffusion))) for group in step.groups
         )
-        if self.fresh(step.index) or step.index == 0:
+        if self.fresh(step) or step.index == 0:
             transformer = spec.transformer_flops(step.known.shape[1], step.masked) * 2
             return transformer + Flops({"head": head})
         previous, sequence = plan.steps[step.index - 1].tokens, spec.buffer + plan.tokens
@@ -123,7 +123,7 @@ class LazyMAR:
         return 2 * plan.batch * blocks * positions * spec.dim * itemsize
 
     def summary(self, plan: Plan, spec: ModelSpec) -> str:
-        fresh = sum(self.fresh(index) for index in range(len(plan.steps)))
+        fresh = sum(map(self.fresh, plan.steps))
         return f"LazyMAR: {fresh} of {len(plan.steps)} AR steps computed in full"
 
 
@@ -143,7 +143,7 @@ class LazyEvaluator:
     kept: Tensor | None = None  # sequence positions that the last lazy step computed to the end
 
     def conditioning(self, step: Step, tokens: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
-        if self.settings.fresh(step.index) or self.previous is None:
+        if self.settings.fresh(step) or self.previous is None:
             out = self._fresh(tokens, positions.known)
         else:
             out = self._lazy(step.index, tokens, positions.targets)

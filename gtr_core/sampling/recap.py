@@ -60,7 +60,9 @@ class ReCAP:
     def _is_local(self, plan: Plan, group: list[Step], step: Step) -> bool:
         """Whether a step can use what the full step of the ``group`` before it kept."""
         full = group[0]
-        if full.index < self.start_step or len(group) > self.local_steps or step.branches > full.branches:
+        if step.revision or full.index < self.start_step:
+            return False
+        if len(group) > self.local_steps or step.branches > full.branches:
             return False
         return plan.schedule.decoder_scope == "full" or step.stage == full.stage
 

@@ -5,7 +5,7 @@
 
 The first row of the table names the columns. An empty cell keeps the workflow's value, and an empty row is skipped.
     class, prompt                    the class list of Class Label, the text of a text encode node of the pack
-    seed, cfg, temperature, preset   of GtR Sampler and GtR Scheduler
+    seed, cfg, temperature, revise, preset   of GtR Sampler and GtR Scheduler
     batch, name                      images per run, and what follows the row's number in the names of the saved files
     count                            runs of this row: run n has the seed + n x batch, so that no image comes twice
     NODE.INPUT, TITLE.INPUT          any input of the node with this id or title: 5.steps, GtR Sampler.cfg_start
@@ -64,6 +64,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
     "seed": (("GtR_Sampler",), "seed"),
     "cfg": (("GtR_Sampler",), "cfg"),
     "temperature": (("GtR_Sampler",), "temperature"),
+    "revise": (("GtR_Sampler",), "revise"),
     "preset": (("GtR_Scheduler",), "preset"),
     "batch": (("GtR_EmptyLatent",), "batch_size"),
     "name": ((), "filename_prefix"),

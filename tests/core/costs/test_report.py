@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 from gtr_pack.gtr_core.costs.flops import count_evaluations, count_plan, origin_of
-from gtr_pack.gtr_core.costs.report import progress_text, run_report, stage_kind
+from gtr_pack.gtr_core.costs.report import progress_text, run_report
 from gtr_pack.gtr_core.models.mar import mar_spec
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
@@ -72,4 +72,11 @@ def test_progress_counts_what_a_stage_does():
     plan = make_plan(Method(preset("gtr-full")), (16, 16), (0,))
     assert progress_text(plan, 10) == "generation 11/16" and progress_text(plan, 17) == "reconstruction 2/2"
     assert progress_text(plan, 16, 2, 3) == "window 2/3, reconstruction 1/2"
-    assert [stage_kind(kind) for kind in (False, True)] == ["generation", "reconstruction"]
+    revised = make_plan(Method(preset("gtr-full"), revise=0.25), (16, 16), (0,))
+    assert progress_text(revised, 17) == "reconstruction 2/2" and progress_text(revised, 18) == "revision 1/1"
+
+
+def test_a_revision_has_a_line_of_its_own():
+    once, revised = (report_of(Method(preset("gtr-full"), Guidance(3.0), revise=share)) for share in (0.0, 0.25))
+    assert [line.rpartition(", ")[0] for line in revised[1:4]] == [line.rpartition(", ")[0] for line in once[1:4]]
+    assert revised[4].startswith("revision: 1 AR step, 64 tokens, ") and len(revised) == len(once) + 1

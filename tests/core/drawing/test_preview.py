@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from gtr_pack.gtr_core.drawing.canvas import STAGE_COLOURS
 from gtr_pack.gtr_core.drawing.preview import NOW, preview_figure, state_of
@@ -10,6 +12,7 @@ from gtr_pack.gtr_core.plans.regions import whole_grid, window_regions
 from gtr_pack.gtr_core.plans.schedule import Schedule
 
 GTR = Method(Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4), decoder_scope="stage"))
+REVISED = replace(GTR, revise=0.25)
 
 
 def test_the_preview_shows_known_tokens_and_marks_the_others() -> None:
@@ -30,6 +33,16 @@ def test_the_preview_shows_known_tokens_and_marks_the_others() -> None:
             assert tuple(square[20, 20]) == tuple(STAGE_COLOURS[value - 1])
         if value == NOW:
             assert tuple(square[20, 20 + 13]) == (255, 255, 255)
+
+
+def test_a_revision_shows_when_it_begins() -> None:
+    """Until then the tokens that it draws again are known like others."""
+    (once,), (revised,) = (whole_grid(method, (3,), np.ones((6, 6), bool)) for method in (GTR, REVISED))
+    for step in range(8):
+        assert np.array_equal(state_of((revised,), 0, step, (6, 6)), state_of((once,), 0, step, (6, 6)))
+    now = state_of((revised,), 0, 8, (6, 6)).ravel()
+    assert np.flatnonzero(now == NOW).tolist() == revised.plan.steps[8].targets[0].tolist() and (now <= 0).all()
+    assert (state_of((revised,), 0, 9, (6, 6)) == 0).all()
 
 
 def test_a_finished_run_is_shown_as_it_is() -> None:

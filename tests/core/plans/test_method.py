@@ -30,6 +30,12 @@ def test_a_wrong_temperature_says_what_is_expected(temperature):
         Method(preset("origin"), temperature=temperature)
 
 
+@pytest.mark.parametrize("revise", [-0.1, 0.6, float("nan")])
+def test_a_wrong_revision_says_what_is_expected(revise):
+    with pytest.raises(GtRError, match="expected a share of the tokens, 0 to 0.5"):
+        Method(preset("origin"), revise=revise)
+
+
 def test_linear_guidance_grows_with_the_decoded_part():
     assert [Guidance(3.0).at(progress) for progress in (0.0, 0.5, 1.0)] == [1.0, 2.0, 3.0]
     assert [Guidance(3.0, "constant").at(progress) for progress in (0.0, 0.5, 1.0)] == [3.0] * 3
@@ -59,6 +65,7 @@ def test_a_name_is_not_a_setting():
         dict(cache=None),
         dict(cache=LazyMAR(period=4)),
         dict(temperature=1.0),
+        dict(revise=0.25),
     ],
     ids=lambda change: str(*change),
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.noise import image_seeds
 from gtr_pack.gtr_core.plans.fts import FTS
-from gtr_pack.gtr_core.plans.method import Method
+from gtr_pack.gtr_core.plans.method import Guidance, Method
 from gtr_pack.gtr_core.plans.partition import stage_of_tokens
-from gtr_pack.gtr_core.plans.plan import TokenGroup, make_plan, token_groups
+from gtr_pack.gtr_core.plans.plan import Plan, TokenGroup, make_plan, token_groups
 from gtr_pack.gtr_core.plans.presets import preset
 from gtr_pack.gtr_core.plans.schedule import Schedule
 from gtr_tests.plans import assert_covers
@@ -25,6 +27,44 @@ def test_a_plan_of_a_mask_decodes_it_and_nothing_else(grid, scope):
         unknown = generator.random(grid) < share
         for schedule in (Schedule("a", "gtr", (2, 1, 1), decoder_scope=scope), Schedule("b", "random", (8,))):
             assert_covers(make_plan(Method(schedule), grid, (1, 2), unknown=unknown), unknown)
+
+
+@pytest.mark.parametrize("name", ["gtr-paper", "gtr-full", "origin", "halton-8", "step-1"])
+def test_a_revision_draws_the_first_tokens_again(name):
+    """What comes before is the plan without it; it knows all that it does not draw, and is guided as the last step."""
+    schedule = Schedule(name, "random", (1,)) if name == "step-1" else preset(name)
+    method, seeds = Method(schedule, Guidance(3.0), FTS(), revise=0.25), (4, 5)
+    once, revised = (make_plan(replace(method, revise=share), (16, 16), seeds) for share in (0.0, 0.25))
+    assert_same_steps(revised.without_revision(), once)
+    step = revised.steps[-1]
+    assert step.revision and not step.reconstruction and step.index == len(once.steps)
+    assert step.scale == once.steps[-1].scale and step.diffusion_steps == schedule.diffusion[2]
+    assert step.groups == (TokenGroup(64, schedule.diffusion[2]),) and not step.context.size
+    for image in range(2):
+        # Of one AR step the tokens have no order of their own: the first 64 are those of whole steps and a part of one.
+        early = [set(s.targets[image]) for s in once.steps if s.known.shape[1] + s.tokens <= 64]
+        begun = [set(s.targets[image]) for s in once.steps if s.known.shape[1] < 64]
+        again = set(step.targets[image])
+        assert set().union(*early) <= again <= set().union(*begun) and len(again) == 64
+        assert again.isdisjoint(step.known[image]) and len(step.known[image]) == 192
+
+
+def test_what_a_mask_keeps_counts_as_drawn():
+    """With a quarter known, the first tokens of the rest were drawn with as many known as those behind a revision."""
+    method = Method(preset("gtr-full"), revise=0.25)
+    for rows, count in ((16, 64), (14, 32), (12, 0), (4, 0), (0, 0)):
+        unknown = np.arange(16)[:, None].repeat(16, 1) < rows
+        plan = make_plan(method, (16, 16), (0,), unknown=unknown)
+        assert sum(step.tokens for step in plan.steps if step.revision) == count
+        assert_covers(plan.without_revision(), unknown)
+        for step in plan.steps:
+            assert unknown.ravel()[step.targets].all()
+
+
+def assert_same_steps(ours: Plan, theirs: Plan) -> None:
+    for one, other in zip(ours.steps, theirs.steps, strict=True):
+        for name, value in vars(one).items():
+            assert np.array_equal(value, getattr(other, name)), name
 
 
 def test_a_mask_keeps_the_rates():

@@ -53,6 +53,20 @@ def test_a_reconstruction_with_fts_equals_the_reference(fts, tiny_mar):
     assert both_ways(tiny_mar, Method(STAGES, GUIDANCE, fts), torch.tensor([3, 8])) < 1e-3
 
 
+@pytest.mark.parametrize("schedule", [STAGES, RANDOM], ids=lambda schedule: schedule.name)
+def test_a_revision_equals_the_reference(schedule, tiny_mar):
+    assert both_ways(tiny_mar, Method(schedule, GUIDANCE, FTS(0.2, 11), revise=0.25), torch.tensor([3, 8])) < 1e-3
+
+
+def test_a_revision_changes_what_it_draws_again(tiny_mar):
+    """All other tokens are those of the run without it."""
+    method, labels = Method(STAGES, GUIDANCE), torch.tensor([3, 8])
+    once, revised = (run(tiny_mar, replace(method, revise=share), labels, grid=GRID) for share in (0.0, 0.25))
+    again = make_plan(replace(method, revise=0.25), GRID, (3, 4)).steps[-1].targets
+    changed = torch.zeros(2, 64, dtype=torch.bool).scatter(1, torch.from_numpy(again), True)
+    assert torch.equal(once[~changed], revised[~changed]) and (once[changed] != revised[changed]).any(-1).all()
+
+
 def test_known_tokens_and_a_negative_equal_the_reference(tiny_mar):
     unknown = np.zeros((8, 8), bool)
     unknown[1:6, 2:7] = True

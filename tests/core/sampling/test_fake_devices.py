@@ -39,6 +39,7 @@ METHODS = {
     "unguided": replace(GUIDED, guidance=Guidance(1.0)),
     "guided later": replace(GUIDED, guidance=Guidance(2.5, start=0.4), temperature=0.9),
     "random tokens": replace(GUIDED, fts=FTS(0.2, 5, "random")),
+    "revised": replace(GUIDED, revise=0.25),
     "random order": Method(Schedule("random", "random", (3,), diffusion=(4, 4, 4)), Guidance(2.5)),
     "reference": replace(GUIDED, cache=Reference()),
     **{name: Method(FULL, Guidance(2.5), cache=QUICK.get(name, cache())) for name, cache in CACHES.items()},

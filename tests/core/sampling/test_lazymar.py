@@ -89,6 +89,17 @@ def test_a_cache_that_is_always_fresh_changes_nothing(lazymar_mar):
     assert error(fresh, plain) < 1e-3
 
 
+def test_a_revision_is_computed_in_full(lazymar_mar):
+    """Tokens that were known are not, so nothing that was kept holds: with every other step fresh it makes no
+    difference that the step before was not."""
+    method = Method(Schedule("x", "gtr", (3, 2, 1), diffusion=(5, 5, 5)), GUIDANCE, revise=0.25)
+    plan = make_plan(method, (16, 16), (1, 2))
+    assert [LazyMAR(1, 2).fresh(step) for step in plan.steps] == [True, True, False, True, False, True, True]
+    labels = torch.tensor([1, 2])
+    always = run(lazymar_mar, replace(method, cache=LazyMAR(6, 9, head_period=1)), labels, (1, 2))
+    assert error(always, run(lazymar_mar, method, labels, (1, 2))) < 1e-3
+
+
 def test_its_state_belongs_to_one_run(lazymar_mar):
     method = Method(Schedule("x", "random", (12,), diffusion=(8, 8, 8)), GUIDANCE, cache=LazyMAR())
     labels = torch.tensor([1, 2])
