@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import sys
 from dataclasses import replace
@@ -76,6 +77,13 @@ def test_the_gate_is_five_times_the_floor(demo, origin, passed):
     assert demo.quality_page.verdict(gate)[0] == passed
     for fault in ({"images": 900}, {"frechet": 0.3}):
         assert not demo.quality_page.verdict(gate | {"together": gate["together"] | fault})[0]
+
+
+def test_templates_of_the_demo_model_revise_and_others_do_not(demo):
+    for path in (ROOT / "workflows" / "api").glob("*.json"):
+        nodes = json.loads(path.read_text()).values()
+        shares = {node["inputs"]["revise"] for node in nodes if node["class_type"] == "GtR_Sampler"}
+        assert shares == {demo.models.REVISED if path.stem.startswith("demo") else 0}, path.name
 
 
 def test_half_known_halves_are_halves(demo):
