@@ -8,7 +8,7 @@ from ..gtr_core.device import Runtime
 from ..gtr_core.drawing.plan_figure import plan_figure
 from ..gtr_core.errors import GtRError
 from ..gtr_core.plans.fts import FTS, SELECTIONS
-from ..gtr_core.plans.method import Method
+from ..gtr_core.plans.method import LARGEST_REVISION, Method
 from ..gtr_core.plans.orders import PHASES
 from ..gtr_core.plans.partition import PARTITIONS
 from ..gtr_core.plans.plan import make_plan
@@ -402,6 +402,17 @@ class PreviewSchedule(io.ComfyNode):
                     tooltip="With model: draws the plan for this latent's grid, mask and first image, as GtR Sampler "
                     "will run it. Of an outpainted MAR image it shows the first window.",
                 ),
+                io.Float.Input(
+                    "revise",
+                    default=0.0,
+                    min=0.0,
+                    max=LARGEST_REVISION,
+                    step=0.05,
+                    round=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="As in GtR Sampler: a black bar shows the step that draws the first tokens again.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The figure of the plan.")],
         )
@@ -416,8 +427,9 @@ class PreviewSchedule(io.ComfyNode):
         fts: FTS | None = None,
         model: ModelHandle | None = None,
         latent: io.Latent.Type | None = None,
+        revise: float = 0.0,
     ) -> io.NodeOutput:
-        method = Method(schedule, fts=fts)
+        method = Method(schedule, fts=fts, revise=revise)
         if latent is None:
             plan = make_plan(method, (rows, columns) if model is None else model.spec.grid, (seed,))
         elif model is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from gtr_pack.gtr_core.drawing.canvas import KNOWN, LINE, STAGE_COLOURS, viridis
+from gtr_pack.gtr_core.drawing.canvas import KNOWN, LINE, REVISED, STAGE_COLOURS, viridis
 from gtr_pack.gtr_core.drawing.plan_figure import AXIS, CHART, GAP, MAP, MAPS_TOP, plan_figure, stage_colour
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Method
@@ -66,6 +68,16 @@ def test_the_steps_of_fts_are_outlined() -> None:
     assert [height for _, height in bars(plain, stage_colour(3))] == [CHART * 4 // 8] * 2
     assert (outlined == (40, 40, 40)).all(-1).any(0).sum() == sum(width for width, _ in bars(outlined, stage_colour(3)))
     assert not (plain == (40, 40, 40)).all(-1).any()
+
+
+def test_a_revision_is_a_bar_of_its_own() -> None:
+    """The maps are of the first drawing, so they do not change."""
+    small = Method(Schedule("small", "gtr", (4, 2, 2), diffusion=(8, 4, 4)))
+    once, revised = (make_plan(replace(small, revise=share), (8, 8), (0,)) for share in (0.0, 0.25))
+    tokens, diffusion = charts(plan_figure(revised), revised)
+    assert [height for _, height in bars(tokens, REVISED)] == [CHART]
+    assert [height for _, height in bars(diffusion, REVISED)] == [CHART * 4 // 8]
+    assert np.array_equal(*(plan_figure(plan)[MAPS_TOP : MAPS_TOP + MAP] for plan in (once, revised)))
 
 
 def test_each_image_of_a_batch_has_a_figure_of_its_own() -> None:
