@@ -44,7 +44,7 @@ from gtr_core.plans.presets import PRESETS, preset
 from gtr_core.plans.schedule import SCOPES, Schedule
 from gtr_core.sampling.recap import ReCAP
 
-from . import data, figures, misplaced, observations, runs
+from . import data, figures, misplaced, observations, quality_page, runs
 from .models import REVISED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -192,7 +192,7 @@ def revision() -> Experiment:
 
 
 def revised_name(own: Method) -> str:
-    return f"{own.name}, revised {own.revise:g}" if own.revise else own.name
+    return f"{own.name}{quality_page.AGAIN}{own.revise:g}" if own.revise else own.name
 
 
 def _guided_name(chosen: Guidance) -> str:
@@ -425,9 +425,7 @@ def conduct(options: argparse.Namespace) -> None:
     check_amount(options.images, seeds)
     torch.set_num_threads(1)
     if options.what == "page":
-        from .quality_page import write_page
-
-        return write_page(OUTPUT, ROOT / "docs" / "quality.md")
+        return quality_page.write_page(OUTPUT, ROOT / "docs" / "quality.md")
     if options.what == "heat":
         return write_png(OUTPUT / "heat.png", heat(6))
     if options.what == "observations":

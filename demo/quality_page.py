@@ -51,6 +51,8 @@ this world is one sprite before a gradient, the one that fits best can be comput
 sees them, brightness and colours by least squares). A token that lies further from it than {limit} (root mean square of
 its pixels on a scale of [0, 1]) counts as misplaced."""
 
+AGAIN = ", revised "  # between a method's name and the share that it draws again
+
 HEAT = """In these images FTS selects tokens at the borders of the image and some inside the sprites (`python -m
 demo.experiments heat`)."""
 
@@ -239,18 +241,14 @@ def guidance(result: dict) -> Sequence[str]:
     )
 
 
-def _again(share: float) -> str:
-    """What is behind the name of a method that revises."""
-    return f", revised {share:g}"
-
-
 def revision(result: dict) -> Sequence[str]:
     findings = []
-    for name, shares in {"origin": (REVISED,), "gtr-paper": (0.125, REVISED), "gtr-extreme": (REVISED,)}.items():
-        for share in shares:
-            own = name + _again(share)
+    for row in result["rows"]:
+        own = row["method"]
+        name, revised, share = own.partition(AGAIN)
+        if revised:
             findings.append(
-                f"With {share:g} of the tokens drawn again ({ratio(result, own)}), the distance of `{name}` "
+                f"With {float(share):.3g} of the tokens drawn again ({ratio(result, own)}), the distance of `{name}` "
                 f"{versus(result, own, name)} and its coherence {versus(result, own, name, 'coherence')}."
             )
     return findings
@@ -321,7 +319,7 @@ def misplaced(result: dict | None, folder: str) -> list[str]:
     if result is None:
         return []
     origin, own, *revised = (
-        result["methods"][name + again] for again in ("", _again(REVISED)) for name in ("origin", "gtr-paper")
+        result["methods"][name + again] for again in ("", f"{AGAIN}{REVISED:g}") for name in ("origin", "gtr-paper")
     )
     first, last = own["steps"][0]["known_below"], own["steps"][-1]["known_below"]
     early, late, end = (

@@ -239,7 +239,7 @@ GENERATE = Verb(
     "generate",
     "make images",
     (
-        "generate --class 2,5,8 -o images.png",
+        "generate --class 2,5,8 --revise 0.25 -o images.png",
         "generate --model mar-base-ema.pth --vae kl16.safetensors --class 'golden retriever' --device cuda",
         "generate --image images_000.png --mask mask.png -o inpainted.png",
     ),

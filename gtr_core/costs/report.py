@@ -10,7 +10,7 @@ import numpy as np
 from ..models.spec import ModelSpec
 from ..pipeline import Decoded, Decoding
 from ..plans.method import Method
-from ..plans.plan import PHASES, REVISION, Plan, ar_steps, make_plan
+from ..plans.plan import Plan, Step, ar_steps, make_plan
 from .flops import count_evaluations, count_plan, count_step, origin_of
 
 
@@ -22,8 +22,9 @@ def run_report(
     unknown: np.ndarray | None = None,
     peak_bytes: int | None = None,
 ) -> str:
-    """Per stage: AR steps, tokens, head evaluations (per token, one guidance branch), FLOPs per image and seconds;
-    then the totals against the origin with the same ``unknown`` tokens. ``seconds`` has one per AR step."""
+    """Per stage, and for a revision: AR steps, tokens, head evaluations (per token, one guidance branch), FLOPs per
+    image and seconds; then the totals against the origin with the same ``unknown`` tokens. ``seconds`` has one per AR
+    step."""
     flops = [count_step(plan, step, spec).total for step in plan.steps]
     evaluations = [count_evaluations(plan, step, spec) for step in plan.steps]
     method = plan.method
@@ -31,17 +32,17 @@ def run_report(
         f"{method.name} on {spec.name}: {plan.batch} image{'s' * (plan.batch > 1)}, {ar_steps(len(plan.steps))}, "
         f"{sum(seconds):.2f} s"
     ]
-    for stage in range(1, plan.schedule.stages + 1):
-        for phase in PHASES:
-            steps = [step for step in plan.steps if step.stage == stage and step.phase == phase]
-            if steps:
-                indices = [step.index for step in steps]
-                lines.append(
-                    f"{REVISION if phase == REVISION else f'stage {stage} ({phase})'}: {ar_steps(len(steps))}, "
-                    f"{sum(step.tokens for step in steps)} tokens, {sum(evaluations[k] for k in indices)} head "
-                    f"evaluations, {sum(flops[k] for k in indices) / 1e12:.3g} TFLOPs, "
-                    f"{sum(seconds[k] for k in indices):.2f} s"
-                )
+    parts: dict[str, list[Step]] = {}
+    for step in plan.steps:
+        name = step.phase if step.revision else f"stage {step.stage} ({step.phase})"
+        parts.setdefault(name, []).append(step)
+    for name, steps in parts.items():
+        indices = [step.index for step in steps]
+        lines.append(
+            f"{name}: {ar_steps(len(steps))}, {sum(step.tokens for step in steps)} tokens, "
+            f"{sum(evaluations[k] for k in indices)} head evaluations, "
+            f"{sum(flops[k] for k in indices) / 1e12:.3g} TFLOPs, {sum(seconds[k] for k in indices):.2f} s"
+        )
     if method.schedule.order == "gtr" and plan.schedule.stages == 1:
         lines.append("a single stage reconstructs nothing: GtR has at least two, such as 24, 6, 2 AR steps")
     if method.fts is not None and not any(step.reconstruction for step in plan.steps):

@@ -41,8 +41,9 @@ def state_of(regions: Sequence[Region], current: int, step: int, grid: tuple[int
     state = np.zeros(grid[0] * grid[1], np.int64)
     for later, region in enumerate(regions[current:]):
         plan = region.plan
-        if later or not any(entry.revision for entry in plan.steps[step : step + 1]):
-            plan = plan.without_revision()  # until it begins, what it will draw again is known
+        revises = not later and step < len(plan.steps) and plan.steps[step].revision
+        if not revises:  # what will be drawn again is known until then
+            plan = plan.without_revision()
         values = [entry.stage if later or k > step else NOW if k == step else 0 for k, entry in enumerate(plan.steps)]
         state[region.positions[region.unknown.ravel()]] = token_values(plan, values, index)[region.unknown]
     return state.reshape(grid)

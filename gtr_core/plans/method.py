@@ -80,8 +80,8 @@ class Cache(Protocol):
 class Method:
     """Everything that decides how an image is sampled. It travels whole; its name is its schedule's.
 
-    ``revise`` is a share of the tokens. Those that were drawn while fewer were known are drawn again by one more AR
-    step, which knows all others (docs/how_it_works.md, Revision).
+    ``revise`` is the share of the tokens, those drawn first, that one more AR step draws again when it knows all others
+    (docs/how_it_works.md, Revision). Tokens that are given count as drawn first, and stay.
     """
 
     schedule: Schedule
