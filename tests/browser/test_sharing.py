@@ -246,7 +246,7 @@ def test_the_report_is_seen_in_nodes_2(front: FrontEnd) -> None:
         assert front.overlaps() == []
         # Widgets stay as they are, and the report is no part of the workflow.
         saved = front.page.evaluate("() => window.app.graph.serialize().nodes.find(n => n.type === 'GtR_Sampler')")
-        assert len(saved["widgets_values"]) == 7
+        assert len(saved["widgets_values"]) == 8
 
 
 WIRES = ("MAR_MODEL", "GTR_SCHEDULE", "GTR_FTS", "GTR_CACHE", "GTR_STEPS")

@@ -173,9 +173,11 @@ def test_the_shipped_outpainting(client: Client, comfy_base: Path, editing: Edit
     before, after = latents(client, comfy_base, "outpaint")
     rows, columns = editing.grid
     graph = json.loads((API / "demo_outpaint.json").read_text(encoding="utf-8"))
-    room = graph["11"]["inputs"]["right"] // editing.token
-    drawn = torch.arange(columns + room).expand(rows, -1) >= columns
-    padded = torch.nn.functional.pad(before, (0, room * editing.model.spec.latent.patch))
+    left, right = (graph["11"]["inputs"][side] // editing.token for side in ("left", "right"))
+    place = torch.arange(left + columns + right).expand(rows, -1)
+    drawn = (place < left) | (place >= left + columns)
+    patch = editing.model.spec.latent.patch
+    padded = torch.nn.functional.pad(before, (left * patch, right * patch))
     assert after.shape == padded.shape
     assert_drawn(padded, after, drawn)
 

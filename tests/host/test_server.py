@@ -190,6 +190,7 @@ def test_a_prompt_by_hand_names_what_is_required(client: Client, demo: dict, pac
     demo["7"]["inputs"]["seed"], demo["5"]["inputs"]["preset"] = 11, "gtr-extreme"
     demo["4"]["inputs"]["batch_size"], demo["3"]["inputs"]["class_list"] = 1, ""
     demo["10"]["inputs"].pop("seed")  # wired to the sampler's in the page
+    demo["7"]["inputs"]["revise"] = demo["10"]["inputs"]["revise"] = 0
     short = bare(demo, pack_nodes)
     assert short["5"]["inputs"] == {"preset": demo["5"]["inputs"]["preset"]}
     assert "temperature" not in short["7"]["inputs"] and "weight_dtype" not in short["1"]["inputs"]

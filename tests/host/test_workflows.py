@@ -102,8 +102,9 @@ def test_the_sampler_says_where_it_is_and_what_it_did(client: Client, demo: Grap
     run = client.prompt(with_seed(demo, 105))
     (sampler,) = nodes_of(demo, "GtR_Sampler")
     texts = [event.data["text"] for event in run.of_type("progress_text") if event.data["node"] == sampler]
-    assert texts[:-1] == [*(f"generation {k}/30" for k in range(1, 31)), "reconstruction 1/2", "reconstruction 2/2"]
-    assert texts[-1] == "done: 32 AR steps"
+    generation = [f"generation {k}/30" for k in range(1, 31)]
+    assert texts[:-1] == [*generation, "reconstruction 1/2", "reconstruction 2/2", "revision 1/1"]
+    assert texts[-1] == "done: 33 AR steps"
     report = run.outputs[sampler]["text"][0]
     assert report.startswith("gtr-paper on demo: 4 images") and "stage 3 (reconstruction): 2 AR steps" in report
 
