@@ -117,10 +117,12 @@ class Plan:
         return replace(self, steps=tuple(step for step in self.steps if not step.revision))
 
     def scheduled_steps(self) -> np.ndarray:
-        """The schedule's own diffusion steps per token, without FTS, (batch, L); 0 where the plan decodes nothing."""
+        """The schedule's own diffusion steps per token, without FTS, (batch, L); 0 where the plan decodes nothing, and
+        where it revises those of both drawings."""
         result = np.zeros((self.batch, self.tokens), np.int64)
         for step in self.steps:
-            np.put_along_axis(result, step.targets, step.diffusion_steps, 1)
+            before = np.take_along_axis(result, step.targets, 1)
+            np.put_along_axis(result, step.targets, before + step.diffusion_steps, 1)
         return result
 
     def to_dict(self, image: int = 0) -> dict:

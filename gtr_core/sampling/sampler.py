@@ -146,14 +146,14 @@ def gather_rows(t: Tensor, rows: Rows) -> Tensor:
 
 def write_rows(step: Step, rows: Rows, values: Tensor, targets: Tensor, tokens: Tensor, spent: Tensor) -> None:
     """Write the decoded ``values``, in the order of :func:`gather_rows`, to their places in ``tokens`` (B, L, C), and
-    their diffusion steps into ``spent`` (B, L)."""
+    add their diffusion steps to ``spent`` (B, L)."""
     batch = len(targets)
     counts = [batch * group.tokens for group in step.groups]
     for group, index, part in zip(step.groups, rows, values.split(counts)):
         places = targets if index is None else targets.gather(1, index)
         part = part.unflatten(0, (batch, -1))
         tokens.scatter_(1, places[..., None].expand_as(part), part)
-        spent.scatter_(1, places, group.diffusion_steps)
+        spent.scatter_(1, places, spent.gather(1, places) + group.diffusion_steps)
 
 
 def _wide(index: Tensor, t: Tensor) -> Tensor:

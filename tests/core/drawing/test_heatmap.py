@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from gtr_pack.gtr_core.drawing.canvas import VIRIDIS, viridis
 from gtr_pack.gtr_core.drawing.heatmap import MARGIN, SIDE, StepCounts, heatmap, overlay
@@ -32,9 +33,11 @@ def corners(figure: np.ndarray, margin: int = 0) -> dict[tuple[int, int], tuple[
     }
 
 
-def test_steps_are_those_of_the_schedule_and_of_fts(tiny_mar) -> None:
+@pytest.mark.parametrize("revise", [0.0, 0.25])
+def test_steps_are_those_of_the_schedule_and_of_fts(revise, tiny_mar) -> None:
+    """What is drawn again has the steps of both drawings."""
     detail, spent = FTS(0.25, 8), []
-    plan = make_plan(Method(GTR, fts=detail), tiny_mar.spec.grid, (1, 2))
+    plan = make_plan(Method(GTR, fts=detail, revise=revise), tiny_mar.spec.grid, (1, 2))
     sample(
         tiny_mar,
         plan,
@@ -46,6 +49,8 @@ def test_steps_are_those_of_the_schedule_and_of_fts(tiny_mar) -> None:
     assert set(np.unique(extra)) == {0, detail.detail_steps - GTR.diffusion[2]}
     expected = sum(detail.count(step.tokens) for step in plan.steps if step.reconstruction)
     assert ((extra > 0).sum(1) == expected).all()
+    every = sum(group.tokens * group.diffusion_steps for step in plan.steps for group in step.groups)
+    assert (spent[0].sum(1) == every).all()
 
 
 def test_the_heat_map_lights_the_tokens_with_extra_steps() -> None:
