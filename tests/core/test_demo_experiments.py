@@ -79,7 +79,9 @@ def test_a_foreign_token_is_misplaced_and_counted_where_it_was_drawn(experiments
     assert sum(counted.drawn) == 4 * 256 and sum(counted.misplaced) == 4 and counted.per_image.tolist() == [1] * 4
 
 
-def test_misplaced_tokens_end_in_shares_and_a_plot(experiments: ModuleType) -> None:
+def test_misplaced_tokens_end_in_shares_and_a_plot(experiments: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {"steps": (6,), "diffusion": (10, 10, 10)}
+    monkeypatch.setattr(experiments, "preset", lambda name: experiments.Schedule(name, "random", **quick))
     result = experiments.misplace(1, 1)
     once, again = {"origin", "gtr-paper"}, {"origin, revised 0.25", "gtr-paper, revised 0.25"}
     assert set(result["methods"]) == once | again and result["real_per_image"] < 1
