@@ -11,7 +11,7 @@ from ..gtr_core.costs.report import decoding_report
 from ..gtr_core.drawing.heatmap import StepCounts
 from ..gtr_core.pipeline import Decoded, decode
 from ..gtr_core.plans.fts import FTS
-from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, LARGEST_REVISION, Cache, Guidance, Method
+from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
 from ..gtr_core.plans.plan import ar_steps
 from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
@@ -20,6 +20,7 @@ from ._models import ModelHandle
 from ._progress import RunMonitor, show_text
 from .conditions import read_condition
 from .latent import LatentBatch
+from .schedule import revise_input
 
 logger = logging.getLogger("gtr_mar")
 
@@ -141,18 +142,10 @@ class Sampler(io.ComfyNode):
                     tooltip="The share of the tokens that is decoded without guidance first, at half the cost: the "
                     "linear schedule guides them little anyway. 0 = guidance from the first step on.",
                 ),
-                io.Float.Input(
-                    "revise",
-                    default=0.0,
-                    min=0.0,
-                    max=LARGEST_REVISION,
-                    step=0.05,
-                    round=0.001,
-                    optional=True,
-                    advanced=True,
-                    tooltip="The share of the tokens, those drawn first, that one more step draws again when it knows "
-                    "all others. 0.25 takes away nearly all of the demo model's misplaced tokens. 0 = none, as in the "
-                    "paper.",
+                revise_input(
+                    "The share of the tokens, those drawn first, that one more step draws again when it knows all "
+                    "others. 0.25 takes away nearly all of the demo model's misplaced tokens. 0 = none, as in the "
+                    "paper."
                 ),
             ],
             outputs=[

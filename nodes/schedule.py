@@ -402,17 +402,7 @@ class PreviewSchedule(io.ComfyNode):
                     tooltip="With model: draws the plan for this latent's grid, mask and first image, as GtR Sampler "
                     "will run it. Of an outpainted MAR image it shows the first window.",
                 ),
-                io.Float.Input(
-                    "revise",
-                    default=0.0,
-                    min=0.0,
-                    max=LARGEST_REVISION,
-                    step=0.05,
-                    round=0.001,
-                    optional=True,
-                    advanced=True,
-                    tooltip="As in GtR Sampler: a black bar shows the step that draws the first tokens again.",
-                ),
+                revise_input("As in GtR Sampler: a black bar shows the step that draws the first tokens again."),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The figure of the plan.")],
         )
@@ -438,6 +428,21 @@ class PreviewSchedule(io.ComfyNode):
             plan = LatentBatch.read(latent, model).plan(method, seed, Runtime()).plans[0]
         image = to_host_image(plan_figure(plan))
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+
+
+def revise_input(tooltip: str) -> io.Float.Input:
+    """The share of the tokens that one more AR step draws again."""
+    return io.Float.Input(
+        "revise",
+        default=0.0,
+        min=0.0,
+        max=LARGEST_REVISION,
+        step=0.05,
+        round=0.001,
+        optional=True,
+        advanced=True,
+        tooltip=tooltip,
+    )
 
 
 def changed(node: type[io.ComfyNode], **values: object) -> list[str]:

@@ -34,7 +34,7 @@ def run_report(
     ]
     parts: dict[str, list[Step]] = {}
     for step in plan.steps:
-        name = step.phase if step.revision else f"stage {step.stage} ({step.phase})"
+        name = step.kind if step.revision else f"stage {step.stage} ({step.kind})"
         parts.setdefault(name, []).append(step)
     for name, steps in parts.items():
         indices = [step.index for step in steps]
@@ -81,10 +81,10 @@ def image_facts(spec: ModelSpec, method: Method, seed: int, label: int | None = 
 
 def progress_text(plan: Plan, index: int, part: int = 1, parts: int = 1) -> str:
     """Where a run is at AR step ``index`` (from 0): 'generation 3/10' or 'reconstruction 1/2', after the window."""
-    phase = plan.steps[index].phase
-    indices = [step.index for step in plan.steps if step.phase == phase]
+    kind = plan.steps[index].kind
+    indices = [step.index for step in plan.steps if step.kind == kind]
     window = f"window {part}/{parts}, " if parts > 1 else ""
-    return f"{window}{phase} {indices.index(index) + 1}/{len(indices)}"
+    return f"{window}{kind} {indices.index(index) + 1}/{len(indices)}"
 
 
 def _against_origin(plan: Plan, spec: ModelSpec, evaluations: int, flops: int, unknown: np.ndarray | None) -> str:

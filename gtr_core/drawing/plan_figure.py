@@ -163,12 +163,13 @@ def _facts(plan: Plan) -> str:
 def _legend(plan: Plan) -> list[tuple[str, np.ndarray | tuple | None]]:
     """Lines of text, each with its colour; None for the outline."""
     fts, lines = plan.method.fts, []
+    drawn = plan.without_revision().steps
     for stage in range(1, plan.schedule.stages + 1):
-        steps = [step for step in plan.steps if step.stage == stage and not step.revision]
+        steps = [step for step in drawn if step.stage == stage]
         if steps:
             lines.append((_describe(steps), stage_colour(stage)))
     lines += [(_describe([step]), REVISED) for step in plan.steps if step.revision]
-    known = plan.tokens - sum(step.tokens for step in plan.steps if not step.revision)
+    known = plan.tokens - sum(step.tokens for step in drawn)
     if known:
         lines.append((f"known: {known} tokens", KNOWN))
     if fts is not None and any(step.reconstruction for step in plan.steps):
@@ -185,6 +186,6 @@ def _legend(plan: Plan) -> list[tuple[str, np.ndarray | tuple | None]]:
 def _describe(steps: list[Step]) -> str:
     """One stage in words."""
     first = steps[0]
-    what = first.phase if first.revision else f"stage {first.stage}, {first.phase}"
+    what = first.kind if first.revision else f"stage {first.stage}, {first.kind}"
     diffusion = " to ".join(map(str, dict.fromkeys((first.diffusion_steps, steps[-1].diffusion_steps))))
     return f"{what}: {sum(step.tokens for step in steps)} tokens in {ar_steps(len(steps))}, {diffusion} diffusion steps"

@@ -18,8 +18,10 @@ from .partition import check_grid, stage_of_tokens
 from .schedule import Schedule, cosine_counts, diffusion_steps, even_counts, respaced, steps_per_stage
 
 LARGEST_PLAN = 2**32  # bytes
-# The paper's names of what a stage does, and the step after all stages.
-PHASES = GENERATION, RECONSTRUCTION, REVISION = "generation", "reconstruction", "revision"
+# Kinds of AR steps: the paper's names of what a stage does, and ours of the step after all stages.
+GENERATION = "generation"
+RECONSTRUCTION = "reconstruction"
+REVISION = "revision"
 
 
 def ar_steps(count: int) -> str:
@@ -45,12 +47,13 @@ class Step:
     that the decoder sees. ``progress`` is (L - m') / L with m' the masked tokens after the step (at least 1): the
     weight of the linear guidance schedule (docs/upstream.md 1.9). ``scale`` is the guidance scale; a step that is not
     ``guided`` evaluates the conditional branch only. ``groups`` say how many tokens get how many diffusion steps, most
-    steps first. ``phase`` is one of PHASES; a revision draws tokens again and counts to the last stage.
+    steps first. ``kind`` is GENERATION, RECONSTRUCTION or REVISION, which draws tokens again and counts to the last
+    stage.
     """
 
     index: int
     stage: int
-    phase: str
+    kind: str
     known: np.ndarray
     targets: np.ndarray
     context: np.ndarray
@@ -62,11 +65,11 @@ class Step:
 
     @property
     def reconstruction(self) -> bool:
-        return self.phase == RECONSTRUCTION
+        return self.kind == RECONSTRUCTION
 
     @property
     def revision(self) -> bool:
-        return self.phase == REVISION
+        return self.kind == REVISION
 
     @property
     def tokens(self) -> int:
@@ -192,7 +195,7 @@ def plan_from_sequences(
     steps: list[Step] = []
     for stage, (sequence, sizes) in enumerate(zip(sequences, counts), start=1):
         np.put_along_axis(visible, sequence if schedule.decoder_scope == "stage" else everything, True, axis=1)
-        phase = RECONSTRUCTION if 1 < stage == schedule.stages else GENERATION
+        kind = RECONSTRUCTION if 1 < stage == schedule.stages else GENERATION
         for targets in np.split(sequence, np.cumsum(sizes)[:-1], axis=1) if sizes else ():
             count, tokens = diffusion.pop(0), targets.shape[1]
             if not tokens:
@@ -205,12 +208,12 @@ def plan_from_sequences(
                 Step(
                     index=len(steps),
                     stage=stage,
-                    phase=phase,
+                    kind=kind,
                     known=_positions(known),
                     targets=_positions(target),
                     context=_positions(visible & ~after),
                     diffusion_steps=count,
-                    groups=token_groups(tokens, count, method.fts if phase == RECONSTRUCTION else None),
+                    groups=token_groups(tokens, count, method.fts if kind == RECONSTRUCTION else None),
                     progress=progress,
                     guided=method.guidance.guides(progress),
                     scale=method.guidance.at(progress),
@@ -230,7 +233,7 @@ def _revision(last: Step, targets: np.ndarray, total: int, diffusion: int) -> St
     return replace(
         last,
         index=last.index + 1,
-        phase=REVISION,
+        kind=REVISION,
         known=_positions(~target),
         targets=_positions(target),
         context=targets[:, :0],
