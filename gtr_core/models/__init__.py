@@ -11,6 +11,7 @@ from ..errors import GtRError
 from .autoencoder import Autoencoder, AutoencoderFamily, AutoencoderSpec
 from .detok import DETOK_FAMILY
 from .harmon import HARMON_FAMILY
+from .layers import Uninitialised, empty_parameter
 from .lightgen import LIGHTGEN_FAMILY
 from .mar import MAR_FAMILY
 from .model import Model
@@ -31,9 +32,10 @@ NEIGHBOURS = {
 AUTOENCODERS: dict[str, AutoencoderFamily] = {family.spec.family: family for family in (VAE_FAMILY, DETOK_FAMILY)}
 
 
-def build(spec: ModelSpec, **factory) -> Model:
-    """The model of a spec; ``factory`` are the constructor's operations, attention, device and dtype."""
-    return FAMILIES[spec.family].model(spec, **factory)
+def build(spec: ModelSpec, *, operations=Uninitialised, **factory) -> Model:
+    """The model of a spec, whose weights are still to be loaded: nothing is initialised. ``operations`` and
+    ``factory`` are what the constructor takes, an attention, a device and a dtype."""
+    return FAMILIES[spec.family].model(spec, operations=operations, **factory)
 
 
 def recognise(shapes: Shapes) -> Family | None:
@@ -67,7 +69,13 @@ def build_autoencoder(spec: AutoencoderSpec, device: torch.device | str = "cpu")
     """The VAE or tokenizer of a spec, whose weights are still to be loaded: nothing is initialised."""
     with torch.device("meta"):
         autoencoder = AUTOENCODERS[spec.family].model(spec)
-    return autoencoder if device == "meta" else autoencoder.to_empty(device=device)
+    if device == "meta":
+        return autoencoder
+    # As Module.to_empty does, which makes torch import a computer algebra system.
+    for module in autoencoder.modules():
+        for name, waiting in module.named_parameters(recurse=False):
+            setattr(module, name, empty_parameter(*waiting.shape, device=device, dtype=waiting.dtype))
+    return autoencoder
 
 
 def recognise_autoencoder(shapes: Shapes) -> AutoencoderFamily | None:

@@ -1,6 +1,6 @@
 """The transformer block that the families share, and its cost.
 
-``operations`` is a namespace with Linear, LayerNorm, Embedding (torch.nn, or a host's weight-streaming twins);
+``operations`` is a namespace with Linear, LayerNorm, RMSNorm, Embedding (torch.nn, or a host's weight-streaming twins);
 ``attention`` is a function of q, k, v, each (batch, heads, tokens, head_dim), that returns the same shape.
 Constructors never initialise weights of their own: a host may build layers whose weights do not exist yet.
 """
@@ -21,6 +21,20 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Torch's scaled dot product attention."""
     return F.scaled_dot_product_attention(q, k, v)
+
+
+class Uninitialised:
+    """Torch's layers as ``operations``, whose weights are still to be loaded: to draw values that are replaced takes
+    seconds in a large model, and on ``meta`` torch first imports a computer algebra system for it."""
+
+    LayerNorm = nn.LayerNorm
+    RMSNorm = nn.RMSNorm
+
+    class Linear(nn.Linear):
+        def reset_parameters(self) -> None: ...
+
+    class Embedding(nn.Embedding):
+        def reset_parameters(self) -> None: ...
 
 
 def empty_parameter(*shape: int, device=None, dtype=None) -> nn.Parameter:

@@ -63,9 +63,9 @@ class Memory(Protocol):
 class Model(nn.Module):
     """Base of every family's model. Parameter names are those of the published checkpoints.
 
-    Constructors take ``operations`` (a namespace with Linear, LayerNorm, Embedding), ``attention``, ``device`` and
-    ``dtype``, and initialise nothing. The head is float32 whatever ``dtype`` the transformer has: the first reverse
-    step amplifies errors of eps 316 times and more (docs/upstream.md 1.7).
+    Constructors take ``operations`` (a namespace with Linear, LayerNorm, RMSNorm, Embedding), ``attention``,
+    ``device`` and ``dtype``, and initialise nothing of their own. The head is float32 whatever ``dtype`` the
+    transformer has: the first reverse step amplifies errors of eps 316 times and more (docs/upstream.md 1.7).
     """
 
     spec: ModelSpec

@@ -92,6 +92,18 @@ def test_every_module_of_the_core_can_be_imported_without_what_is_optional():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
+def test_models_are_loaded_without_torchs_algebra():
+    """Torch imports sympy, a second's work, for values and memory of tensors on ``meta``: models need neither."""
+    code = (
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom gtr_core import load_model, load_vae\n"
+        "from gtr_core.demo import DEMO_MAR, DEMO_VAE\nload_model(DEMO_MAR), load_vae(DEMO_VAE)\n"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("path", PACK, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_pack_imports_itself_relatively(path):
     assert absolute_imports(path) <= (ALLOWED | OPTIONAL | HOST) - NETWORK | KERNELS.get(path.stem, set())
