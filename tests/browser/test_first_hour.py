@@ -110,8 +110,9 @@ def test_a_template_opened_again_shows_no_report(front: FrontEnd) -> None:
     assert report.startswith("gtr-extreme on demo: 1 image")
 
 
-def test_the_class_menu_follows_the_model(front: FrontEnd) -> None:
-    front.open()
+def test_the_class_menu_follows_the_model(opened: FrontEnd) -> None:
+    front = opened
+    front.page.evaluate(COMMAND, "Comfy.NewBlankWorkflow")
     front.page.evaluate(BUILD)
     front.page.wait_for_timeout(500)
     value, classes = front.page.evaluate(MENU)
@@ -147,9 +148,10 @@ def test_what_a_preset_ignores_is_folded_away(front: FrontEnd, nodes_2: bool) ->
 
 
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes-2"])
-def test_nothing_grows_when_a_graph_is_loaded_again(front: FrontEnd, nodes_2: bool) -> None:
+def test_nothing_grows_when_a_graph_is_loaded_again(opened: FrontEnd, nodes_2: bool) -> None:
     """With every choice that shows other widgets than the default does."""
-    front.open()
+    front = opened
+    front.page.evaluate(COMMAND, "Comfy.NewBlankWorkflow")
     choices = [("GtR_Scheduler", "preset", "custom"), ("GtR_Redraw", "redraw", "denoise")]
     choices += [("GtR_BaselineScheduler", "method", name) for name in ("disa", "origin")]
     with front.setting("Comfy.VueNodes.Enabled", nodes_2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -19,9 +20,12 @@ from gtr_tests.rest import Graph
 from PIL import Image
 
 if TYPE_CHECKING:
+    from gtr_tests.client import Client
     from gtr_tests.server import ComfyServer
 
-API = Path(__file__).resolve().parents[2] / "workflows" / "api"
+ROOT = Path(__file__).resolve().parents[2]
+API = ROOT / "workflows" / "api"
+DEMO = ROOT / "gtr_core" / "demo"
 
 
 def the(graph: Graph, class_type: str) -> str:
@@ -210,17 +214,25 @@ def test_equal_rows_and_a_second_start_of_a_killed_client(
     assert len(made) == 3 and len({(tmp_path / "out" / name).read_bytes() for name in made}) == 1
 
 
-def test_a_server_that_is_killed_and_started_again(comfy_path: Path, tmp_path: Path, begin: Any, graph: Graph) -> None:
-    """Its queue and its history are lost; the rows are queued again, and the images are those of an undisturbed run."""
+def test_a_server_that_is_killed_and_started_again(
+    comfy_path: Path, client: Client, tmp_path: Path, begin: Any, graph: Graph
+) -> None:
+    """Its queue and its history are lost; the rows are queued again, and the images are those of an undisturbed run.
+    No half image is left and no model's file touched."""
+    from gtr_tests.client import pixels
     from gtr_tests.server import ComfyServer, make_base
 
     server = ComfyServer(Path(sys.executable), comfy_path, make_base(tmp_path / "base"), "--cpu")
     rows = [{"name": f"n{k}", "class": k % 4, "seed": k} for k in range(1, 13)]
     server.start()
     try:
+        before = digests()
         process = begin(server.url, rows)
         until(lambda: (tmp_path / "out" / "results.csv").exists() and len(record(tmp_path)) >= 3)
         server.kill()
+        assert digests() == before
+        for path in (server.base / "output").rglob("*.png"):
+            Image.open(path).load()
         time.sleep(1)
         server.start()
         said = finish(process, 0)
@@ -233,6 +245,13 @@ def test_a_server_that_is_killed_and_started_again(comfy_path: Path, tmp_path: P
         until(lambda: not rest.get(f"{server.url}/prompt")["exec_info"]["queue_remaining"])
     finally:
         server.stop()
+    for name, carried in made.items():
+        (undisturbed,) = client.prompt(carried).images[the(graph, "SaveImage")]
+        assert pixels((tmp_path / "out" / name).read_bytes()) == pixels(undisturbed)
+
+
+def digests() -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in DEMO.glob("*.safetensors")}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -69,8 +69,8 @@ def nodes_of(graph: Graph, class_type: str) -> set[str]:
 
 @pytest.fixture
 def demo() -> Graph:
-    """The demo workflow, which needs no file outside the repository."""
-    return read(API / "demo.json")
+    """The demo workflow, which needs no file outside the repository, with one image."""
+    return with_one_image(read(API / "demo.json"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=["-".join(path.relative_to(ROOT).parts[-3:]) for path in SHIPPED])
@@ -106,7 +106,7 @@ def test_the_sampler_says_where_it_is_and_what_it_did(client: Client, demo: Grap
     assert texts[:-1] == [*generation, "reconstruction 1/2", "reconstruction 2/2", "revision 1/1"]
     assert texts[-1] == "done: 33 AR steps"
     report = run.outputs[sampler]["text"][0]
-    assert report.startswith("gtr-paper on demo: 4 images") and "stage 3 (reconstruction): 2 AR steps" in report
+    assert report.startswith("gtr-paper on demo: 1 image") and "stage 3 (reconstruction): 2 AR steps" in report
 
 
 def test_second_identical_prompt_comes_from_the_cache(client: Client, demo: Graph) -> None:

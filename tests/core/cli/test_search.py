@@ -15,7 +15,8 @@ from gtr_pack.gtr_core.plans.method import Guidance
 
 ROOT = Path(__file__).resolve().parents[3]
 
-FEW = ["--cost", "demo", "--target", "5", "--candidates", "2", "--images", "4", "--seeds", "1", "--batch", "4"]
+FEW = ["--cost", "demo", "--target", "6", "--against", "gtr-extreme"]
+FEW += ["--candidates", "2", "--images", "4", "--seeds", "1", "--batch", "4"]
 
 
 @pytest.mark.slow
@@ -29,7 +30,7 @@ def test_workers_find_the_same(elsewhere, tmp_path):
     for part in ("winner", "rounds", "rows"):
         assert found[0][part] == found[1][part]
     assert (found[0]["search_seeds"], found[0]["verification_seeds"]) == ([0], [1])
-    assert [row["method"] for row in found[0]["rows"]][1:] == ["gtr-paper"]
+    assert [row["method"] for row in found[0]["rows"]][1:] == ["gtr-extreme"]
 
 
 WINNERS = candidates(

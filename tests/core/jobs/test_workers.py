@@ -54,6 +54,9 @@ from gtr_core.errors import GtRError
 from gtr_core.jobs.workers import WorkerPool, run_tasks
 import squares
 if __name__ == "__main__":
+    if sys.argv[1] == "ray":
+        import ray
+        ray.init(num_cpus=2)  # once for the three: a cluster takes seconds to start
     lines = []
     for tasks, cursed in (([0, 1, 2, 3, 6, 7, 5], False), ([0, 4], False), ([1, 3], True)):
         seen = []

@@ -63,14 +63,20 @@ SPECS = {name: small(next(iter(family.published.values()))) for name, family in 
 
 
 def cases(dtypes: Iterable[str]) -> list:
-    """Every method in the first dtype with the first family: only the loop tells these from each other. Elsewhere one
-    of each way to evaluate a model and its head."""
+    """Every method in the first dtype with the first family: only the loop tells these from each other. In this dtype
+    each way to evaluate every family, in the others one with every family and each with the first."""
+
+    def needed(method: Method, first_dtype: bool, first_family: bool) -> bool:
+        if method.cache is not None:
+            return first_dtype or first_family
+        return method is GUIDED or (first_dtype and first_family)
+
     return [
         pytest.param(spec, method, DTYPES[dtype], id=f"{family} {name}-{dtype}")
         for k, dtype in enumerate(dtypes)
         for n, (family, spec) in enumerate(SPECS.items())
         for name, method in METHODS.items()
-        if getattr(spec, f"supports_{name}", True) and (k == n == 0 or method is GUIDED or method.cache is not None)
+        if getattr(spec, f"supports_{name}", True) and needed(method, k == 0, n == 0)
     ]
 
 
