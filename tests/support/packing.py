@@ -16,5 +16,5 @@ WIDE = Machine((torch.bfloat16, torch.float32), wide_vectors=True, smallest_pack
 
 
 def linear_layers(module: nn.Module) -> set[type]:
-    """The classes of a module's linear layers."""
-    return {type(each) for each in module.modules() if isinstance(each, (nn.Linear, PackedLinear))}
+    """Which kinds of linear layers a module has, plain or packed."""
+    return {kind for kind in (nn.Linear, PackedLinear) for each in module.modules() if isinstance(each, kind)}
