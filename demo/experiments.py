@@ -20,10 +20,11 @@ from torch import Tensor
 from gtr_core.cli.options import check_device
 from gtr_core.costs.bench import describe_machine
 from gtr_core.costs.flops import report
+from gtr_core.costs.paper_table import SPEEDS
 from gtr_core.demo import DEMO_JUDGE, DEMO_MAR, DEMO_REFERENCE, DEMO_VAE
 from gtr_core.drawing.bars import Line, line_chart, write_chart
 from gtr_core.drawing.canvas import enlarge
-from gtr_core.drawing.heatmap import overlay
+from gtr_core.drawing.heatmap import StepCounts, overlay
 from gtr_core.drawing.png import write_png
 from gtr_core.errors import GtRError
 from gtr_core.evaluation import tables
@@ -52,7 +53,7 @@ OUTPUT, WORK = ROOT / "docs" / "quality", ROOT / "demo" / "runs" / "quality"
 # In bfloat16, in a third of the time; the observations below are exact.
 FILES = EvaluationFiles(DEMO_MAR, DEMO_VAE, DEMO_JUDGE, dtype=torch.bfloat16, accelerate=True)
 EXACT = replace(FILES, dtype=torch.float32, accelerate=False)
-PAPER_CLAIM = 3.72
+PAPER_SPEED = SPEEDS["gtr-paper"][2]
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def plot(result: dict) -> None:
         points,
         x_label="FLOPs of the origin / FLOPs",
         y_label="Fréchet distance, mean and 95 % interval",
-        mark=figures.Mark(f"paper: {PAPER_CLAIM}×", PAPER_CLAIM),
+        mark=figures.Mark(f"paper: {PAPER_SPEED}×", PAPER_SPEED),
     )
     write_chart(OUTPUT / f"{result['experiment']}.png", figure)
 
@@ -296,7 +297,7 @@ def observe(count: int, redraws: int) -> dict:
         "redraws": redraws,
         "change": {},
         "spread": {},
-        "command": f"python -m demo.experiments observations --images {count}",
+        "command": f"python -m demo.experiments observations --images {count} --redraws {redraws}",
     }
     for known in (32, 96):
         found = observations.neighbour_change(model, real, known, 12)
@@ -368,11 +369,11 @@ def plot_misplaced(result: dict) -> None:
             name,
             [
                 (step["known_below"], 100 * step["share"]["mean"])
-                for step in method["steps"]
+                for step in found["steps"]
                 if step["share"]["mean"] > 0
             ],
         )
-        for name, method in result["methods"].items()
+        for name, found in result["methods"].items()
         if name in PRESETS
     ]
     write_chart(OUTPUT / "misplaced.png", line_chart(lines, "known tokens, fewer than", "% misplaced"))
@@ -386,8 +387,7 @@ def heat(count: int) -> np.ndarray:
     latents = generate_latents(
         model, own, range(count), 0, callback=lambda progress: spent.append(progress.spent.clone())
     )
-    steps, planned = spent[-1].numpy(), plan.scheduled_steps()
-    extra = np.maximum(steps - planned, 0).reshape(count, *plan.grid)
+    extra = StepCounts.between(spent[-1].numpy(), plan.scheduled_steps(), plan.grid).extra
     return np.concatenate(
         [
             np.concatenate([enlarge(image, 3), overlay(image, values, values.max())])
@@ -424,6 +424,8 @@ def conduct(options: argparse.Namespace) -> None:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     check_amount(options.images, seeds)
     torch.set_num_threads(1)
+    if options.what in ("observations", "misplaced", "heat") and (options.device != "cpu" or options.first_seed):
+        raise GtRError(f"{options.what} runs on the CPU and from seed 0: leave out --device and --first-seed")
     if options.what == "page":
         return quality_page.write_page(OUTPUT, ROOT / "docs" / "quality.md")
     if options.what == "heat":

@@ -72,7 +72,8 @@ def verdict(gate: dict) -> tuple[bool, list[str]]:
     parts = []
     for other in ("random-18", "random-8"):
         difference = rows[other]["difference"]["frechet"]
-        words = f"{other.removeprefix('random-')} AR steps are clearly worse than 64, by {_interval(difference)}"
+        steps = other.removeprefix("random-")
+        words = f"{steps} AR steps should be clearly worse than 64, and the difference is {_interval(difference)}"
         parts.append((difference["clear"] and difference["mean"] > 0, words))
     accuracy = origin["accuracy"]
     parts.append((accuracy["mean"] > 0.95, f"the class accuracy of {_interval(accuracy)} is above 0.95"))
@@ -211,7 +212,7 @@ def defaults(result: dict, by_order: dict | None, by_budget: dict | None) -> Seq
         scope,
         partition,
         shares,
-        f"Presets and custom schedules take `{default}`, as the paper's Algorithm 1 does.",
+        f"Presets and custom schedules take `{default}`, as notes on the paper give its Algorithm 1.",
     )
 
 

@@ -29,7 +29,8 @@ import torch
 
 from gtr_core.cli.options import named_schedule
 from gtr_core.costs.flops import report
-from gtr_core.costs.paper_table import SPEEDS
+from gtr_core.costs.paper_table import LIGHTGEN_SPEEDS, SPEEDS
+from gtr_core.costs.paper_table import MODELS as MARS
 from gtr_core.device import Machine, Runtime
 from gtr_core.drawing.bars import Line, bar_chart, line_chart, write_chart
 from gtr_core.models import ModelSpec, build, published_specs
@@ -46,7 +47,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "figures"
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("web/docs/**/*.md")))
 BLOCK = re.compile(r"<!-- (table|value): ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
-MARS = ("mar-b", "mar-l", "mar-h")
 GIB, MIB = 2**30, 2**20
 
 MAR_PRESETS = "origin,gtr-paper,gtr-full,gtr-extreme,gtr-best-4x,gtr-best-6x"
@@ -244,7 +244,7 @@ def flops_table() -> str:
 
 
 def flops_lightgen() -> str:
-    printed = {"gtr-lightgen": "3.32×", "gtr-lightgen-fast": "3.82×"}
+    printed = {name: f"{speed:.2f}×" for name, speed in LIGHTGEN_SPEEDS.items()}
     names = [name for name in PRESETS if "lightgen" in name]
     rows = [
         (f"`{name}`", ar_steps(name), diffusion(name), counted("lightgen", name), printed.get(name, ""))
@@ -650,7 +650,7 @@ def filled(text: str, missing: set[str]) -> str:
 
 
 def draw(name: str) -> None:
-    """The chart of a result of `bench`."""
+    """The chart of a result of `bench`, or of several as a growth figure."""
     result = measured(name)
     if name in GROWTH:
         write_chart(

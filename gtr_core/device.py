@@ -90,9 +90,9 @@ _uploads_once: ContextVar[UploadsOnce | None] = ContextVar("uploads_once", defau
 
 
 def fast_dtypes(device: torch.device | str) -> tuple[torch.dtype, ...]:
-    """What matrix products are fast in, the fastest first: 16 bit where there are units for it (CUDA 7.0 and newer,
-    bfloat16 from 8.0 on; AMD's CDNA, RDNA 3 and 4, on older ones float16; processors with AVX512-BF16 or AMX), and
-    float32."""
+    """What matrix products are fast in, the fastest first: 16 bit where there are units for it (CUDA from compute
+    capability 7.0 on, bfloat16 from 8.0; AMD's CDNA, RDNA 3 and 4, on older ones float16; processors with AVX512-BF16
+    or AMX), and float32."""
     device = torch.device(device)
     if device.type == "cuda" and torch.version.hip:
         name = torch.cuda.get_device_properties(device).gcnArchName

@@ -16,11 +16,12 @@ from .errors import GtRError
 from .models.autoencoder import Autoencoder
 from .models.latents import tokens_to_latent
 from .models.model import Model
+from .models.prompts import Condition
 from .models.spec import ModelSpec
 from .noise import SeededNoise, image_seeds
 from .plans.method import Method
 from .plans.plan import Plan, make_plan
-from .plans.regions import LARGEST_SIDE, Region, whole_grid, window_regions
+from .plans.regions import LARGEST_WINDOWED_SIDE, Region, whole_grid, window_regions
 from .sampling.memory import activation_bytes, check_run, images_that_fit
 from .sampling.sampler import Callback, Progress, sample
 
@@ -30,7 +31,7 @@ def generate(
     vae: Autoencoder,
     *,
     labels: Sequence[int] | None = None,
-    texts: Tensor | None = None,
+    texts: Condition | None = None,
     method: Method,
     seed: int = 0,
     size: tuple[int, int] | None = None,
@@ -61,7 +62,7 @@ def generate(
 def generate_latents(
     model: Model,
     method: Method,
-    condition: Tensor | Sequence[int],
+    condition: Condition | Sequence[int],
     seed: int,
     *,
     grid: tuple[int, int] | None = None,
@@ -107,7 +108,8 @@ def check_pair(model: Model, vae: Autoencoder) -> None:
 @torch.no_grad()
 def decode_images(vae: Autoencoder, latents: Tensor) -> np.ndarray:
     """VAE-scale latents (B, C, H, W) -> images (B, H, W, 3) uint8, one at a time to bound memory."""
-    images = torch.cat([vae.decode(latent[None]).clamp(-1, 1) for latent in latents])
+    device = next(vae.parameters()).device
+    images = torch.cat([vae.decode(latent[None].to(device)).clamp(-1, 1) for latent in latents])
     return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -155,9 +157,9 @@ class Canvas:
             )
         left, right, top, bottom = room
         height, width = self.grid[0] + top + bottom, self.grid[1] + left + right
-        if max(height, width) > LARGEST_SIDE:
+        if max(height, width) > LARGEST_WINDOWED_SIDE:
             raise GtRError(
-                f"a canvas of {height} x {width} tokens: expected at most {LARGEST_SIDE} a side; add less room"
+                f"an image of {height} x {width} tokens: expected at most {LARGEST_WINDOWED_SIDE} a side; add less room"
             )
         patch = spec.latent.patch
         latents = F.pad(self.latents, [tokens * patch for tokens in room])
@@ -212,10 +214,10 @@ class Decoding:
         return tuple(regions)
 
     def needed_bytes(self, spec: ModelSpec, runtime: Runtime) -> int:
-        """Activations of the largest call. Raises GtRError where main memory cannot hold one."""
+        """Activations of the largest call, 0 without any. Raises GtRError where main memory cannot hold one."""
         for plan in self.plans:
             check_run(plan, spec, runtime)
-        return max(activation_bytes(plan, spec, runtime) for plan in self.plans)
+        return max((activation_bytes(plan, spec, runtime) for plan in self.plans), default=0)
 
 
 def plan_decoding(
@@ -252,13 +254,13 @@ def plan_decoding(
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a decoding is when it reports progress: the plan that runs, and the tokens (L, C) of its first image in the
-    whole grid as they were when it began. It is window ``window`` of the ``regions``."""
+    """Where a decoding is when it reports progress: the plan that runs, and the ``tokens`` (L, C) of its first image in
+    the whole grid as they were when it began. It is window ``window`` of the ``regions``."""
 
     plan: Plan
     window: int
     regions: tuple[Region, ...]
-    canvas: Tensor
+    tokens: Tensor
 
 
 Observer = Callable[[Progress, Place], None]
@@ -279,9 +281,9 @@ def decode(
     model: Model,
     decoding: Decoding,
     tokens: Tensor,
-    condition: Tensor,
+    condition: Condition,
     *,
-    negative: Tensor | None = None,
+    negative: Condition | None = None,
     runtime: Runtime = Runtime(),
     observer: Observer | None = None,
 ) -> Decoded:

@@ -155,7 +155,7 @@ def build_patcher(
 def load_handle(
     family: str, name: str, weight_dtype: str, *, weights: str | None = None, corrected_positions: bool = False
 ) -> ModelHandle:
-    """The model of a loader's combo entry. Raises GtRError for a file of the other family."""
+    """The model of a loader's combo entry. Raises GtRError for a file of another family."""
     path = model_path("diffusion_models", name)
     patcher = build_patcher(str(path), weight_dtype, weights, corrected_positions)
     spec = patcher.model.diffusion_model.spec

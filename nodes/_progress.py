@@ -52,7 +52,7 @@ class RunMonitor:
 
     def _preview(self, progress: Progress, place: Place) -> Image.Image:
         """The first image in approximate colours, with what is still to come marked."""
-        tokens = place.canvas.clone()
+        tokens = place.tokens.clone()
         tokens[place.regions[place.window].positions] = progress.tokens[0].cpu()
         colours = preview_colours(tokens[None], self.grid, self.latent, self.rgb)[0]
         state = state_of(place.regions, place.window, progress.step, self.grid)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..gtr_core.errors import GtRError
 from ..gtr_core.models import ModelSpec
-from ..gtr_core.models.prompts import EditCondition, pad_prompts
+from ..gtr_core.models.prompts import Condition, EditCondition, pad_prompts
 from ._api import io
 
 logger = logging.getLogger("gtr_mar")
@@ -151,7 +151,7 @@ def texts_for_batch(
 
 def prompts_for_batch(
     conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool = False
-) -> Tensor | EditCondition:
+) -> Condition:
     """Ids of prompts (B, n) int64, with pictures where those are to be changed: image k of the original batch gets the
     k-th, in turn. A zeroed conditioning is the unconditional prompt. Raises GtRError."""
     values, extra = only_entry(conditioning, what)

@@ -83,7 +83,7 @@ class Outpaint(io.ComfyNode):
             display_name="Outpaint (MAR)",
             category="GtR/latent",
             description="Adds room around an image for the sampler to fill. A MAR model draws one size only, so the "
-            "sampler slides a window of that size over the room; LightGen draws all of it at once.",
+            "sampler slides a window of that size over the room; the others draw all of it at once.",
             search_aliases=["outpainting", "inpaint", "uncrop", "extend", "pad", "sliding window", "gtr"],
             inputs=[
                 MarModel.Input("model", tooltip="The model that draws: its size is the window's."),

@@ -111,7 +111,7 @@ class LatentBatch:
 
     @classmethod
     def read(cls, latent: io.Latent.Type, model: ModelHandle, *, any_size: bool = False) -> LatentBatch:
-        """Raises GtRError for a latent that does not fit the model; with ``any_size`` for one of no whole tokens."""
+        """Raises GtRError for a latent that does not fit the model; with ``any_size`` its size may be another one."""
         spec, overlap = model.spec, latent.get(WINDOWS)
         samples = fitted_samples(latent, model.patcher)
         try:
@@ -128,7 +128,7 @@ class LatentBatch:
     def read_image(cls, latent: io.Latent.Type, model: ModelHandle, *, any_size: bool = False) -> LatentBatch:
         """That of an image. Raises GtRError for an empty one too."""
         batch = cls.read(latent, model, any_size=any_size)
-        if not batch.canvas.latents.any():
+        if not batch.has_image:
             raise GtRError("the latent is empty: connect one from a sampler or from VAE Encode")
         return batch
 
@@ -151,10 +151,15 @@ class LatentBatch:
         """Whether a mask says what to draw."""
         return self.latent.get("noise_mask") is not None
 
+    @property
+    def has_image(self) -> bool:
+        """Whether there is something in it: an empty latent holds one value everywhere."""
+        samples = self.canvas.latents
+        return bool((samples != samples.flatten()[0]).any())
+
     def remarks(self) -> list[str]:
         """What the user should know about how this latent was used."""
-        samples = self.canvas.latents
-        unused = not self.has_mask and bool((samples != samples.flatten()[0]).any())
+        unused = self.has_image and not self.has_mask
         return [UNUSED_IMAGE] * unused + [EMPTY_MASK] * (not self.canvas.unknown.any())
 
     def masked(self, canvas: Canvas) -> io.Latent.Type:

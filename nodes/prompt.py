@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..gtr_core.errors import GtRError
-from ..gtr_core.models.prompts import ids_of, length_note
+from ..gtr_core.models.prompts import ids_of
 from ._api import MarModel, io
 from ._models import ModelHandle
 from ._tokenizer import qwen_tokenizer
@@ -55,7 +55,7 @@ class EncodePrompt(io.ComfyNode):
         if spec.condition != "prompt":
             raise GtRError(f"{spec.name} does not read prompts itself: use {one_encoder(spec)} for it")
         condition = spec.encode_prompts(lines_of(text, one_per_line), qwen_tokenizer())
-        note = length_note(condition, spec)
+        note = spec.length_note(condition)
         if note:
             logger.warning("%s", note)
         ids = tuple(ids_of(condition))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-import numpy as np
-
 from ..gtr_core.costs.report import decoding_report
 from ..gtr_core.drawing.heatmap import StepCounts
-from ..gtr_core.pipeline import Decoded, decode
+from ..gtr_core.pipeline import decode
 from ..gtr_core.plans.fts import FTS
 from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
 from ..gtr_core.plans.plan import ar_steps
@@ -112,8 +110,8 @@ class Sampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What guidance leads away from. If unconnected, the model's learned null condition is "
-                    "used, as in the original code.",
+                    tooltip="What guidance leads away from. If unconnected, what the original code uses: the learned "
+                    "null condition of MAR and LightGen, Harmon's and UniPic's prompt 'Generate an image.'.",
                 ),
                 GtrCache.Input(
                     "cache",
@@ -192,10 +190,10 @@ class Sampler(io.ComfyNode):
         keep_for_the_next(model, runtime)
         show_text(f"done: {ar_steps(monitor.done)}")
         done = decoding_report(decoding, decoded, model.spec, peak_bytes(model.patcher))
-        report = "\n".join([*model.notes, done, *noted([schedule.remark, *latent.remarks()])])
-        return io.NodeOutput(
-            latent.finished(decoded.tokens), report, spent_steps(decoded, latent.canvas.grid), ui=ui.PreviewText(report)
-        )
+        notes = noted([schedule.remark, *latent.remarks()])
+        report = "\n".join([*model.notes, *([done] if done else []), *notes])
+        steps = StepCounts.between(decoded.steps, decoded.scheduled, latent.canvas.grid)
+        return io.NodeOutput(latent.finished(decoded.tokens), report, steps, ui=ui.PreviewText(report))
 
 
 def noted(remarks: list[str]) -> list[str]:
@@ -204,9 +202,3 @@ def noted(remarks: list[str]) -> list[str]:
     for remark in found:
         logger.warning("%s", remark)
     return [f"note: {remark}" for remark in found]
-
-
-def spent_steps(decoded: Decoded, grid: tuple[int, int]) -> StepCounts:
-    """Diffusion steps per token for the heat map, (B, h, w): all, and those that FTS added."""
-    extra = np.maximum(decoded.steps - decoded.scheduled, 0)
-    return StepCounts(decoded.steps.reshape(-1, *grid), extra.reshape(-1, *grid))

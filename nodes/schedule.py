@@ -14,7 +14,7 @@ from ..gtr_core.plans.partition import PARTITIONS
 from ..gtr_core.plans.plan import make_plan
 from ..gtr_core.plans.presets import PRESETS
 from ..gtr_core.plans.presets import preset as named_schedule
-from ..gtr_core.plans.schedule import ORDERS, SCOPES, Schedule
+from ..gtr_core.plans.schedule import ORDERS, SCOPES, Schedule, parse_numbers
 from ._api import GtrFts, GtrSchedule, MarModel, io, ui
 from ._images import to_host_image
 from ._models import ModelHandle
@@ -290,6 +290,7 @@ class BaselineScheduler(io.ComfyNode):
             name for name in changed(cls, **settings) if method not in USED_BY.get(name, {*BASELINES} - {"origin"})
         ]
         disa = method == "disa"
+        last = disa_end if disa else diffusion_steps
         schedule = (
             named_schedule("origin")
             if method == "origin"
@@ -297,13 +298,15 @@ class BaselineScheduler(io.ComfyNode):
                 f"{method.removesuffix('-n')}-{ar_steps}",
                 BASELINES[method],
                 (ar_steps,),
-                diffusion=(diffusion_steps, disa_end if disa else diffusion_steps, diffusion_steps),
+                diffusion=(diffusion_steps, last, last),
                 profile=f"disa-{disa_profile}" if disa else "linear",
                 max_timestep=950 if disa and disa_clip else None,
                 phases=subsample_phases,
                 shift=halton_shift,
             )
         )
+        if schedule != PRESETS.get(schedule.name, schedule):  # a preset's name never changes its meaning
+            schedule = replace(schedule, name=f"{schedule.name} (changed)")
         return io.NodeOutput(remarked(schedule, unused, f"method '{method}'", "choose the method that they belong to"))
 
 
@@ -425,7 +428,12 @@ class PreviewSchedule(io.ComfyNode):
         elif model is None:
             raise GtRError("a latent needs the model that it is for, to know its tokens: connect the model too")
         else:
-            plan = LatentBatch.read(latent, model).plan(method, seed, Runtime()).plans[0]
+            plans = LatentBatch.read(latent, model).plan(method, seed, Runtime()).plans
+            if not plans:
+                raise GtRError(
+                    "the latent's mask covers nothing, there is no plan to draw: paint over what is to change"
+                )
+            plan = plans[0]
         image = to_host_image(plan_figure(plan))
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
@@ -462,6 +470,6 @@ def remarked(schedule: Schedule, unused: list[str], choice: str, way_out: str) -
 def numbers(what: str, text: str, kind: type) -> tuple:
     """A list of numbers from a text widget. Raises GtRError."""
     try:
-        return tuple(kind(part) for part in text.replace(";", ",").split(",") if part.strip())
-    except ValueError as error:
-        raise GtRError(f"{what} '{text}': expected numbers separated by commas, such as 24, 6, 2") from error
+        return parse_numbers(text, kind)
+    except GtRError as error:
+        raise GtRError(f"{what} {error}") from error

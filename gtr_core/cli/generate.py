@@ -21,7 +21,7 @@ from ..files import check_writable
 from ..models.autoencoder import Autoencoder
 from ..models.latents import latent_to_tokens
 from ..models.model import Model
-from ..models.prompts import EditCondition, pad_prompts
+from ..models.prompts import Condition, EditCondition, pad_prompts
 from ..models.spec import ModelSpec
 from ..noise import image_seeds
 from ..pipeline import Canvas, Place, check_pair, decode, decode_images, encode_images, masked_tokens, plan_decoding
@@ -119,7 +119,7 @@ def run(options: Options) -> None:
     paths = [output]
     if len(condition) > 1:
         paths = [output.with_stem(f"{output.stem}_{k:03}") for k in range(len(condition))]
-    latents = canvas.finished(decoded.tokens, spec).to(runtime.device)
+    latents = canvas.finished(decoded.tokens, spec)
     report = decoding_report(decoding, decoded, spec)
     labels = condition.tolist() if spec.condition == "label" else [None] * len(condition)
     for path, image, seed, label in zip(paths, decode_images(vae, latents), seeds, labels):
@@ -130,7 +130,7 @@ def run(options: Options) -> None:
     print_report(options, facts, "\n".join([report, *facts["files"]]))
 
 
-def condition_of(options: Options, spec: ModelSpec, vae: Autoencoder) -> Tensor | EditCondition:
+def condition_of(options: Options, spec: ModelSpec, vae: Autoencoder) -> Condition:
     """One label or text per image: those given, repeated in order up to the batch size."""
     given = conditions_of(options, spec, options.classes, edit=bool(options.edit))
     batch = given.count if options.batch is None else options.batch

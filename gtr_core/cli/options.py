@@ -23,9 +23,9 @@ from ..errors import GtRError, first_line
 from ..jobs.workers import ENGINES, WorkerPool
 from ..models import ModelSpec, published_specs
 from ..models.labels import parse_labels
-from ..models.prompts import ids_of, length_note
+from ..models.prompts import ids_of
 from ..plans.fts import FTS, SELECTIONS
-from ..plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
+from ..plans.method import GUIDANCE_SCHEDULES, LARGEST_REVISION, Cache, Guidance, Method
 from ..plans.orders import ORDERS
 from ..plans.partition import PARTITIONS
 from ..plans.presets import PRESETS, preset
@@ -149,7 +149,7 @@ def _prompts(options: Options, spec: ModelSpec, edit: bool) -> Conditions:
         raise GtRError(f"{spec.name} needs Qwen2.5's tokenizer for prompts: {TOKENIZER_REMEDY} with --tokenizer")
     encode = spec.encode_edits if edit else spec.encode_prompts
     condition = encode(texts, load_tokenizer(options.tokenizer))
-    note = length_note(condition, spec)
+    note = spec.length_note(condition)
     if note:
         print(f"note: {note}", file=sys.stderr)
     return Conditions(count=len(texts), ids=tuple(ids_of(condition)))
@@ -231,7 +231,8 @@ def add_revision_option(sub: Parser) -> None:
         metavar="SHARE",
         type=float,
         default=0.0,
-        help="how many of the tokens, those drawn first, one more AR step draws again: 0 to 0.5; 0 = none",
+        help="how many of the tokens, those drawn first, one more AR step draws again: "
+        f"0 to {LARGEST_REVISION:g}; 0 = none",
     )
 
 
@@ -285,7 +286,7 @@ def schedule_of(options: Options) -> Schedule:
     changed = replace(chosen, name=f"{chosen.name} (changed)", **changes)
     if options.preset:
         return changed
-    if other_order:
+    if other_order and changed.steps:
         return replace(changed, name=f"{options.order}-{changed.steps[0]}")
     return replace(changed, name="custom") if options.steps or options.rates else changed
 
@@ -320,7 +321,12 @@ def cache_of(options: Options) -> Cache | None:
         return ReCAP(*values)
     if options.cache:
         return CACHES[options.cache]()
-    return LazyMAR() if options.preset == LAZYMAR else None
+    return LazyMAR() if is_lazymar(options.preset or "") else None
+
+
+def is_lazymar(name: str) -> bool:
+    """Whether a name is ``lazymar``, with steps of its own or not."""
+    return name.partition(":")[0] == LAZYMAR
 
 
 def flags_of(method: Method) -> str:
@@ -365,7 +371,7 @@ def named(name: str, base: Method, spec: ModelSpec | None = None) -> Method:
     if name == REFERENCE and spec is not None:
         return replace(base, schedule=preset(spec.origin), cache=Reference()).renamed(REFERENCE)
     schedule = named_schedule(name, (LAZYMAR,) if spec is None else (LAZYMAR, REFERENCE))
-    return replace(base, schedule=schedule, cache=LazyMAR() if name == LAZYMAR else base.cache)
+    return replace(base, schedule=schedule, cache=LazyMAR() if is_lazymar(name) else base.cache)
 
 
 def names(text: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""."""
+"""FLOPs, the report of a run, and benchmarks."""

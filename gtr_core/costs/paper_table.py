@@ -25,6 +25,7 @@ SPEEDS = {
     "disa-16": (4.19, 4.17, 4.18),
     "gtr-extreme": (6.33, 6.32, 6.28),
 }
+LIGHTGEN_SPEEDS = {"gtr-lightgen": 3.32, "gtr-lightgen-fast": 3.82}
 NOTE = (
     "lazymar: 64 AR steps, the setting of its code, whose own page prints 2.80 x, 2.80 x and 2.83 x; the settings "
     "behind the numbers printed here are not known."

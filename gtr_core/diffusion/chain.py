@@ -144,8 +144,8 @@ def denoise(
     """Run the reverse chain: init (n, C) and noise (S, n, C) float32 -> tokens (n, C) float32.
 
     ``evaluate(i, x, t)`` gives eps and v (n, C) at chain index i, t (n,) being its base timestep. ``noise[j]`` belongs
-    to the j-th executed step (largest t first); the last one is not used, and
-    whoever wants a temperature scales them. ``on_step(j)`` is called when j steps are done.
+    to the j-th executed step (largest t first); the last one is not used. For a
+    temperature, scale ``noise``. ``on_step(j)`` is called when j steps are done.
     """
     x = init.float()
     # The head takes one timestep per row; a table on the device needs one upload and no synchronisation per step.

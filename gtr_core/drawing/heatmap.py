@@ -21,6 +21,12 @@ class StepCounts:
     steps: np.ndarray
     extra: np.ndarray
 
+    @classmethod
+    def between(cls, steps: np.ndarray, scheduled: np.ndarray, grid: tuple[int, int]) -> StepCounts:
+        """Of ``steps`` that were done and those that the schedule asked for, both (B, L)."""
+        extra = np.maximum(steps - scheduled, 0)
+        return cls(steps.reshape(-1, *grid), extra.reshape(-1, *grid))
+
     def of(self, heat: str) -> np.ndarray:
         """The counts that a figure of this kind shows, (B, h, w)."""
         return self.extra if heat == "fts" else self.steps

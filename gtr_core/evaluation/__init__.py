@@ -1,1 +1,1 @@
-"""."""
+"""Metrics of images, FID, and the search for schedules."""

@@ -1,1 +1,1 @@
-"""."""
+"""Resumable work on this process, local ones or Ray."""

@@ -20,7 +20,7 @@ from .layers import Attention, block_flops, empty_parameter, sdpa
 from .masked import MaskedAutoencoder
 from .model import Conditions, InParts, Model, Positions, at_all_positions, pick
 from .position_tables import bilinear_weights, resized_table
-from .prompts import PICTURE, EditCondition, check_ids, ids_of, pad_prompts
+from .prompts import PAD, PICTURE, Condition, EditCondition, check_ids, ids_of, pad_prompts
 from .qwen import Prefix, Qwen, QwenSpec
 from .shapes import Shapes, check_latent, count_blocks, describe_names, head_count, infer_head_spec, shape_of
 from .spec import Family, Flops, ModelSpec, check_depths, uneven_depths
@@ -36,7 +36,6 @@ UNCONDITIONAL = (151644, 872, 198, 31115, 458, 2168, 13, 151645, 198, 151644, 77
 # The same of UniPic's editing, whose instruction follows the picture; "Repeat this image." is the unconditional one.
 BEFORE_PICTURE, AFTER_PICTURE = "<|im_start|>user\n", "\n{}<|im_end|>\n<|im_start|>assistant\n"
 REPEAT = (151644, 872, 198, PICTURE, 198, 38718, 419, 2168, 13, 151645, 198, 151644, 77091, 198)
-Condition = Tensor | EditCondition | None
 # Trained with 128 ids, template included; longer ones work, and cost memory in every layer.
 USUAL_PROMPT, LONGEST_PROMPT = 128, 1024
 # Of the FLOPs: a prompt of 24 ids in one branch and the 12 unconditional ones in the other.
@@ -98,7 +97,7 @@ class HarmonSpec(ModelSpec):
         if not self.can_draw(grid):
             raise GtRError(f"{self.name} needs at least 1 x 1 tokens, found {grid[0]} x {grid[1]}")
 
-    def check_condition(self, condition: Tensor | EditCondition) -> None:
+    def check_condition(self, condition: Condition) -> None:
         if not isinstance(condition, EditCondition):
             check_ids(condition, self.llm.vocabulary, self.name)
             return
@@ -144,6 +143,12 @@ class HarmonSpec(ModelSpec):
     def encode_prompts(self, prompts: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
         """In the chat template; ``tokenize`` makes ids of Qwen2.5, special tokens included."""
         return self._padded([tuple(tokenize(f"{BEFORE}{prompt}{AFTER}")) for prompt in prompts])
+
+    def length_note(self, condition: Tensor) -> str | None:
+        longest = int((condition != PAD).sum(1).max())
+        if longest <= self.text_length:
+            return None
+        return f"a prompt has {longest} tokens, {self.name} was trained with at most {self.text_length}"
 
     def encode_edits(self, instructions: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:
         before = tokenize(BEFORE_PICTURE)
@@ -194,14 +199,17 @@ class MaskedTransformer(MaskedAutoencoder):
         masked: Tensor,
         grid: tuple[int, int],
         *,
-        canvas: Tensor | None = None,
+        placeholders: Tensor | None = None,
         rows: slice = slice(None),
     ) -> Tensor:
         """encoded (B, buffer + K, D), masked (B, M) positions -> [buffer, known, masked] after the last norm; the last
-        block computes ``rows`` of it only. Masked positions hold the mask token, or their row of a ``canvas``
-        (B, L, D)."""
+        block computes ``rows`` of it only. Masked positions hold the mask token, or their row of
+        ``placeholders`` (B, L, D)."""
         x = self.decoder_embed(encoded)
-        hidden = self.mask_token.to(x).expand(len(x), masked.shape[1], -1) if canvas is None else pick(canvas, masked)
+        if placeholders is None:
+            hidden = self.mask_token.to(x).expand(len(x), masked.shape[1], -1)
+        else:
+            hidden = pick(placeholders, masked)
         x = torch.cat([x, hidden], dim=1)
         x = x + self._rows(self.decoder_pos_embed_learned, torch.cat([known, masked], dim=1), grid, x)
         return self.through_decoder(x, rows)
@@ -226,21 +234,21 @@ class MaskedTransformer(MaskedAutoencoder):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture to be changed: its ``rows`` (L + buffer, h) for the language model, and the ``canvas`` (L, D) that the
-    decoder sees."""
+    """A picture to be changed: its ``rows`` (L + buffer, h) for the language model, and the ``placeholders`` (L, D)
+    that the decoder sees at masked positions."""
 
     rows: Tensor
-    canvas: Tensor
+    placeholders: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class PromptMemory:
     """Harmon's memory: every distinct prompt once, and per guidance branch the prompt of each image. Where pictures are
-    changed, ``canvas`` (B, L, D) is what the decoder sees of them instead of mask tokens."""
+    changed, ``placeholders`` (B, L, D) is what the decoder sees of them instead of mask tokens."""
 
     prompts: tuple[Prefix, ...]
     rows: tuple[tuple[int, ...], ...]
-    canvas: Tensor | None = None
+    placeholders: Tensor | None = None
 
     @property
     def branches(self) -> int:
@@ -250,16 +258,16 @@ class PromptMemory:
         return replace(self, rows=self.rows[:branches])
 
     def images(self, rows: slice) -> PromptMemory:
-        canvas = None if self.canvas is None else self.canvas[rows]
-        return PromptMemory(self.prompts, tuple(branch[rows] for branch in self.rows), canvas)
+        placeholders = None if self.placeholders is None else self.placeholders[rows]
+        return PromptMemory(self.prompts, tuple(branch[rows] for branch in self.rows), placeholders)
 
     def each(self) -> tuple[PromptMemory, ...]:
         """The branches, each by itself."""
         return tuple(replace(self, rows=(branch,)) for branch in self.rows)
 
-    def canvases(self) -> Tensor | None:
+    def placeholders_of_all(self) -> Tensor | None:
         """Those of all branches, one after another in the batch."""
-        return None if self.canvas is None else self.canvas.repeat(self.branches, 1, 1)
+        return None if self.placeholders is None else self.placeholders.repeat(self.branches, 1, 1)
 
     def groups(self) -> dict[int, list[int]]:
         """Which rows, branch after branch, have which prompt."""
@@ -321,7 +329,7 @@ class Harmon(Model):
         return PromptMemory(
             tuple(self.remember(ids, seen.get(picture), device, dtype) for ids, picture in distinct),
             tuple(tuple(distinct[prompt] for prompt in branch) for branch in given),
-            torch.stack([seen[picture].canvas for _, picture in given[0]]) if edits else None,
+            torch.stack([seen[picture].placeholders for _, picture in given[0]]) if edits else None,
         )
 
     def embed(self, conditions: Conditions, device: torch.device | str, dtype: torch.dtype) -> tuple[PromptMemory, ...]:
@@ -369,13 +377,14 @@ class Harmon(Model):
     def forward(
         self, tokens: Tensor, positions: Positions, memory: PromptMemory, grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
-        check_canvas(memory.canvas, grid)
+        check_picture(memory.placeholders, grid)
         encoded = self.read(self.mar.encode(tokens, positions.known, grid), memory)
         positions = positions.repeat(memory.branches)
         start = self.spec.buffer + positions.known.shape[1]
         rows = slice(start, start + positions.targets.shape[1])
-        canvas = memory.canvases()
-        decoded = self.mar.decode(encoded, positions.known, positions.masked, grid, canvas=canvas, rows=rows)
+        placeholders = memory.placeholders_of_all()
+        masked = positions.masked
+        decoded = self.mar.decode(encoded, positions.known, masked, grid, placeholders=placeholders, rows=rows)
         return self.mar.finish(decoded, positions.targets, grid).chunk(memory.branches)
 
     def first_step(
@@ -389,7 +398,7 @@ class Harmon(Model):
     ) -> tuple[Tensor, ...] | None:
         """Every distinct prompt once, at all masked positions."""
         prompts = tuple(memory.groups())
-        if memory.canvas is not None or len(prompts) == memory.branches * len(places):
+        if memory.placeholders is not None or len(prompts) == memory.branches * len(places):
             return None
         alone = PromptMemory(memory.prompts, (prompts,))
         z = at_all_positions(self, tokens, masked, alone, len(prompts), grid, in_parts)
@@ -405,13 +414,15 @@ class Harmon(Model):
 
         def branch(memory: PromptMemory) -> Tensor:
             encoded = self.read(self.mar.encode(tokens, positions.known, grid), memory)
-            decoded = self.mar.decode(encoded, positions.known, positions.masked, grid, canvas=memory.canvas)
+            decoded = self.mar.decode(
+                encoded, positions.known, positions.masked, grid, placeholders=memory.placeholders
+            )
             masked = decoded[:, buffer + positions.known.shape[1] :]
             return self.mar.finish(masked, positions.masked, grid)[:, :targets]
 
         return tuple(map(branch, embedded))
 
-    def _prompts(self, condition: Condition, first: Condition) -> list[tuple[tuple[int, ...], bytes]]:
+    def _prompts(self, condition: Condition | None, first: Condition) -> list[tuple[tuple[int, ...], bytes]]:
         """Every image's prompt: its ids, and which picture it reads (empty: none). None is the unconditional one, with
         the ``first`` condition's pictures. Raises GtRError where only one of the two has pictures."""
         edited = isinstance(first, EditCondition)
@@ -437,12 +448,12 @@ def distinct_pictures(condition: EditCondition) -> dict[bytes, Tensor]:
     return {picture_key(picture): picture for picture in condition.pictures}
 
 
-def check_canvas(canvas: Tensor | None, grid: tuple[int, int]) -> None:
+def check_picture(placeholders: Tensor | None, grid: tuple[int, int]) -> None:
     """Raises GtRError where pictures of another size are to be changed."""
-    if canvas is not None and canvas.shape[1] != grid[0] * grid[1]:
+    if placeholders is not None and placeholders.shape[1] != grid[0] * grid[1]:
         raise GtRError(
-            f"the picture to change has {canvas.shape[1]} tokens, the latent {grid[0]} x {grid[1]}: make them the same "
-            "size"
+            f"the picture to change has {placeholders.shape[1]} tokens, the latent {grid[0]} x {grid[1]}: make them "
+            "the same size"
         )
 
 

@@ -297,11 +297,6 @@ class MAR(MaskedAutoencoder, Model):
         return torch.cat([table[:count].expand(len(positions), -1, -1), rows], dim=1) if buffer else rows
 
 
-def is_mar(shapes: Shapes) -> bool:
-    """Whether the names belong to a MAR state dict."""
-    return all(anchor in shapes for anchor in ANCHORS)
-
-
 def mar_latent(shapes: Shapes, traces: Traces = Traces()) -> LatentSpec:
     """What the latents of a file are that does not say so: shapes do not tell KL-16's from others.
 
@@ -342,7 +337,7 @@ def infer_mar_spec(shapes: Shapes, *, heads: int | None = None, **overrides) -> 
     ``heads`` must be given for widths other than 768, 1024 and 1280. ``overrides`` replace inferred fields.
     Raises GtRError naming the tensor that does not fit.
     """
-    if not is_mar(shapes):
+    if not MAR_FAMILY.matches(shapes):
         raise GtRError(
             f"not a MAR checkpoint: expected tensors such as 'class_emb.weight' and "
             f"'diffloss.net.input_proj.weight', found {describe_names(shapes)}; choose a MAR file"

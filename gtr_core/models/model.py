@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.head import DiffusionHead
+from .prompts import Condition
 from .spec import ModelSpec
 
-Conditions = Sequence[Tensor | None]
+Conditions = Sequence[Condition | None]
 # (images, tokens of each, guidance branches, evaluate) -> z per branch, of as many images at a time as pay.
 InParts = Callable[[int, int, int, Callable[[slice], tuple[Tensor, ...]]], tuple[Tensor, ...]]
 

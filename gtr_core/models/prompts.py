@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..errors import GtRError
-from .spec import ModelSpec
 
 PAD = -1
 PICTURE = -2
@@ -33,6 +32,10 @@ class EditCondition:
 
     def __getitem__(self, images: slice | list[int]) -> EditCondition:
         return EditCondition(self.prompts[images], self.pictures[images])
+
+
+Condition = Tensor | EditCondition
+"""What a run is conditioned on: per image a label, the states of a text, ids of a prompt, or a picture to change."""
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -61,11 +64,3 @@ def check_ids(condition: Tensor, vocabulary: int, name: str, lowest: int = 0) ->
     given = condition != PAD
     if not given[:, 0].all() or (given[:, 1:] & ~given[:, :-1]).any():
         raise GtRError(f"ids of a prompt are missing: expected 1 or more, then only {PAD} to fill the row")
-
-
-def length_note(condition: Tensor, spec: ModelSpec) -> str | None:
-    """One line where a prompt is longer than those that the model was trained with."""
-    longest = int((condition != PAD).sum(1).max())
-    if longest <= spec.text_length:
-        return None
-    return f"a prompt has {longest} tokens, {spec.name} was trained with at most {spec.text_length}"

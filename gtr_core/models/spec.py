@@ -13,6 +13,7 @@ from ..diffusion.chain import DiffusionSpec
 from ..diffusion.head import HeadSpec
 from ..errors import GtRError
 from .latents import LatentSpec
+from .prompts import Condition
 from .shapes import Shapes
 
 
@@ -106,7 +107,7 @@ class ModelSpec:
         """Raises GtRError for a grid that the model cannot draw at once."""
         raise NotImplementedError
 
-    def check_condition(self, condition: Tensor) -> None:
+    def check_condition(self, condition: Condition) -> None:
         """Raises GtRError for a condition that the model does not know; meta tensors pass."""
         raise NotImplementedError
 
@@ -119,6 +120,10 @@ class ModelSpec:
 
         ``tokenize`` makes ids of a text. Raises GtRError for a prompt that is too long.
         """
+        raise NotImplementedError
+
+    def length_note(self, condition: Tensor) -> str | None:
+        """One line where a prompt is longer than those that the model was trained with."""
         raise NotImplementedError
 
     def encode_edits(self, instructions: Sequence[str], tokenize: Callable[[str], Sequence[int]]) -> Tensor:

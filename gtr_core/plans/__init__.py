@@ -1,1 +1,1 @@
-"""."""
+"""What is decoded when, and how: schedules, presets, orders, partitions, FTS, and the plan of a run."""

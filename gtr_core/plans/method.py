@@ -20,7 +20,8 @@ LARGEST_REVISION = 0.5
 class Guidance:
     """Classifier-free guidance: ``scale`` 1 = off; ``linear`` grows with the decoded part (docs/upstream.md 1.9).
 
-    Until the share ``start`` of an image's tokens is decoded nothing is guided, and the second branch is not computed.
+    A step is guided if at least the share ``start`` of an image's tokens is decoded when it ends. Before, the second
+    branch is not computed.
     """
 
     scale: float = 1.0

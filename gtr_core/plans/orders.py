@@ -62,26 +62,39 @@ def shuffled(
     return stream.permutation(subset)
 
 
-def _fixed(sequence: Callable[[tuple[int, int], OrderSettings], np.ndarray]) -> Order:
-    """An order that is a sequence over the whole grid, of which a stage takes its own positions."""
+def raster(
+    subset: np.ndarray, grid: tuple[int, int], stream: np.random.Generator, settings: OrderSettings
+) -> np.ndarray:
+    """Row by row."""
+    return within(subset, raster_order(grid))
 
-    def order(
-        subset: np.ndarray, grid: tuple[int, int], stream: np.random.Generator, settings: OrderSettings
-    ) -> np.ndarray:
-        positions = sequence(grid, settings)
-        if settings.shift:
-            positions = shifted(positions, stream)
-        return positions[np.isin(positions, subset)]
 
-    return order
+def subsample(
+    subset: np.ndarray, grid: tuple[int, int], stream: np.random.Generator, settings: OrderSettings
+) -> np.ndarray:
+    """Phase by phase."""
+    return within(subset, subsample_order(grid, settings.phases))
+
+
+def halton(
+    subset: np.ndarray, grid: tuple[int, int], stream: np.random.Generator, settings: OrderSettings
+) -> np.ndarray:
+    """The Halton sequence, from a random place on where the settings ask for it."""
+    sequence = halton_order(grid)
+    return within(subset, shifted(sequence, stream) if settings.shift else sequence)
+
+
+def within(subset: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+    """The positions of a stage in the order of a sequence over the whole grid."""
+    return sequence[np.isin(sequence, subset)]
 
 
 ORDERS: dict[str, Order] = {
     "gtr": shuffled,
     "random": shuffled,
-    "raster": _fixed(lambda grid, settings: raster_order(grid)),
-    "subsample": _fixed(lambda grid, settings: subsample_order(grid, settings.phases)),
-    "halton": _fixed(lambda grid, settings: halton_order(grid)),
+    "raster": raster,
+    "subsample": subsample,
+    "halton": halton,
 }
 
 

@@ -47,7 +47,7 @@ class Step:
     that the decoder sees. ``progress`` is (L - m') / L with m' the masked tokens after the step (at least 1): the
     weight of the linear guidance schedule (docs/upstream.md 1.9). ``scale`` is the guidance scale; a step that is not
     ``guided`` evaluates the conditional branch only. ``groups`` say how many tokens get how many diffusion steps, most
-    steps first. ``kind`` is GENERATION, RECONSTRUCTION or REVISION, which draws tokens again and counts to the last
+    steps first. ``kind`` is GENERATION, RECONSTRUCTION or REVISION, which draws tokens again and belongs to the last
     stage.
     """
 
@@ -115,13 +115,18 @@ class Plan:
         )
         return replace(self, batch=len(range(self.batch)[images]), steps=steps)
 
+    @property
+    def first_steps(self) -> int:
+        """AR steps of the first drawing, all but a revision."""
+        return sum(not step.revision for step in self.steps)
+
     def without_revision(self) -> Plan:
         """The plan of the first drawing of every token."""
         return replace(self, steps=tuple(step for step in self.steps if not step.revision))
 
     def scheduled_steps(self) -> np.ndarray:
-        """The schedule's own diffusion steps per token, without FTS, (batch, L); 0 where the plan decodes nothing, and
-        where it revises those of both drawings."""
+        """The schedule's own diffusion steps per token, without FTS, (batch, L): 0 where the plan decodes nothing, the
+        sum of both drawings where it revises."""
         result = np.zeros((self.batch, self.tokens), np.int64)
         for step in self.steps:
             before = np.take_along_axis(result, step.targets, 1)

@@ -52,7 +52,11 @@ PRESETS: dict[str, Schedule] = {
             note="found by a search at 6 x on an earlier demo model",
         ),
         Schedule(
-            "lightgen-origin", "random", (32,), diffusion=(50, 50, 50), note="LightGen's: 32 AR, 50 diffusion steps"
+            "lightgen-origin",
+            "random",
+            (32,),
+            diffusion=(50, 50, 50),
+            note="the paper's baseline: 32 AR, 50 diffusion steps",
         ),
         Schedule(
             "gtr-lightgen", "gtr", (10, 6, 4, 2), decoder_scope="stage", note="for 1024 tokens, fits the paper's 3.3 x"

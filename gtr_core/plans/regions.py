@@ -15,7 +15,7 @@ from .plan import Plan, make_plan, token_sequences
 from .schedule import Schedule
 
 REDRAWS = ("reconstruction", "variations", "denoise")
-LARGEST_SIDE = 512
+LARGEST_WINDOWED_SIDE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ def redrawn_tokens(schedule: Schedule, grid: tuple[int, int], redraw: str, denoi
     """The tokens of a given image to resample, (h, w) bool: always the last ones of the schedule's order.
 
     ``reconstruction``: the last stage (the odd colour of the checkerboard); ``variations``: all but stage 1, whose
-    structure tokens stay; ``denoise``: that share of all tokens, of a stage that it cuts a part chosen at random, the
-    same part every time. Raises GtRError for a share outside 0 to 1, or stages that the schedule does not have.
+    structure tokens stay; ``denoise``: that share of all tokens; a random order is drawn from seed 0, so they are
+    the same every time. Raises GtRError for a share outside 0 to 1, or stages that the schedule does not have.
     """
     if redraw not in REDRAWS:
         raise GtRError(f"redraw '{redraw}': expected one of {', '.join(REDRAWS)}")
@@ -86,10 +86,10 @@ def windows(own: tuple[int, int], unknown: np.ndarray, overlap: int = 0) -> list
     the overlap does not fit.
     """
     (height, width), (rows, columns) = unknown.shape, own
-    if height < rows or width < columns or max(height, width) > LARGEST_SIDE:
+    if height < rows or width < columns or max(height, width) > LARGEST_WINDOWED_SIDE:
         raise GtRError(
             f"a grid of {height} x {width} tokens: windows of {rows} x {columns} need at least that, and at "
-            f"most {LARGEST_SIDE} tokens a side"
+            f"most {LARGEST_WINDOWED_SIDE} tokens a side"
         )
     overlap = overlap or min(own) // 2
     if not 1 <= overlap < min(own):

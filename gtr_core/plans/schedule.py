@@ -26,10 +26,11 @@ class Schedule:
     own), ``raster``, ``subsample`` and ``halton``, which have one stage and cosine counts. AR steps per stage come from
     ``steps`` (L_1, ..., L_K) or from ``rates`` (r_k = |S_k| / L_k tokens per step), one of the two.
 
-    ``diffusion`` is (first AR step, last AR step of the generation stage, reconstruction stage), linear in between, or
-    after DiSA's formulas by ``profile`` (docs/upstream.md 5); ``max_timestep`` clips the chain's timesteps, as DiSA's.
-    ``decoder_scope`` ``stage`` hides the mask tokens of later stages from the decoder, ``full`` shows all. ``phases``
-    is subsample's order of parities; ``shift`` moves the Halton sequence by a random number of places per image.
+    ``diffusion`` is (first AR step, last AR step of the generation stage, reconstruction stage and revision), linear in
+    between, or after DiSA's formulas by ``profile`` (docs/upstream.md 5); ``max_timestep`` clips the chain's
+    timesteps, as DiSA's. ``decoder_scope`` ``stage`` hides the mask tokens of later stages from the decoder, ``full``
+    shows all. ``phases`` is subsample's order of parities; ``shift`` moves the Halton sequence by a random number of
+    places per image.
     ``note`` says what a preset is, ``remark`` what a user should know about this one; neither changes anything.
     """
 

@@ -15,6 +15,7 @@ from ..diffusion.chain import Chains, OnStep
 from ..diffusion.loop import HeadLoop
 from ..models import Model
 from ..models.model import Memory, Positions
+from ..models.prompts import Condition
 from ..plans.plan import Plan, Step
 from .acceleration import Prepared
 from .memory import images_at_once
@@ -22,12 +23,12 @@ from .memory import images_at_once
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What one call of ``sample`` evaluates. ``conditions`` (B, ...) are one per guidance branch, None for the learned
-    null condition."""
+    """What one call of ``sample`` evaluates. ``conditions`` are one per guidance branch, None for what the model takes
+    for no condition."""
 
     prepared: Prepared
     plan: Plan
-    conditions: tuple[Tensor | None, ...]
+    conditions: tuple[Condition | None, ...]
     runtime: Runtime
 
     @property

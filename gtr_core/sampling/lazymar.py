@@ -62,7 +62,8 @@ class LazyMAR:
         return step.revision or step.index < self.start_step or (step.index - self.start_step) % self.period == 0
 
     def kept(self, index: int, steps: int, sequence: int, needed: int) -> int:
-        """How many of ``sequence`` decoder tokens lazy step ``index`` of ``steps`` computes to the end."""
+        """How many of ``sequence`` decoder tokens lazy step ``index`` of ``steps``, a revision not counted, computes to
+        the end."""
         return min(sequence, max(needed + self.extra, int(sequence * KEEP[index * len(KEEP) // steps])))
 
     def pruning_block(self, depth: int) -> int:
@@ -97,7 +98,7 @@ class LazyMAR:
             return transformer + Flops({"head": head})
         previous, sequence = plan.steps[step.index - 1].tokens, spec.buffer + plan.tokens
         new, known = spec.buffer + previous, spec.buffer + step.known.shape[1]
-        kept = self.kept(step.index, len(plan.steps), sequence, step.tokens + previous)
+        kept = self.kept(step.index, plan.first_steps, sequence, step.tokens + previous)
         block = partial(block_flops, spec.dim, spec.mlp_ratio)
         encoder = 2 * previous * spec.head.channels * spec.dim + spec.encoder_depth * block(new, known, new)
         prune = self.pruning_block(spec.decoder_depth)
@@ -182,13 +183,13 @@ class LazyEvaluator:
         return out
 
     def _decoder_input(self, encoded: Tensor, known: Tensor) -> Tensor:
-        """Encoder output at its places in a canvas of mask tokens, with positions: (B, buffer + L, D)."""
+        """Encoder output at its places among mask tokens, with positions: (B, buffer + L, D)."""
         model = self.model
         x = model.decoder_embed(encoded)
         length = model.spec.buffer + model.spec.tokens
-        canvas = model.mask_token.to(x).expand(x.shape[0], length, -1)
-        canvas = canvas.scatter(1, self._places(known)[..., None].expand_as(x), x)
-        return canvas + model.decoder_pos_embed_learned.to(x)
+        sequence = model.mask_token.to(x).expand(x.shape[0], length, -1)
+        sequence = sequence.scatter(1, self._places(known)[..., None].expand_as(x), x)
+        return sequence + model.decoder_pos_embed_learned.to(x)
 
     def _places(self, positions: Tensor) -> Tensor:
         """Sequence indices of [buffer, positions]."""
@@ -229,7 +230,7 @@ class LazyEvaluator:
         needed = torch.cat([targets, self.previous], dim=1) + self.model.spec.buffer
         similarity = similarity.scatter(1, needed, 0.0)
         cache[:] = [k, v]
-        count = self.settings.kept(index, len(self.plan.steps), x.shape[1], needed.shape[1])
+        count = self.settings.kept(index, self.plan.first_steps, x.shape[1], needed.shape[1])
         self.kept = similarity.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
         x = x + block.attn.attend(q, k, v)
         return block.feed_forward(x.gather(1, self.kept[..., None].expand(-1, -1, x.shape[-1])))

@@ -33,7 +33,8 @@ class ReCAP:
 
     ``keep_buffer`` keeps the buffer rows' keys and values as well; off, every local step computes the buffer again: a
     little more exact, several times as expensive (the original code's scripts do that). A step is full all the same
-    where guidance begins inside a group, and where the stage changes if the decoder sees the present stage only.
+    where guidance begins inside a group, where it is a revision, and where the stage changes if the decoder sees the
+    present stage only.
     """
 
     accelerated: ClassVar[bool] = True

@@ -13,6 +13,7 @@ from ..device import Runtime, upload
 from ..diffusion.chain import ChainGroup, Chains, OnStep
 from ..errors import GtRError
 from ..models.model import Model, Positions
+from ..models.prompts import Condition, EditCondition
 from ..models.spec import ModelSpec
 from ..noise import NoiseSource
 from ..plans.fts import select
@@ -57,20 +58,20 @@ Callback = Callable[[Progress], None]
 def sample(
     model: Model,
     plan: Plan,
-    condition: Tensor,
+    condition: Condition,
     noise: NoiseSource,
     *,
     tokens: Tensor | None = None,
-    negative: Tensor | None = None,
+    negative: Condition | None = None,
     runtime: Runtime = Runtime(),
     callback: Callback | None = None,
 ) -> Tensor:
     """Decode tokens (B, L, C) float32 in model scale by ``plan``.
 
     ``condition`` is what the model's family conditions on (MAR: labels (B,) int64, -1 = unconditional; LightGen: text
-    states (B, T, caption_dim); Harmon: ids of prompts (B, n) int64, -1 = no more). Guidance leads away from
-    ``negative``, by default from what the model learned for no condition. ``tokens`` (B, L, C) gives the values of
-    positions that the plan leaves alone; they come back unchanged.
+    states (B, T, caption_dim); Harmon: ids of prompts (B, n) int64, -1 = no more; UniPic also an ``EditCondition``).
+    Guidance leads away from ``negative``, by default from what the model takes for no condition. ``tokens`` (B, L, C)
+    gives the values of positions that the plan leaves alone; they come back unchanged.
     ``callback`` is called before every AR step, every 8 diffusion steps and at the end; an exception that it raises
     cancels the run. All state lives in this call. Raises GtRError when plan, model and inputs do not fit each other.
     """
@@ -171,12 +172,14 @@ def _ticker(callback: Callback | None, plan: Plan, step: Step, state: tuple[Tens
     return tick
 
 
-def _check(model: Model, plan: Plan, condition: Tensor, negative: Tensor | None, tokens: Tensor | None) -> None:
+def _check(model: Model, plan: Plan, condition: Condition, negative: Condition | None, tokens: Tensor | None) -> None:
     spec, fts = model.spec, plan.method.fts
     spec.check_grid(plan.grid)
     for given in (condition,) if negative is None else (condition, negative):
         if given.shape[0] != plan.batch:
             raise GtRError(f"{given.shape[0]} conditions for a batch of {plan.batch}: give one per image")
+        if isinstance(given, EditCondition) and spec.condition != "prompt":
+            raise GtRError(f"{spec.name} cannot change a picture by an instruction: load UniPic for that")
         spec.check_condition(given)
     if fts is not None and fts.detail_steps > spec.diffusion.base_steps:
         raise GtRError(f"FTS asks for {fts.detail_steps} diffusion steps, {spec.name} has {spec.diffusion.base_steps}")

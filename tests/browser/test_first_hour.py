@@ -183,7 +183,7 @@ def test_an_error_says_its_line_on_the_page(front: FrontEnd) -> None:
     change(front, "GtR_Scheduler", "preset", "custom")
     change(front, "GtR_Scheduler", "steps", "a, b")
     front.click_run()
-    front.wait_for_toast("steps 'a, b': expected numbers separated by commas")
+    front.wait_for_toast("steps 'a, b': expected whole numbers separated by commas")
     named_toasts = front.page.evaluate("() => Boolean(window.app.extensionManager.toast.dismiss)")
     card = front.page.get_by_test_id("error-overlay")
     if not named_toasts:  # newer front ends, which have them, show no card of their own

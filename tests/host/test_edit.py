@@ -339,6 +339,17 @@ def test_a_preview_of_nothing_to_draw(editing: Editing) -> None:
     assert image.ndim == 4
 
 
+def test_nothing_to_draw_in_windows(editing: Editing) -> None:
+    """An extended image whose mask the person has painted over: it comes back as it is, and the report says why."""
+    given = editing.outpaint(editing.image(), right=4)
+    given = given | {"noise_mask": torch.zeros_like(given["noise_mask"])}
+    drawn, report, _ = editing.sample(given)
+    assert torch.equal(drawn["samples"], given["samples"])
+    assert report.startswith("note: the mask covers nothing, so nothing was drawn") and "\n" not in report
+    with pytest.raises(ValueError, match="no plan to draw: paint over what is to change"):
+        editing.run("GtR_PreviewSchedule", schedule=editing.schedule, model=editing.model, latent=given)
+
+
 def test_windows_of_an_image_do_not_depend_on_its_batch(editing: Editing) -> None:
     larger = editing.outpaint(editing.image(), right=4, bottom=4)
     whole = editing.sample(larger)[0]["samples"]

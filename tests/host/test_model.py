@@ -552,6 +552,24 @@ def test_settings_without_effect_are_named(graph: Graph, node: str, inputs: dict
     assert words in schedule.remark and bool(words) == bool(schedule.remark)
 
 
+@pytest.mark.parametrize(
+    "inputs, found",
+    [({"steps": "24，6，2"}, ((24, 6, 2), ())), ({"steps": "", "rates": "2,67; 10,67; 64"}, ((), (2.67, 10.67, 64.0)))],
+)
+def test_numbers_are_read_as_people_write_them(graph: Graph, inputs: dict[str, Any], found: tuple) -> None:
+    schedule = graph.one("GtR_Scheduler", preset="custom", **inputs)
+    assert (schedule.steps, schedule.rates) == found
+
+
+def test_a_baseline_that_is_not_its_preset_says_so(graph: Graph) -> None:
+    def name(method: str, diffusion_steps: int) -> str:
+        return graph.one("GtR_BaselineScheduler", method=method, ar_steps=16, diffusion_steps=diffusion_steps).name
+
+    assert name("step-n", 100) == "step-16" and name("step-n", 50) == "step-16 (changed)"
+    assert name("disa", 50) == "disa-16" and name("disa", 100) == "disa-16 (changed)"
+    assert name("raster", 50) == "raster-16"
+
+
 def test_the_report_ends_with_the_remark(graph: Graph, caplog: pytest.LogCaptureFixture) -> None:
     """It is on the node and in the log, and does not change the plan."""
     schedule = graph.one("GtR_Scheduler", preset="gtr-extreme", steps="1")
@@ -634,7 +652,7 @@ def test_wrong_settings_of_single_nodes(graph: Graph) -> None:
         graph.one("GtR_ClassCondition", model=graph.model, class_name="207: golden retriever")
     with pytest.raises(ValueError, match=r"demo draws (\d+) x \1 pixels only, found 256 x \1"):
         graph.one("GtR_EmptyLatent", model=graph.model, width=256, height=0, batch_size=1)
-    with pytest.raises(ValueError, match="steps '3, x': expected numbers"):
+    with pytest.raises(ValueError, match="steps '3, x': expected whole numbers"):
         graph.schedule(steps="3, x")
     with pytest.raises(ValueError, match="exactly one"):
         graph.schedule(steps="")

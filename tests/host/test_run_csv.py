@@ -142,7 +142,10 @@ def test_a_table(comfy_server: ComfyServer, begin: Any, graph: Graph, tmp_path: 
         ({"batch": "5000"}, "row 1, column 'batch': 5000 is too large: 4096 is the most"),
         ({"GtR Sampler.model": "mar"}, "column 'GtR Sampler.model': node 1 is wired to this input"),
         ({"class": "unheard of"}, "row 1, column 'class': the demo model has no class 'unheard of': use"),
-        ({"GtR Scheduler.steps": "many"}, "row 1: node 5 (GtR Scheduler): steps 'many': expected numbers separated by"),
+        (
+            {"GtR Scheduler.steps": "many"},
+            "row 1: node 5 (GtR Scheduler): steps 'many': expected whole numbers separated by",
+        ),
     ],
 )
 def test_mistakes_are_explained(comfy_server: ComfyServer, begin: Any, row: dict, words: str) -> None:

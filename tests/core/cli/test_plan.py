@@ -49,6 +49,7 @@ def test_without_a_preset_the_default_one_is_changed(run):
     assert run("schedule")["preset"] == "gtr-paper"
     custom, paper = run("schedule", "--steps", "24,6,2"), run("schedule", "--preset", "gtr-paper")
     assert custom.pop("preset") == "custom" and paper.pop("preset") == "gtr-paper" and custom == paper
+    assert run("schedule", "--order", "raster", "--rates", "4")["preset"] == "custom"
     raster = run("schedule", "--order", "raster", "--steps", "12")
     assert raster["preset"] == "raster-12" and raster["steps"][0]["diffusion_steps"] == 100
 
@@ -67,6 +68,15 @@ def test_a_preset_with_other_steps_per_stage_has_them_in_its_name(run):
     assert facts["preset"] == "gtr-full:15-3" and [step["stage"] for step in facts["steps"]] == [1] * 15 + [2] * 3
     changed = run("schedule", "--preset", "gtr-full", "--steps", "15,3")
     assert changed["steps"] == facts["steps"]
+
+
+def test_lazymar_by_name_has_its_cache(run):
+    for name, without in (("lazymar", "origin"), ("lazymar:32", "step-32")):
+        by_name, by_option = (
+            run("flops", "--model", "mar-b", *options)["tflops"]
+            for options in (["--preset", name], ["--preset", without, "--cache", "lazymar"])
+        )
+        assert by_name == by_option
 
 
 def test_seeds_wrap_around(run):

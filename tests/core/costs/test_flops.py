@@ -9,6 +9,7 @@ import pytest
 import torch
 from gtr_pack.gtr_core.cli import main
 from gtr_pack.gtr_core.costs.flops import count_plan, report
+from gtr_pack.gtr_core.costs.paper_table import LIGHTGEN_SPEEDS
 from gtr_pack.gtr_core.device import Runtime
 from gtr_pack.gtr_core.models import Model, ModelSpec, build
 from gtr_pack.gtr_core.models.lightgen import LIGHTGEN
@@ -128,7 +129,7 @@ def test_agreement_with_torchs_counter_for_lightgen():
     assert counter.get_total_flops() == pytest.approx(count_plan(plan, spec).total, rel=1e-3)
 
 
-@pytest.mark.parametrize("name, ratio", [("gtr-lightgen", 3.32), ("gtr-lightgen-fast", 3.82)])
+@pytest.mark.parametrize("name, ratio", LIGHTGEN_SPEEDS.items())
 def test_lightgens_presets_fit_the_papers_ratios(name, ratio):
     facts = report(Method(preset(name), Guidance(3.0), FTS()), LIGHTGEN)
     assert facts["speedup"] == pytest.approx(ratio, rel=0.05)

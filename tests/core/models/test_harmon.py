@@ -18,7 +18,7 @@ from gtr_pack.gtr_core.device import Runtime
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models import build, infer_spec
 from gtr_pack.gtr_core.models.harmon import BEFORE, HARMON_05B, HARMON_15B, LONGEST_PROMPT, PUBLISHED, UNIPIC, Harmon
-from gtr_pack.gtr_core.models.prompts import EditCondition, length_note
+from gtr_pack.gtr_core.models.prompts import EditCondition
 from gtr_pack.gtr_core.models.qwen import QwenSpec
 from gtr_pack.gtr_core.noise import image_seeds
 from gtr_pack.gtr_core.plans.fts import FTS
@@ -264,8 +264,8 @@ def test_prompts_go_into_the_chat_template():
     assert found.tolist() == [[7, 8, -2, 7, 8]]
     with pytest.raises(GtRError, match="has 1025 tokens.*at most 1024.*shorten it"):
         SMALL_HARMON.encode_prompts(["x"], lambda text: [1] * (LONGEST_PROMPT + 1))
-    assert length_note(torch.ones(1, 128), SMALL_HARMON) is None
-    assert "has 129 tokens, harmon was trained with at most 128" in length_note(torch.ones(1, 129), SMALL_HARMON)
+    assert SMALL_HARMON.length_note(torch.ones(1, 128)) is None
+    assert "has 129 tokens, harmon was trained with at most 128" in SMALL_HARMON.length_note(torch.ones(1, 129))
 
 
 # Sizes and files

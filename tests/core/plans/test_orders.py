@@ -55,3 +55,9 @@ def test_the_halton_shift_depends_on_the_image():
         start = base.index(sequence[0])
         assert sequence == base[start:] + base[:start]
     assert sequences[0, 0] != sequences[1, 0]
+
+
+@pytest.mark.parametrize("order", ["raster", "subsample", "random"])
+def test_the_shift_is_the_halton_orders_alone(order):
+    plain, shift = (make_plan(Method(Schedule("x", order, (8,), shift=on)), (8, 8), (1, 2)) for on in (False, True))
+    assert all(np.array_equal(a.targets, b.targets) for a, b in zip(plain.steps, shift.steps, strict=True))

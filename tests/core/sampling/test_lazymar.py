@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 import torch
 from gtr_pack.gtr_core.device import Runtime
@@ -98,6 +99,16 @@ def test_a_revision_is_computed_in_full(lazymar_mar):
     labels = torch.tensor([1, 2])
     always = run(lazymar_mar, replace(method, cache=LazyMAR(6, 9, head_period=1)), labels, (1, 2))
     assert error(always, run(lazymar_mar, method, labels, (1, 2))) < 1e-3
+
+
+def test_a_revision_changes_no_step_before_it(lazymar_mar):
+    """Least of all how many tokens they prune."""
+    method = Method(Schedule("x", "random", (21,), diffusion=(4, 4, 4)), GUIDANCE, cache=LazyMAR())
+    plan = make_plan(replace(method, revise=0.25), (16, 16), (1,))
+    first, revised = (run(lazymar_mar, replace(method, revise=share), torch.tensor([1]), (1,)) for share in (0, 0.25))
+    kept = np.setdiff1d(np.arange(256), plan.steps[-1].targets[0])
+    assert plan.steps[-1].revision and len(kept) == 192
+    assert torch.equal(first[0, kept], revised[0, kept]) and not torch.equal(first, revised)
 
 
 def test_its_state_belongs_to_one_run(lazymar_mar):

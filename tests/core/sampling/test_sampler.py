@@ -16,6 +16,7 @@ from gtr_pack.gtr_core.device import Runtime
 from gtr_pack.gtr_core.diffusion.chain import DiffusionSpec
 from gtr_pack.gtr_core.errors import GtRError
 from gtr_pack.gtr_core.models.mar import MAR
+from gtr_pack.gtr_core.models.prompts import EditCondition
 from gtr_pack.gtr_core.noise import SeededNoise, image_seeds
 from gtr_pack.gtr_core.plans.fts import FTS
 from gtr_pack.gtr_core.plans.method import Guidance, Method
@@ -241,6 +242,7 @@ def test_progress_counts_up_to_the_end(small_mar):
         (dict(labels=[0.0, 1.0]), "small is conditioned on class labels"),
         (dict(negative=torch.tensor([0])), "give one per image"),
         (dict(negative=torch.tensor([0, 5])), "small has classes 0 to 4"),
+        (dict(negative=EditCondition(torch.ones(2, 3), torch.zeros(2, 6, 6, 4))), "small cannot change a picture"),
         (dict(fts=FTS(0.1, 1000), base_steps=500), "has 500"),
         (dict(tokens=torch.zeros(2, 36, 5)), "expected \\(2, 36, 4\\)"),
         (dict(unknown=np.eye(6) > 0), "the plan leaves 30 tokens alone: give their values"),
