@@ -44,14 +44,19 @@ def reports_of(front: FrontEnd, count: int) -> list[str]:
     raise AssertionError(f"{len(reports)} reports, expected {count}: {reports}")
 
 
+@pytest.fixture(scope="module")
+def no_example(comfy_base: Path) -> None:
+    """Before the page opens: it brings the image that it does not find."""
+    (comfy_base / "input" / sharing.EXAMPLE.name).unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("path", TEMPLATES, ids=ids(TEMPLATES))
-def test_found_in_the_template_browser_and_run(opened: FrontEnd, path: Path, comfy_base: Path, update: bool) -> None:
+def test_found_in_the_template_browser_and_run(no_example: None, opened: FrontEnd, path: Path, update: bool) -> None:
     """On a laptop's screen: thumbnail, graph without complaints, its text large enough and no node over another; then,
     where no file is needed, preview, images and report."""
     front = opened
     workflow = read_json(path)
     front.page.set_viewport_size({"width": 1366, "height": 768})
-    (comfy_base / "input" / sharing.EXAMPLE.name).unlink(missing_ok=True)  # the page brings it
     front.page.evaluate("() => { window.app.graph.clear(); window.app.canvas.ds.scale = 1; }")
     front.browse_templates()
     card = front.page.get_by_test_id(f"template-workflow-{path.stem}")
