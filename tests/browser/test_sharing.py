@@ -149,14 +149,15 @@ def publish(front: FrontEnd, name: str) -> None:
 def test_every_node_explains_itself(
     browser: Browser, comfy_server: ComfyServer, pack_nodes: dict[str, Any], tmp_path: Path, locale: str, suffix: str
 ) -> None:
-    """Title on the canvas and help page in the person's language."""
+    """Title on the canvas and help page in the person's language; of the pages, which take a second each, one half is
+    opened in one language and the other half in the other."""
     from gtr_tests.frontend import FrontEnd, new_page
 
     names = read_json(ROOT / "locales" / locale[:2] / "nodeDefs.json")
     with new_page(browser, locale) as page:
         front = FrontEnd(page, comfy_server.url, sorted(pack_nodes), tmp_path)
         front.open()
-        for node in sorted(pack_nodes):
+        for place, node in enumerate(sorted(pack_nodes)):
             page.evaluate(
                 "type => { window.app.graph.clear(); const node = window.LiteGraph.createNode(type);"
                 " node.id = 1; window.app.graph.add(node); }",
@@ -164,6 +165,8 @@ def test_every_node_explains_itself(
             )
             (drawn,) = front.nodes()
             assert drawn.title == names[node]["display_name"]
+            if place % 2 != (locale == "zh-CN"):
+                continue
             heading, _, body = (ROOT / "web" / "docs" / f"{node}{suffix}").read_text(encoding="utf-8").partition("\n")
             page.evaluate("() => window.app.graph.setDirtyCanvas(true, true)")
             shown = front.help_of(1)
