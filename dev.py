@@ -89,10 +89,10 @@ def test(options: argparse.Namespace) -> int:
         cores = os.cpu_count() or 1
         processes = min(cores, PROCESSES)
         words = ["-n", str(processes), "--no-loadscope-reorder", "--dist", "loadfile"]
-        words += FAST if options.fast else []
         extra["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(cores // processes))
     if options.fast:
-        words = ["-m", "not slow", *words]
+        named = any(Path(word.partition("::")[0]).exists() for word in options.pytest)
+        words = ["-m", "not slow", *words, *([] if named else FAST)]
     else:
         extra |= _browser(host)
     code = RUN_PYTEST.format(tools=[str(folder) for folder in environment.tool_folders(host)])
@@ -204,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(action=action)
     verb.add_argument("--port", type=int, default=8188)
     verb.add_argument("--open", action="store_true", help="open the page in the browser")
-    verb = verbs.add_parser("test", help=test.__doc__, add_help=False)
+    verb = verbs.add_parser("test", help=test.__doc__, add_help=False, allow_abbrev=False)
     verb.add_argument("--fast", action="store_true")
     verb.add_argument("--comfyui", choices=environment.HOSTS, default="pinned")
     verb.set_defaults(action=test)

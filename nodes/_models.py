@@ -20,6 +20,8 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ..gtr_core.checkpoints.checkpoint import Checkpoint, check_fit, checked_model, read_checkpoint, usable_vae
+from ..gtr_core.checkpoints.safetensors_files import parts_of
+from ..gtr_core.checkpoints.statistics import PUBLISHED
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
 from ..gtr_core.device import Machine, Preparations
 from ..gtr_core.errors import GtRError
@@ -125,11 +127,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def build_patcher(
-    path: str, weight_dtype: str, weights: str | None, corrected_positions: bool, disable_dynamic: bool = False
+    path: str,
+    family: str,
+    weight_dtype: str,
+    weights: str | None,
+    corrected_positions: bool,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A checkpoint as a model patcher: the host decides where its weights live and when they move."""
+    """A checkpoint as a model patcher: the host decides where its weights live and when they move. Raises GtRError for
+    a file of another ``family``."""
     checkpoint = read_checkpoint(path, weights=weights, kind="model")
     spec, tensors = checked_model(checkpoint)
+    if spec.family != family:
+        raise GtRError(f"{Path(path).name} is a {spec.name} checkpoint: use '{LOADERS[spec.family]}' for it")
     if corrected_positions:
         spec = replace(spec, corrected_positions=True)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
@@ -148,7 +158,7 @@ def build_patcher(
     patcher = patcher_class(host, load_device=load, offload_device=offload)
     model.load_state_dict(tensors, assign=patcher.is_dynamic())
     model.requires_grad_(False)
-    patcher.cached_patcher_init = (build_patcher, (path, weight_dtype, weights, corrected_positions))
+    patcher.cached_patcher_init = (build_patcher, (path, family, weight_dtype, weights, corrected_positions))
     return patcher
 
 
@@ -157,10 +167,8 @@ def load_handle(
 ) -> ModelHandle:
     """The model of a loader's combo entry. Raises GtRError for a file of another family."""
     path = model_path("diffusion_models", name)
-    patcher = build_patcher(str(path), weight_dtype, weights, corrected_positions)
+    patcher = build_patcher(str(path), family, weight_dtype, weights, corrected_positions)
     spec = patcher.model.diffusion_model.spec
-    if spec.family != family:
-        raise GtRError(f"{name} is a {spec.name} checkpoint: use '{LOADERS[spec.family]}' for it")
     source, warning = patcher.model.source, patcher.model.warning
     for note in (source, *spec.assumptions):
         if note:
@@ -257,7 +265,12 @@ def model_path(folder: str, name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(folder, name))
 
 
-def file_fingerprint(folder: str, name: str) -> tuple[int, int]:
-    """Changes when the file behind a combo entry is replaced, so that the host loads it again."""
-    status = model_path(folder, name).stat()
-    return status.st_mtime_ns, status.st_size
+def file_fingerprint(folder: str, name: str) -> tuple[int, ...]:
+    """Changes when a file is replaced that is read for a combo entry, so that the host loads it again: a part of it, or
+    the statistics beside an l-DeTok tokenizer."""
+    path = model_path(folder, name)
+    files, beside = parts_of(path) or [path], path.with_name(PUBLISHED)
+    if folder == "vae" and beside.is_file():
+        files = [*files, beside]
+    states = [file.stat() for file in files]
+    return tuple(number for state in states for number in (state.st_mtime_ns, state.st_size))

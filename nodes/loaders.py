@@ -57,7 +57,7 @@ class LoadMAR(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, int]:
+    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, ...]:
         return files.file_fingerprint("diffusion_models", model_name)
 
     @classmethod
@@ -106,7 +106,7 @@ class LoadLightGen(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, int]:
+    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, ...]:
         return files.file_fingerprint("diffusion_models", model_name)
 
     @classmethod
@@ -151,7 +151,7 @@ class LoadHarmon(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, int]:
+    def fingerprint_inputs(cls, model_name: str, **_: Any) -> tuple[int, ...]:
         return files.file_fingerprint("diffusion_models", model_name)
 
     @classmethod
@@ -185,7 +185,7 @@ class LoadMARVAE(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, vae_name: str, **_: Any) -> tuple[int, int]:
+    def fingerprint_inputs(cls, vae_name: str, **_: Any) -> tuple[int, ...]:
         return files.file_fingerprint("vae", vae_name)
 
     @classmethod

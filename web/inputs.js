@@ -1,5 +1,5 @@
 // Shows of a node's widgets those that count: the settings of the chosen preset, the classes of the connected model.
-// It hides and greys only: values stay as they are, and the server never needs this file.
+// Values stay as they are, but for a class that another model does not have; the server never needs this file.
 import { app } from "../../scripts/app.js";
 
 const DEMO_FILE = "demo (built-in)", DEMO_CLASS = "demo ", DEFAULT = "default";

@@ -41,8 +41,8 @@ def convert(
     the file of its latents' mean and deviation per channel, which are folded in, and ``stats_key`` their name there.
     Equal sources and settings make equal files. Nothing is written unless all of it is good: the place is checked
     before anything is read, and the file is made beside it and renamed. ``on_progress`` is told what is being done and
-    the share of the whole that is done, 0 to 1. The result is the source as it was read, with
-    the tensors that were written. Raises GtRError.
+    the share of the whole that is done, 0 to 1. The result is the target as it was read back,
+    with the ``entry`` of the source. Raises GtRError.
     """
     source, target = Path(source), Path(target)
     _check_target(source, target, overwrite)

@@ -145,10 +145,11 @@ def _of_presets(options: Options) -> dict:
             revise=options.revise,
         )
         methods = [named(name, base, evaluation.model.spec) for name in names(options.presets)]
+        # Before anything is drawn: a method that does not fit the model is refused here.
+        costs = {method.name: _cost(method, evaluation.model.spec) for method in methods}
         progress.doing("looking for pieces of an earlier run")
         effort = effort_of(options, progress, files.open, image_folder)
         features = evaluate(evaluation, methods, seeds, options.images, effort)
-    costs = {method.name: _cost(method, evaluation.model.spec) for method in methods}
     return {
         "command": options.command,
         "model": evaluation.model.spec.name,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 
+from ..errors import GtRError
 from ..evaluation import tables
-from ..evaluation.evaluate import check_amount, evaluate
+from ..evaluation.evaluate import check_amount, evaluate, tasks
 from ..evaluation.files import EvaluationFiles
-from ..evaluation.search import CostTarget, Space, candidates, search
-from ..models import published_specs
+from ..evaluation.search import CostTarget, Space, candidates, rounds, search
+from ..models import ModelSpec, published_specs
+from ..plans.fts import FTS
 from ..plans.method import GUIDANCE_SCHEDULES, Guidance, Method
+from ..plans.plan import make_plan
 from ..plans.presets import preset
-from .evaluate import add_evaluation_options, effort_of, files_of, measures_of, open_evaluation
+from ..sampling.lazymar import LazyMAR
+from .evaluate import add_evaluation_options, against_real, effort_of, files_of, open_evaluation
 from .options import (
     DEFAULT_PRESET,
     Options,
@@ -72,7 +76,8 @@ def run(options: Options) -> None:
 def _searched(options: Options, files: EvaluationFiles, progress: WorkProgress) -> tuple[dict, str]:
     """What was found, as facts and as text."""
     evaluation = open_evaluation(options, files, progress)
-    measures = measures_of(options, evaluation)
+    images = rounds(options.candidates, options.images)[-1][1]
+    measures = against_real(options, evaluation.extractor, images)  # refuses more than the reference has
     scales, starts = numbers(options.guidance, float), numbers(options.guidance_starts, float)
     guidance = {
         Guidance(scale, schedule, start) if scale != 1 else Guidance()
@@ -80,18 +85,20 @@ def _searched(options: Options, files: EvaluationFiles, progress: WorkProgress) 
         for schedule in GUIDANCE_SCHEDULES
         for start in starts
     }
+    if not guidance:
+        raise GtRError("no guidance to choose from: give --guidance and --guidance-starts at least one number each")
     space = Space(guidance=sorted(guidance, key=str))
-    rivals = [named(name, Method(preset("origin")), evaluation.model.spec) for name in names(options.against)]
+    rivals = rivals_of(options, evaluation.model.spec, space)
     cost = options.cost or options.model
     target, seeds = CostTarget(model_spec(cost), options.target), range(options.seeds)
     pool = candidates(space, target, options.candidates, options.space_seed)
     progress.doing("looking for pieces of an earlier run")
     effort = effort_of(options, progress, files.open)
-    rounds = list(search(evaluation, pool, seeds, options.images, measures, effort))
-    winner = {method.name: method for method in pool}[rounds[-1][0]["method"]]
+    found = list(search(evaluation, pool, seeds, options.images, measures, effort))
+    winner = {method.name: method for method in pool}[found[-1][0]["method"]]
     compared = [winner, *(replace(rival, guidance=winner.guidance) for rival in rivals)]
     others = range(options.seeds, 2 * options.seeds)
-    features = evaluate(evaluation, compared, others, rounds[-1][0]["images"], effort)
+    features = evaluate(evaluation, compared, others, images, effort)
     costs = {method.name: {"speedup": target.reached(method)} for method in compared}
     rows = tables.rows(features, others, measures, costs)
     result = {
@@ -100,9 +107,10 @@ def _searched(options: Options, files: EvaluationFiles, progress: WorkProgress) 
         "cost": cost,
         "space": asdict(space),
         "winner": winner.settings(),
+        "settings": {method.name: method.settings() for method in compared},
         "flags": flags_of(winner),
         "nodes": nodes_of(winner),
-        "rounds": rounds,
+        "rounds": found,
         "search_seeds": list(seeds),
         "verification_seeds": list(others),
         "rows": rows,
@@ -111,6 +119,22 @@ def _searched(options: Options, files: EvaluationFiles, progress: WorkProgress) 
         f"winner of {len(pool)}: {winner.name}\n\non seeds that the search has not seen:\n\n{tables.markdown(result)}"
         f"\n\nto use the winner:\n{_how_to_use(winner)}"
     )
+
+
+def rivals_of(options: Options, spec: ModelSpec, space: Space) -> list[Method]:
+    """What the winner is compared with, as ``eval`` has it. Raises GtRError, before anything is drawn, for methods that
+    could not be evaluated at the end."""
+    rivals = [named(name, Method(preset("origin"), fts=FTS()), spec) for name in names(options.against)]
+    tasks(rivals, range(options.seeds), options.images)  # of different names
+    for rival in rivals:
+        make_plan(rival, spec.grid, (0,))
+    guided = all(guidance.enabled and not guidance.start for guidance in space.guidance)
+    if not guided and any(isinstance(rival.cache, LazyMAR) for rival in rivals):
+        raise GtRError(
+            "LazyMAR needs guidance from the first step on, and some candidates have none: give --guidance above 1 and "
+            "--guidance-starts 0, or compare with another method"
+        )
+    return rivals
 
 
 def _how_to_use(method: Method) -> str:

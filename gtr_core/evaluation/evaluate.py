@@ -20,7 +20,7 @@ from ..costs.report import image_facts
 from ..device import Runtime
 from ..drawing.png import write_png
 from ..errors import GtRError
-from ..files import digest, make_folder, remove_all_abandoned
+from ..files import digest, make_folder, remove_all_abandoned, replace_file
 from ..jobs.resume import CHUNK, MOST_IMAGES, OnShare, key_of, resume, watch_batch
 from ..jobs.workers import MakeWorker, Worker, WorkerPool
 from ..models import Model
@@ -75,6 +75,11 @@ class Kept:
     def image_files(self, task: Task) -> list[Path]:
         """Those of a task."""
         return [self.image(task, task.start + k) for k in range(task.count)] if self.images else []
+
+    def key_file(self, task: Task) -> Path:
+        """What the images of a task were made with, beside their folder: another run may have written over them."""
+        folder = self.image(task, task.start).parent
+        return folder.with_name(f"{folder.name}.{task.start:06}.key")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,13 +137,15 @@ class Evaluation:
         return joined(parts)
 
     def stored(self, task: Task, kept: Kept) -> ImageFeatures | None:
-        """The result of a task, if it and the images to be kept are there and whole."""
+        """The result of a task, if it is there and whole, and so are the images to be kept."""
         path = self.path(task, kept.work)
         if not path.is_file() or not all(image.is_file() for image in kept.image_files(task)):
             return None
         try:
+            if kept.images is not None and kept.key_file(task).read_text(encoding="utf-8") != self.key(task):
+                return None
             return load_features(path, self.key(task), "delete the file")
-        except GtRError:
+        except (GtRError, OSError, UnicodeDecodeError):
             return None
 
     def make(self, batch: int, kept: Kept, task: Task, on_share: OnShare | None = None) -> None:
@@ -146,6 +153,9 @@ class Evaluation:
         for folder in {kept.work, *(image.parent for image in kept.image_files(task))}:
             make_folder(folder)
         features = self.measure(task, batch, kept, on_share)
+        if kept.images is not None:
+            key = self.key(task)
+            replace_file(kept.key_file(task), lambda beside: beside.write_text(key, encoding="utf-8"))
         save_features(self.path(task, kept.work), features, self.key(task), dtype=torch.float32)
 
 

@@ -79,18 +79,26 @@ def search(
     measures: tables.Measures,
     effort: Effort,
 ) -> Iterator[list[dict]]:
-    """Rounds of :func:`tables.rows`, best first: all methods, then a third of them with twice the images, and so on
-    until at most ``KEPT`` are left, which are measured once more."""
-    left, last = list(methods), False
-    while not last:
-        last = len(left) <= KEPT
-        features = evaluate(evaluation, left, seeds, images, effort)
+    """:func:`tables.rows` of every one of the :func:`rounds`, best first: all methods, then a third of them with twice
+    the images, and so on until at most ``KEPT`` are left, which are measured once more."""
+    left = list(methods)
+    for size, count in rounds(len(methods), images):
+        left = left[:size]
+        features = evaluate(evaluation, left, seeds, count, effort)
         rows = tables.rows(features, seeds, measures, {})
         rows.sort(key=lambda row: row["figures"][FIGURE]["mean"])
         yield rows
         by_name = {method.name: method for method in left}
-        left = [by_name[row["method"]] for row in rows[: max(KEPT, -(-len(rows) // 3))]]
-        images *= 2
+        left = [by_name[row["method"]] for row in rows]
+
+
+def rounds(methods: int, images: int) -> list[tuple[int, int]]:
+    """How many methods every round compares, and on how many images per seed."""
+    found = [(methods, images)]
+    while found[-1][0] > KEPT:
+        size, count = found[-1]
+        found.append((max(KEPT, -(-size // 3)), 2 * count))
+    return found
 
 
 def _draw(space: Space, grid: tuple[int, int], generator: torch.Generator) -> Method | None:

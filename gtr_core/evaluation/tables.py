@@ -89,10 +89,10 @@ class AgainstReal:
     def floor(self, seeds: Sequence[int]) -> dict:
         """Real images against other real images: what a perfect model would get."""
         try:
-            pairs = list(floor_sets(self.real, self.images, seeds))
+            pairs = floor_sets(self.real, self.images, seeds)
+            values = [figures(some, others, seed) for (some, others), seed in zip(pairs, seeds)]
         except GtRError as error:
             return {"floor_missing": str(error)}
-        values = [figures(some, others, seed) for (some, others), seed in zip(pairs, seeds)]
         return {"floor": row(FLOOR, self.images, values)}
 
 

@@ -328,15 +328,16 @@ def write_manifest(job: GenerationJob, keys: Keys, rows: Sequence[dict], kind: s
 
 
 def read_manifest(folder: Path) -> list[dict]:
-    """The rows of the manifest in a folder; that of JSON Lines where there are both. Raises GtRError."""
-    lines, table = (folder / f"manifest.{kind}" for kind in ("jsonl", "parquet"))
+    """The rows of the manifest in a folder; the newer one where there are two. Raises GtRError."""
+    there = [path for path in (folder / "manifest.jsonl", folder / "manifest.parquet") if path.is_file()]
+    if not there:
+        raise GtRError(f"no manifest.jsonl or manifest.parquet in {folder}: expected a folder of generate-many")
     try:
-        if lines.is_file():
-            rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-        elif table.is_file():
-            rows = _arrow("pyarrow.parquet").read_table(table).to_pylist()
+        newest = max(there, key=lambda path: path.stat().st_mtime_ns)
+        if newest.suffix == ".jsonl":
+            rows = [json.loads(line) for line in newest.read_text(encoding="utf-8").splitlines()]
         else:
-            raise GtRError(f"no manifest.jsonl or manifest.parquet in {folder}: expected a folder of generate-many")
+            rows = _arrow("pyarrow.parquet").read_table(newest).to_pylist()
         whole = [_known(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GtRError(f"the manifest in {folder} is damaged ({first_line(error)}): run generate-many again") from error

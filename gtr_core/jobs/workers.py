@@ -205,7 +205,7 @@ class Processes:
         return found
 
     def close(self) -> None:
-        """End all processes; none is at a task that is still wanted."""
+        """End all processes, and what they are at."""
         for process, pipe in self.members.values():
             pipe.close()
             process.terminate()
@@ -264,7 +264,8 @@ class Actors:
     def send(self, slot: int, task: Any) -> None:
         if slot not in self.actors:
             kind = self.ray.remote(**self.needs)(Member)
-            self.actors[slot] = kind.remote(self.make_worker, self.pool.device, self.pool.threads)
+            device = self.pool.device.partition(":")[0]  # Ray shows every actor the one GPU that it has
+            self.actors[slot] = kind.remote(self.make_worker, device, self.pool.threads)
         self.running[self.actors[slot].do.remote(task)] = slot
 
     def outcomes(self, seconds: float) -> list[Outcome]:

@@ -286,6 +286,13 @@ def test_an_answer_gets_lost(begin, server, tmp_path):
     assert server.drawn == ["one", "two"], "what had been queued is not queued twice"
 
 
+def test_a_request_gets_lost(begin, server, tmp_path):
+    """It is sent again; it was not somebody who took it out of the queue."""
+    server.requests_lost = 1
+    finish(begin(rows("one", "two", "three")), 0)
+    assert server.drawn == ["one", "two", "three"] and len(images(tmp_path)) == 3
+
+
 def test_a_row_that_kills_the_server(begin, server, tmp_path):
     server.crash_on = "crash"
     said = finish(begin(rows("one", "crash", "three")), 1)

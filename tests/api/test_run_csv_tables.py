@@ -176,6 +176,14 @@ def test_a_wire_into_a_value_is_named(run_csv):
     assert run_csv.graphs(graph, [{"12.value": "5"}], INFO)[0]["12"]["inputs"]["value"] == 5
 
 
+def test_a_seed_that_is_wired_is_not_known(run_csv):
+    graph = copy.deepcopy(GRAPH) | {"12": {"class_type": "Number", "inputs": {"value": 3}}}
+    graph["7"]["inputs"]["seed"] = ["12", 0]
+    assert run_csv.Job(1, "", graph).seed(1) == ""
+    graph["7"]["inputs"]["seed"] = 3
+    assert run_csv.Job(1, "", graph).seed(1) == 4
+
+
 def test_an_input_without_a_wire_that_needs_one(run_csv):
     graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "a"}}}
     with pytest.raises(run_csv.Problem, match="the input takes IMAGE from another node"):

@@ -129,3 +129,16 @@ def test_a_tokenizer_without_its_statistics_is_refused(detok: DeTok) -> None:
     convert(detok.folder / RAW, detok.folder / "detok-without.safetensors", heads=2, overwrite=True)
     with pytest.raises(error, match="detok-without.safetensors: .* convert it with --stats stats.pkl"):
         detok.node("GtR_LoadMARVAE", vae_name="detok-without.safetensors")
+
+
+def test_other_statistics_beside_a_tokenizer_load_it_again(detok: DeTok) -> None:
+    def state() -> tuple[int, ...]:
+        return detok.pack.classes["GtR_LoadMARVAE"].fingerprint_inputs(vae_name=RAW)
+
+    beside, alone = detok.folder / "stats.pkl", state()
+    assert state() == alone
+    beside.write_bytes(b"one")
+    first = state()
+    beside.write_bytes(b"another")
+    assert len({alone, first, state()}) == 3
+    beside.unlink()

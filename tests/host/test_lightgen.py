@@ -156,6 +156,12 @@ def test_corrected_positions_change_non_square_images_only(host_pack: Any, clip:
     assert not torch.equal(draw(host_pack, fixed, fox, width=128), draw(host_pack, model, fox, width=128))
 
 
+def test_a_file_of_another_family_ends_in_one_line(host_pack: Any) -> None:
+    for corrected in (False, True):
+        with pytest.raises(ValueError, match="demo checkpoint: use 'Load MAR Model' for it"):
+            run(host_pack, "GtR_LoadLightGen", model_name="demo (built-in)", corrected_positions=corrected)
+
+
 def test_outpainting_is_one_plan_and_keeps_the_image(host_pack: Any, clip: Any, model: Any) -> None:
     fox = encode(host_pack, clip, "a fox")
     small = draw(host_pack, model, fox)

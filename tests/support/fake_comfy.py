@@ -73,6 +73,8 @@ class FakeComfy:
         """The prefixes of the runs that were begun."""
         self.posted: list[dict[str, Any]] = []
         self.interrupted: list[str] = []
+        self.requests_lost = 0
+        """So many times the second and later requests of POST /prompt do not arrive."""
         self.answers_lost = 0
         """So many answers to POST /prompt get lost on their way."""
         self.crash_on = ""
@@ -298,6 +300,9 @@ class FakeComfy:
             error = {"type": "invalid", "message": "Prompt outputs failed validation", "details": ""}
             return web.json_response({"error": error, "node_errors": {"5": found}}, status=400)
         name = body["prompt_id"]
+        if self.requests_lost and self.graphs:
+            self.requests_lost -= 1
+            return web.Response(status=502)
         self.graphs[name], self.extra[name] = graph, body["extra_data"] | {"client_id": body["client_id"]}
         self.pending.append(name)
         if self.answers_lost:

@@ -460,13 +460,13 @@ class Job:
     def seed(self, image: int = 0) -> int | str:
         """The seed of an image of the batch; empty if the graph has none or several."""
         entries = self.graph.values()
-        own = {entry["inputs"].get("seed") for entry in entries if entry["class_type"] == "GtR_Sampler"}
-        if own:
-            seeds = {(seed + image) % SEEDS if isinstance(seed, int) else "" for seed in own}
-        else:
-            seeds = {entry["inputs"].get("seed", entry["inputs"].get("noise_seed")) for entry in entries} - {None}
-        (seed,) = seeds if len(seeds) == 1 else ("",)
-        return seed if isinstance(seed, int) else ""
+        given = [entry["inputs"].get("seed") for entry in entries if entry["class_type"] == "GtR_Sampler"]
+        if not given:
+            image = 0
+            given = [entry["inputs"].get("seed", entry["inputs"].get("noise_seed")) for entry in entries]
+        # A seed that comes from another node is a link, and is not known here.
+        seeds = {(seed + image) % SEEDS if isinstance(seed, int) else "" for seed in given if seed is not None}
+        return seeds.pop() if len(seeds) == 1 else ""
 
 
 def make_jobs(
@@ -956,6 +956,8 @@ class Queue:
         self.images = 0
         self.adopted = False
         self.ended: set[str] = set()
+        self.unanswered: set[str] = set()
+        """Runs whose request got no answer: it may never have arrived."""
         self.known = ""
         """A run that this server has in its history: where it is gone, the server was started anew."""
         self.running = ""
@@ -1107,7 +1109,9 @@ class Queue:
             "client_id": self.client,
             "extra_data": {"run_csv": job.key},
         }
+        self.unanswered.add(prompt_id)
         status, said = await self.server.ask("POST", "/prompt", body)
+        self.unanswered.discard(prompt_id)
         del self.waiting[prompt_id]
         trouble = refusal(status, said, job.graph)
         given = str(said.get("prompt_id") or "") if isinstance(said, dict) else ""
@@ -1149,8 +1153,10 @@ class Queue:
     def _lose(self, lost: list[str], again: bool) -> None:
         for prompt_id in lost:
             job = self.waiting.pop(prompt_id)
-            job.strikes += again and prompt_id == self.running
-            if not again:
+            arrived = prompt_id not in self.unanswered
+            self.unanswered.discard(prompt_id)
+            job.strikes += not arrived or (again and prompt_id == self.running)
+            if arrived and not again:
                 self._fail(job, "somebody took it out of the server's queue or cleared its history")
             elif job.strikes == STRIKES:
                 self._fail(job, f"the server ended {STRIKES} times while it drew this row: see its log")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gtr_pack.gtr_core.jobs.generate_many import read_manifest
 from gtr_tests.extras import needs, why_missing
 from safetensors.torch import load_file
 
@@ -89,6 +90,14 @@ def test_a_parquet_manifest_has_the_same_rows(model_options, run, tmp_path):
     run("generate-many", *model_options, *QUICK, "--images", 2, "--batch", 2, "-o", tmp_path, "--manifest", "parquet")
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert parquet.read_table(tmp_path / "manifest.parquet").to_pylist() == rows
+
+
+def test_the_newer_manifest_is_read(model_options, run, tmp_path):
+    pytest.importorskip("pyarrow", reason=why_missing("pyarrow", "scale"))
+    for count, kind in ((2, "jsonl"), (4, "parquet")):
+        manifest = ["--manifest", kind, "--images", count, "--batch", 2, "-o", tmp_path]
+        run("generate-many", *model_options, *QUICK, *manifest)
+    assert len(read_manifest(tmp_path)) == 4
 
 
 def test_prompts_take_turns(run, refused, text_options, prompt_file, tmp_path):

@@ -116,6 +116,20 @@ def test_keys_tell_parts_and_pieces_apart(evaluation, extractor, random_method):
     assert evaluation.key(task) == Evaluation(evaluation.model, evaluation.vae, evaluation.extractor).key(task)
 
 
+def test_kept_images_that_another_run_wrote_over_are_made_again(evaluation, random_method, tmp_path):
+    kept = Kept(tmp_path / "work", tmp_path / "png")
+    other = replace(random_method, guidance=Guidance(1.0))
+    first, second = (tasks([method], [0], 4)[0] for method in (random_method, other))
+    assert kept.image_files(first) == kept.image_files(second)
+    evaluation.make(4, kept, first)
+    made = kept.image(first, 0).read_bytes()
+    evaluation.make(4, kept, second)
+    assert kept.image(first, 0).read_bytes() != made
+    assert evaluation.stored(first, kept) is None and evaluation.stored(second, kept) is not None
+    evaluation.make(4, kept, first)
+    assert kept.image(first, 0).read_bytes() == made
+
+
 def test_kept_images_are_what_was_measured(evaluation, random_method, tmp_path):
     """One that is missing is made again."""
     task, kept = tasks([random_method], [0], 4)[0], Kept(tmp_path / "work", tmp_path / "png")

@@ -33,3 +33,9 @@ def test_real_images_are_compared_with_other_real_ones(real):
     assert tables.figures(*pairs[0])["recall"] > 0.2
     with pytest.raises(GtRError, match="make a larger one"):
         list(tables.floor_sets(real, 40, (0, 1, 2)))
+
+
+def test_more_than_half_of_the_reference_leaves_no_floor(real):
+    """What was made is compared with the reference all the same."""
+    against = tables.AgainstReal(real, 50)
+    assert "are needed" in against.floor([0])["floor_missing"]
