@@ -20,6 +20,7 @@ from .models.prompts import Condition
 from .models.spec import ModelSpec
 from .noise import SeededNoise, image_seeds
 from .plans.method import Method
+from .plans.partition import LONGEST_SIDE
 from .plans.plan import Plan, make_plan
 from .plans.regions import LARGEST_WINDOWED_SIDE, Region, whole_grid, window_regions
 from .sampling.memory import activation_bytes, check_run, images_that_fit
@@ -157,10 +158,9 @@ class Canvas:
             )
         left, right, top, bottom = room
         height, width = self.grid[0] + top + bottom, self.grid[1] + left + right
-        if max(height, width) > LARGEST_WINDOWED_SIDE:
-            raise GtRError(
-                f"an image of {height} x {width} tokens: expected at most {LARGEST_WINDOWED_SIDE} a side; add less room"
-            )
+        most = LONGEST_SIDE if spec.can_draw((height, width)) else LARGEST_WINDOWED_SIDE
+        if max(height, width) > most:
+            raise GtRError(f"an image of {height} x {width} tokens: expected at most {most} a side; add less room")
         patch = spec.latent.patch
         latents = F.pad(self.latents, [tokens * patch for tokens in room])
         given = torch.zeros(len(self.latents), *self.grid)

@@ -62,11 +62,15 @@ def activation_budget(model: ModelHandle, runtime: Runtime) -> int:
     return int(mm.get_total_memory(patcher.load_device) - mm.minimum_inference_memory() - weights)
 
 
-def keep_for_the_next(model: ModelHandle, runtime: Runtime) -> None:
-    """Free what was prepared for a run unless there is ample memory beside it."""
-    prepared, left = model.preparations.value, runtime.available_bytes
-    if prepared is not None and left is not None and left < MEMORY_LEFT * prepared.packed_bytes:
-        model.preparations.clear()
+@contextmanager
+def kept_for_the_next(model: ModelHandle, runtime: Runtime) -> Iterator[None]:
+    """What a run prepares is freed afterwards, however it ends, unless there is ample memory beside it."""
+    try:
+        yield
+    finally:
+        prepared, left = model.preparations.value, runtime.available_bytes
+        if prepared is not None and left is not None and left < MEMORY_LEFT * prepared.packed_bytes:
+            model.preparations.clear()
 
 
 @contextmanager

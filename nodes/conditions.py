@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,13 +56,19 @@ MASKED = {"concat_latent_image", "concat_mask"}
 NEUTRAL = {"strength": 1.0, "mask_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "set_area_to_bounds": False}
 
 
-def labels_for_batch(
-    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool = False
-) -> Tensor:
-    """Labels (B,) int64: image k of the original batch gets the k-th class, in turn when there are fewer. A zeroed
-    conditioning is the null condition, label -1.
+@dataclass(frozen=True)
+class BatchImages:
+    """The images that conditions are for: their ``indices`` in the original batch, of which they are the ``whole`` or
+    what was picked from it, and whether the latent is ``masked``."""
 
-    ``images`` are the images' indices in that batch. Raises GtRError.
+    indices: Sequence[int]
+    whole: bool = True
+    masked: bool = False
+
+
+def labels_for_batch(conditioning: io.Conditioning.Type, batch: BatchImages, spec: ModelSpec, what: str) -> Tensor:
+    """Labels (B,) int64: image k of the original batch gets the k-th class, in turn when there are fewer. A zeroed
+    conditioning is the null condition, label -1. Raises GtRError.
     """
     values, extra = only_entry(conditioning, what)
     labels = extra.get(LABELS)
@@ -75,7 +82,7 @@ def labels_for_batch(
             f"{what} has the classes {list(labels)}, {spec.name} has 0 to {spec.classes - 1}: connect the same "
             "model to Class Label and to the sampler"
         )
-    check_extras(extra, spec, what, masked)
+    check_extras(extra, spec, what, batch.masked)
     given = label_tensor(labels)
     if values.ndim != 3 or values.shape[1:] != given.shape[1:]:
         raise GtRError(f"{what} joins class labels (Conditioning Concat), which a label cannot do: {one_label(what)}")
@@ -84,9 +91,9 @@ def labels_for_batch(
             f"{what} blends or scales class labels (Conditioning Average, Multiply), which a label cannot do: "
             f"{one_label(what)}"
         )
-    check_count("classes", len(labels), images)
+    check_count("classes", len(labels), batch)
     known = torch.where(values.flatten() == 0, -1, torch.tensor(labels)).tolist()
-    return torch.tensor([known[k % len(known)] for k in images])
+    return torch.tensor([known[k % len(known)] for k in batch.indices])
 
 
 def one_encoder(spec: ModelSpec) -> str:
@@ -104,7 +111,7 @@ def one_label(what: str) -> str:
 
 
 def texts_for_batch(
-    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool = False
+    conditioning: io.Conditioning.Type, batch: BatchImages, spec: ModelSpec, what: str
 ) -> Tensor | None:
     """Text states (B, text_length, caption_dim): image k of the original batch gets the k-th prompt, in turn. A zeroed
     negative is None, the null condition.
@@ -120,7 +127,7 @@ def texts_for_batch(
         raise GtRError(
             f"{what} has text states of {states.shape[2]} values, {spec.name} needs {spec.caption_dim}: {TEXT_ENCODER}"
         )
-    check_extras(extra, spec, what, masked)
+    check_extras(extra, spec, what, batch.masked)
     zeroed = (states == 0).flatten(1).all(1)
     if what == "negative" and zeroed.all():
         return None
@@ -129,7 +136,7 @@ def texts_for_batch(
             f"{what} is zeroed (Conditioning Zero Out), and {spec.name} draws nothing without a text: remove that "
             "node, or encode an empty text"
         )
-    check_count("prompts", len(states), images)
+    check_count("prompts", len(states), batch)
     mask = extra.get("attention_mask")
     joined = isinstance(mask, Tensor) and mask.shape[-1] < states.shape[1]
     if joined or (PROMPTS in extra and states.shape[1] != spec.text_length):
@@ -146,12 +153,10 @@ def texts_for_batch(
         )
         states = states[:, : spec.text_length]
         states = torch.nn.functional.pad(states, (0, 0, 0, spec.text_length - states.shape[1]))
-    return states[[k % len(states) for k in images]]
+    return states[[k % len(states) for k in batch.indices]]
 
 
-def prompts_for_batch(
-    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool = False
-) -> Condition:
+def prompts_for_batch(conditioning: io.Conditioning.Type, batch: BatchImages, spec: ModelSpec, what: str) -> Condition:
     """Ids of prompts (B, n) int64, with pictures where those are to be changed: image k of the original batch gets the
     k-th, in turn. A zeroed conditioning is the unconditional prompt. Raises GtRError."""
     values, extra = only_entry(conditioning, what)
@@ -161,19 +166,19 @@ def prompts_for_batch(
             f"{what} is not a prompt for {spec.name}: expected the output of {one_encoder(spec)}; {spec.name} reads "
             "prompts itself, and uses neither class labels nor another text encoder"
         )
-    check_extras(extra, spec, what, masked)
+    check_extras(extra, spec, what, batch.masked)
     given = prompt_tensor(ids)
     if values.shape != given.shape or not ((values == given) | (values == 0)).all():
         raise GtRError(
             f"{what} joins, blends or scales prompts (Conditioning Concat, Average, Multiply), which {spec.name} "
             "cannot read: write them as one prompt instead"
         )
-    check_count("prompts", len(ids), images)
+    check_count("prompts", len(ids), batch)
     zeroed = (values == 0).flatten(1).all(1).tolist()
     pictures = extra.get(PICTURES)
     unconditional = spec.empty_prompt if pictures is None else spec.empty_edit
     prompts = [unconditional if nothing else row for row, nothing in zip(ids, zeroed)]
-    rows = [k % len(prompts) for k in images]
+    rows = [k % len(prompts) for k in batch.indices]
     condition = pad_prompts([prompts[row] for row in rows])
     return condition if pictures is None else EditCondition(condition, pictures[rows])
 
@@ -188,11 +193,11 @@ READERS = {"label": labels_for_batch, "text": texts_for_batch, "prompt": prompts
 
 
 def read_condition(
-    conditioning: io.Conditioning.Type, images: Sequence[int], spec: ModelSpec, what: str, masked: bool
-) -> Tensor | None:
-    """The condition of every image of a batch for a model; None is the null condition. ``masked`` says that the latent
-    has a mask. Raises GtRError, which names the sampler's input ``what``."""
-    return READERS[spec.condition](conditioning, images, spec, what, masked)
+    conditioning: io.Conditioning.Type, batch: BatchImages, spec: ModelSpec, what: str
+) -> Condition | None:
+    """The condition of every image of a batch for a model; None is the null condition. Raises GtRError, which names the
+    sampler's input ``what``."""
+    return READERS[spec.condition](conditioning, batch, spec, what)
 
 
 def only_entry(conditioning: io.Conditioning.Type, what: str) -> tuple[Tensor, dict[str, Any]]:
@@ -218,10 +223,10 @@ def check_extras(extra: dict[str, Any], spec: ModelSpec, what: str, masked: bool
         raise GtRError(f"{what} asks for {effect}, which {spec.name} cannot follow: {way_out}")
 
 
-def check_count(what: str, count: int, images: Sequence[int]) -> None:
+def check_count(what: str, count: int, batch: BatchImages) -> None:
     """Raises GtRError when a whole batch has fewer images than there are conditions for it."""
-    if count > len(images) and list(images) == list(range(len(images))):
+    if batch.whole and count > len(batch.indices):
         raise GtRError(
-            f"{count} {what} for a batch of {len(images)}: set batch_size to {count} in the empty latent, or "
+            f"{count} {what} for a batch of {len(batch.indices)}: set batch_size to {count} in the empty latent, or "
             f"give fewer {what}"
         )

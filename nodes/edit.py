@@ -9,7 +9,7 @@ from ..gtr_core.plans.regions import REDRAWS, redrawn_tokens, windows
 from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrSchedule, MarModel, io
 from ._models import ModelHandle
-from .latent import MASK_BEFORE, LatentBatch, without_own_mask
+from .latent import MASK_BEFORE, EarlierMask, LatentBatch, digests_of_images, without_own_mask
 
 
 class Redraw(io.ComfyNode):
@@ -65,7 +65,10 @@ class Redraw(io.ComfyNode):
         redrawn = torch.from_numpy(redrawn_tokens(schedule, batch.canvas.grid, redraw, denoise))
         prepared = batch.masked(batch.canvas.only(redrawn))
         before = without_own_mask(latent, len(batch.images)).get("noise_mask")
-        return io.NodeOutput(prepared if before is None else prepared | {MASK_BEFORE: before})
+        if before is not None:
+            own = digests_of_images(prepared["noise_mask"], len(batch.images))
+            prepared = prepared | {MASK_BEFORE: EarlierMask(before, own)}
+        return io.NodeOutput(prepared)
 
 
 class Outpaint(io.ComfyNode):

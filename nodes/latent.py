@@ -20,6 +20,7 @@ from ._api import MarModel, io
 from ._device import to_wire
 from ._images import fitted_samples
 from ._models import ModelHandle
+from .conditions import BatchImages
 
 # Marks a latent that 'Outpaint' made: draw it by windows, which overlap by this many tokens (0 = half a window).
 WINDOWS = "gtr_windows"
@@ -147,6 +148,11 @@ class LatentBatch:
         return without_own_mask(kept, len(tokens)) | {"samples": to_wire(self.canvas.finished(tokens, self.spec))}
 
     @property
+    def conditioned(self) -> BatchImages:
+        """The images as conditions see them."""
+        return BatchImages(self.images, self.latent.get("batch_index") is None, self.has_mask)
+
+    @property
     def has_mask(self) -> bool:
         """Whether a mask says what to draw."""
         return self.latent.get("noise_mask") is not None
@@ -180,6 +186,28 @@ def digests(mask: Tensor) -> list[bytes]:
     return [hashlib.sha256(image.tobytes()).digest() for image in pixels]
 
 
+def digests_of_images(mask: Tensor, batch: int) -> tuple[bytes, ...]:
+    """One per image of a batch, whose mask may be the same for all."""
+    found = digests(mask)
+    return tuple(found[k % len(found)] for k in range(batch))
+
+
+@dataclass(frozen=True, eq=False)
+class EarlierMask:
+    """The mask that a latent had before a node of ours made its ``own``, of which there is a digest per image."""
+
+    mask: Tensor
+    own: tuple[bytes, ...]
+
+    def of(self, own: tuple[bytes, ...]) -> Tensor:
+        """For images with these masks of ours, which stock nodes may have picked and repeated. Where several images had
+        the same one, a pixel counts that any of them had."""
+        if own == self.own:
+            return self.mask
+        places = [[k % len(self.mask) for k, each in enumerate(self.own) if each == image] for image in own]
+        return torch.stack([self.mask[rows].amax(0) for rows in places])
+
+
 def without_own_mask(latent: io.Latent.Type, batch: int) -> io.Latent.Type:
     """A finished LATENT: a mask that our nodes made for it goes, one that the user made stays."""
     own, mask = latent.get(OWN_MASK), latent.get("noise_mask")
@@ -189,8 +217,8 @@ def without_own_mask(latent: io.Latent.Type, batch: int) -> io.Latent.Type:
     before = latent.get(MASK_BEFORE)
     if before is None:
         del rest["noise_mask"]
-    elif len(before) in (1, batch):
-        rest["noise_mask"] = before
+    else:
+        rest["noise_mask"] = before.of(digests_of_images(mask, batch))
     return rest
 
 

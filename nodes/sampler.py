@@ -13,7 +13,7 @@ from ..gtr_core.plans.method import GUIDANCE_SCHEDULES, Cache, Guidance, Method
 from ..gtr_core.plans.plan import ar_steps
 from ..gtr_core.plans.schedule import Schedule
 from ._api import GtrCache, GtrFts, GtrSchedule, GtrSteps, MarModel, io, ui
-from ._device import activation_budget, bring_to_device, fitting_threads, host_runtime, keep_for_the_next, peak_bytes
+from ._device import activation_budget, bring_to_device, fitting_threads, host_runtime, kept_for_the_next, peak_bytes
 from ._models import ModelHandle
 from ._progress import RunMonitor, show_text
 from .conditions import read_condition
@@ -177,7 +177,7 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         method = Method(schedule, Guidance(cfg, cfg_schedule, cfg_start), fts, cache, temperature, revise)
         latent = LatentBatch.read(latent_image, model)
-        read = partial(read_condition, images=latent.images, spec=model.spec, masked=latent.has_mask)
+        read = partial(read_condition, batch=latent.conditioned, spec=model.spec)
         condition = read(positive, what="positive")
         against = None if negative is None else read(negative, what="negative")
         runtime = host_runtime(model, accelerate=acceleration == "auto")
@@ -185,9 +185,8 @@ class Sampler(io.ComfyNode):
         network, runtime = bring_to_device(model, decoding, runtime)
         monitor = RunMonitor(model, latent.canvas.grid, decoding.ar_steps)
         tokens = latent.tokens()
-        with fitting_threads(model, len(tokens), runtime):
+        with kept_for_the_next(model, runtime), fitting_threads(model, len(tokens), runtime):
             decoded = decode(network, decoding, tokens, condition, negative=against, runtime=runtime, observer=monitor)
-        keep_for_the_next(model, runtime)
         show_text(f"done: {ar_steps(monitor.done)}")
         done = decoding_report(decoding, decoded, model.spec, peak_bytes(model.patcher))
         notes = noted([schedule.remark, *latent.remarks()])

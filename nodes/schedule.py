@@ -301,8 +301,8 @@ class BaselineScheduler(io.ComfyNode):
                 diffusion=(diffusion_steps, last, last),
                 profile=f"disa-{disa_profile}" if disa else "linear",
                 max_timestep=950 if disa and disa_clip else None,
-                phases=subsample_phases,
-                shift=halton_shift,
+                phases=subsample_phases if method == "subsample" else "checkerboard",
+                shift=halton_shift and method == "halton",
             )
         )
         if schedule != PRESETS.get(schedule.name, schedule):  # a preset's name never changes its meaning

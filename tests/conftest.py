@@ -56,6 +56,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that need a server or a browser come first and the many short ones last: processes that share the tests end
+    together."""
+    core = ROOT / "tests" / "core"
+    items.sort(key=lambda item: core in item.path.parents)
+
+
 @pytest.fixture(scope="session")
 def update(request: pytest.FixtureRequest) -> bool:
     """True if recorded files are to be written anew."""

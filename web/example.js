@@ -12,10 +12,11 @@ function offered() {
 
 async function upload() {
     const image = await fetch(new URL(NAME, import.meta.url));
+    if (!image.ok) return false;
     const body = new FormData();
     body.append("image", new File([await image.blob()], NAME, { type: "image/png" }));
     const answer = await api.fetchApi("/upload/image", { method: "POST", body });
-    return image.ok && answer.ok;
+    return answer.ok;
 }
 
 app.registerExtension({

@@ -280,6 +280,10 @@ def test_a_used_mask_of_a_part_of_a_batch_does_not_stick(editing: Editing) -> No
         assert "noise_mask" in latent and "noise_mask" not in editing.sample(latent)[0]
     own = editing.redraw(given | {"noise_mask": masks}, "reconstruction")
     assert torch.equal(editing.sample(own)[0]["noise_mask"], masks)
+    second = stock["LatentFromBatch"]().frombatch(own, 1, 1)[0]
+    assert torch.equal(editing.sample(second)[0]["noise_mask"], masks[1:])
+    repeated = stock["RepeatLatentBatch"]().repeat(second, 2)[0]
+    assert torch.equal(editing.sample(repeated)[0]["noise_mask"], masks[[1, 1]])
 
 
 UNUSED = "nothing of the image was kept: connect Redraw Stages"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -442,9 +443,10 @@ def test_images_of_a_batch_are_those_of_their_seeds(graph: Graph) -> None:
 def test_an_image_picked_from_a_batch_keeps_its_class(graph: Graph) -> None:
     """The stock Latent From Batch: item 1 of 2 is the second image's seed and class."""
     whole, _ = graph.sample()
-    picked = graph.pack.host.NODE_CLASS_MAPPINGS["LatentFromBatch"]().frombatch(graph.latent(), 1, 1)[0]
-    out, _ = graph.sample(latent_image=picked)
-    torch.testing.assert_close(out["samples"][0], whole["samples"][1], rtol=5e-3, atol=5e-3)
+    for item in (0, 1):
+        picked = graph.pack.host.NODE_CLASS_MAPPINGS["LatentFromBatch"]().frombatch(graph.latent(), item, 1)[0]
+        out, _ = graph.sample(latent_image=picked)
+        torch.testing.assert_close(out["samples"][0], whole["samples"][item], rtol=5e-3, atol=5e-3)
 
 
 def test_the_stock_empty_latent_fits(graph: Graph) -> None:
@@ -483,6 +485,17 @@ def test_inputs_are_not_written_to(graph: Graph) -> None:
     kept = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in latent.items()}
     graph.sample(latent_image=latent)
     assert set(latent) == set(kept) and torch.equal(latent["samples"], kept["samples"])
+
+
+@pytest.mark.parametrize("left, freed", [(1000, True), (10**6, False)])
+def test_what_a_run_prepared_is_freed_however_it_ends(left: int, freed: bool, graph: Graph) -> None:
+    """Unless there is ample memory."""
+    cleared: list[bool] = []
+    prepared = SimpleNamespace(value=SimpleNamespace(packed_bytes=1000), clear=lambda: cleared.append(True))
+    model, runtime = SimpleNamespace(preparations=prepared), SimpleNamespace(available_bytes=left)
+    with pytest.raises(KeyboardInterrupt), graph.pack.module("nodes._device").kept_for_the_next(model, runtime):
+        raise KeyboardInterrupt
+    assert bool(cleared) == freed
 
 
 def test_an_interrupt_ends_the_run(graph: Graph) -> None:
@@ -568,6 +581,8 @@ def test_a_baseline_that_is_not_its_preset_says_so(graph: Graph) -> None:
     assert name("step-n", 100) == "step-16" and name("step-n", 50) == "step-16 (changed)"
     assert name("disa", 50) == "disa-16" and name("disa", 100) == "disa-16 (changed)"
     assert name("raster", 50) == "raster-16"
+    ignored = {"halton_shift": True, "subsample_phases": "plain"}
+    assert graph.one("GtR_BaselineScheduler", method="step-n", ar_steps=16, **ignored).name == "step-16"
 
 
 def test_the_report_ends_with_the_remark(graph: Graph, caplog: pytest.LogCaptureFixture) -> None:
@@ -601,7 +616,6 @@ def test_a_host_below_the_floor_gets_one_line(
 ) -> None:
     import asyncio
     import sys
-    from types import SimpleNamespace
 
     monkeypatch.setitem(sys.modules, "comfyui_version", SimpleNamespace(__version__=version))
     asyncio.new_event_loop().run_until_complete(sys.modules[graph.pack.name].comfy_entrypoint())
