@@ -19,9 +19,14 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
-from ..gtr_core.checkpoints.checkpoint import Checkpoint, check_fit, checked_model, read_checkpoint, usable_vae
-from ..gtr_core.checkpoints.safetensors_files import parts_of
-from ..gtr_core.checkpoints.statistics import PUBLISHED
+from ..gtr_core.checkpoints.checkpoint import (
+    Checkpoint,
+    check_fit,
+    checked_model,
+    files_of,
+    read_checkpoint,
+    usable_vae,
+)
 from ..gtr_core.demo import DEMO_MAR, DEMO_VAE
 from ..gtr_core.device import Machine, Preparations
 from ..gtr_core.errors import GtRError
@@ -266,11 +271,6 @@ def model_path(folder: str, name: str) -> Path:
 
 
 def file_fingerprint(folder: str, name: str) -> tuple[int, ...]:
-    """Changes when a file is replaced that is read for a combo entry, so that the host loads it again: a part of it, or
-    the statistics beside an l-DeTok tokenizer."""
-    path = model_path(folder, name)
-    files, beside = parts_of(path) or [path], path.with_name(PUBLISHED)
-    if folder == "vae" and beside.is_file():
-        files = [*files, beside]
-    states = [file.stat() for file in files]
+    """Changes when a file is replaced that is read for a combo entry, so that the host loads it again."""
+    states = [file.stat() for file in files_of(model_path(folder, name), vae=folder == "vae")]
     return tuple(number for state in states for number in (state.st_mtime_ns, state.st_size))

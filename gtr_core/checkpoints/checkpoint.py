@@ -108,6 +108,13 @@ def read_checkpoint(path: str | os.PathLike, *, weights: str | None = None, kind
     return checkpoint
 
 
+def files_of(path: Path, *, vae: bool = False) -> list[Path]:
+    """The files that are read for one: all its parts, and for a VAE the statistics that lie beside it. Raises GtRError
+    for parts that are missing."""
+    beside = path.with_name(PUBLISHED)
+    return [*(parts_of(path) or [path]), *([beside] if vae and beside.is_file() else [])]
+
+
 def checked_model(checkpoint: Checkpoint, **told: Any) -> tuple[ModelSpec, dict[str, Tensor]]:
     """The spec and the checked tensors of a model checkpoint. What its file does not tell is ``told``: see
     ``metadata.read_spec``. Raises GtRError."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 from ..errors import GtRError
 from ..evaluation import tables
-from ..evaluation.evaluate import check_amount, evaluate, tasks
+from ..evaluation.evaluate import check_amount, check_names, evaluate
 from ..evaluation.files import EvaluationFiles
 from ..evaluation.search import CostTarget, Space, candidates, rounds, search
 from ..models import ModelSpec, published_specs
@@ -76,7 +76,7 @@ def run(options: Options) -> None:
 def _searched(options: Options, files: EvaluationFiles, progress: WorkProgress) -> tuple[dict, str]:
     """What was found, as facts and as text."""
     evaluation = open_evaluation(options, files, progress)
-    images = rounds(options.candidates, options.images)[-1][1]
+    images = rounds(options.candidates, options.images)[-1].images
     measures = against_real(options, evaluation.extractor, images)  # refuses more than the reference has
     scales, starts = numbers(options.guidance, float), numbers(options.guidance_starts, float)
     guidance = {
@@ -92,6 +92,7 @@ def _searched(options: Options, files: EvaluationFiles, progress: WorkProgress) 
     cost = options.cost or options.model
     target, seeds = CostTarget(model_spec(cost), options.target), range(options.seeds)
     pool = candidates(space, target, options.candidates, options.space_seed)
+    check_names([pool[0], *rivals])  # as they are compared at the end, one of the candidates first
     progress.doing("looking for pieces of an earlier run")
     effort = effort_of(options, progress, files.open)
     found = list(search(evaluation, pool, seeds, options.images, measures, effort))
@@ -125,7 +126,6 @@ def rivals_of(options: Options, spec: ModelSpec, space: Space) -> list[Method]:
     """What the winner is compared with, as ``eval`` has it. Raises GtRError, before anything is drawn, for methods that
     could not be evaluated at the end."""
     rivals = [named(name, Method(preset("origin"), fts=FTS()), spec) for name in names(options.against)]
-    tasks(rivals, range(options.seeds), options.images)  # of different names
     for rival in rivals:
         make_plan(rival, spec.grid, (0,))
     guided = all(guidance.enabled and not guidance.start for guidance in space.guidance)

@@ -176,11 +176,17 @@ def check_amount(images: int, seeds: Sequence[int]) -> None:
         raise GtRError(f"seed {strange}: expected 0 to {LARGEST_SEED}; correct --first-seed")
 
 
+def check_names(methods: Sequence[Method]) -> None:
+    """Raises GtRError for methods that their names do not tell apart, and for none."""
+    names = [method.name for method in methods]
+    if not names or len(set(names)) != len(names):
+        raise GtRError(f"methods {', '.join(names)}: expected at least one, all of different names")
+
+
 def tasks(methods: Sequence[Method], seeds: Iterable[int], images: int, chunk: int = CHUNK) -> list[Task]:
     """All tasks, seed by seed, so that a stopped evaluation has whole seeds. Raises GtRError."""
-    seeds, names = list(seeds), [method.name for method in methods]
-    if not methods or len(set(names)) != len(names):
-        raise GtRError(f"methods {', '.join(names)}: expected at least one, all of different names")
+    seeds = list(seeds)
+    check_names(methods)
     check_amount(images, seeds)
     if chunk < 1:
         raise GtRError(f"tasks of {chunk} images: expected at least 1")

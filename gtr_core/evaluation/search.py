@@ -82,9 +82,9 @@ def search(
     """:func:`tables.rows` of every one of the :func:`rounds`, best first: all methods, then a third of them with twice
     the images, and so on until at most ``KEPT`` are left, which are measured once more."""
     left = list(methods)
-    for size, count in rounds(len(methods), images):
-        left = left[:size]
-        features = evaluate(evaluation, left, seeds, count, effort)
+    for each in rounds(len(methods), images):
+        left = left[: each.methods]
+        features = evaluate(evaluation, left, seeds, each.images, effort)
         rows = tables.rows(features, seeds, measures, {})
         rows.sort(key=lambda row: row["figures"][FIGURE]["mean"])
         yield rows
@@ -92,12 +92,19 @@ def search(
         left = [by_name[row["method"]] for row in rows]
 
 
-def rounds(methods: int, images: int) -> list[tuple[int, int]]:
-    """How many methods every round compares, and on how many images per seed."""
-    found = [(methods, images)]
-    while found[-1][0] > KEPT:
-        size, count = found[-1]
-        found.append((max(KEPT, -(-size // 3)), 2 * count))
+@dataclass(frozen=True)
+class Round:
+    """How many methods are compared, and on how many images per seed."""
+
+    methods: int
+    images: int
+
+
+def rounds(methods: int, images: int) -> list[Round]:
+    """Those of a search that begins with so many methods and images."""
+    found = [Round(methods, images)]
+    while found[-1].methods > KEPT:
+        found.append(Round(max(KEPT, -(-found[-1].methods // 3)), 2 * found[-1].images))
     return found
 
 
