@@ -293,6 +293,14 @@ def test_a_request_gets_lost(begin, server, tmp_path):
     assert server.drawn == ["one", "two", "three"] and len(images(tmp_path)) == 3
 
 
+def test_requests_that_never_arrive(begin, server, tmp_path):
+    """Not for ever: the row is given up, and the others are drawn."""
+    server.requests_lost = 3
+    said = finish(begin(rows("one", "two", "three")), 1)
+    assert "row 2: the server gave no answer to 3 requests: see its log" in said
+    assert server.drawn == ["one", "three"]
+
+
 def test_a_row_that_kills_the_server(begin, server, tmp_path):
     server.crash_on = "crash"
     said = finish(begin(rows("one", "crash", "three")), 1)

@@ -1159,7 +1159,8 @@ class Queue:
             if arrived and not again:
                 self._fail(job, "somebody took it out of the server's queue or cleared its history")
             elif job.strikes == STRIKES:
-                self._fail(job, f"the server ended {STRIKES} times while it drew this row: see its log")
+                what = "ended {} times while it drew this row" if arrived else "gave no answer to {} requests"
+                self._fail(job, f"the server {what.format(STRIKES)}: see its log")
             else:
                 self.todo.append(job)
         self.todo.sort(key=lambda job: job.row)
